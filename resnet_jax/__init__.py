@@ -1,0 +1,8 @@
+"""Residual networks for small images and for ImageNet, in JAX and Flax Linen."""
+
+from resnet_jax.resnet import BasicBlock as BasicBlock
+from resnet_jax.resnet import BottleneckBlock as BottleneckBlock
+from resnet_jax.resnet import ResNet as ResNet
+from resnet_jax.resnet import ResNet18 as ResNet18
+from resnet_jax.resnet import ResNet34 as ResNet34
+from resnet_jax.resnet import ResNet50 as ResNet50

@@ -1,0 +1,206 @@
+"""Residual networks, for small images and for ImageNet.
+
+References: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# He et al.'s initialisation for layers that are followed by ReLU (arXiv:1502.01852).
+_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+    """A convolution without bias; padded on both sides alike, whatever the stride."""
+    # "SAME" would pad only at the end where stride and kernel ask for an odd amount.
+    padding = (kernel - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=[(padding, padding)] * 2,
+        use_bias=False,
+        kernel_init=_kernel_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
+    """BatchNorm over the whole batch; `momentum` is the share of the old average."""
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, dtype=dtype, name=name
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut around them.
+
+    The shortcut is the input itself, or its 1×1 projection exactly where the block
+    changes the shape.
+
+    Attributes:
+        features: channels of the output.
+        stride: stride of the first convolution.
+        dtype: dtype of the computation; parameters and statistics stay float32.
+
+    References: arXiv:1512.03385, fig. 5 left; shortcut: eq. 1 and 2.
+    """
+
+    expansion = 1
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array, *, train: bool = False) -> Array:
+        """Transform the feature map.
+
+        Returns:
+            out_BHWC: with `features` channels; height and width divided by `stride`.
+        """
+        chex.assert_rank(x_BHWC, 4)
+        conv = functools.partial(_conv, dtype=self.dtype)
+        norm = functools.partial(_norm, train, self.dtype)
+        y_BHWC = conv(self.features, 3, self.stride, name="conv1")(x_BHWC)
+        y_BHWC = nn.relu(norm("norm1")(y_BHWC))
+        y_BHWC = conv(self.features, 3, 1, name="conv2")(y_BHWC)
+        y_BHWC = norm("norm2")(y_BHWC)
+        return _add_shortcut(x_BHWC, y_BHWC, self.stride, conv, norm)
+
+
+class BottleneckBlock(nn.Module):
+    """A 3×3 convolution between two 1×1 ones, and a shortcut around them.
+
+    The stride lies on the 3×3 convolution, which is more accurate than on the first
+    one ("ResNet-50 v1.5").
+
+    Attributes:
+        features: channels of the 3×3 convolution; the output has four times as many.
+        stride: stride of the 3×3 convolution.
+        dtype: dtype of the computation; parameters and statistics stay float32.
+
+    References: arXiv:1512.03385, fig. 5 right.
+    """
+
+    expansion = 4
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: Array, *, train: bool = False) -> Array:
+        """Transform the feature map.
+
+        Returns:
+            out_BHWC: with 4·`features` channels; height and width divided by `stride`.
+        """
+        chex.assert_rank(x_BHWC, 4)
+        conv = functools.partial(_conv, dtype=self.dtype)
+        norm = functools.partial(_norm, train, self.dtype)
+        y_BHWC = conv(self.features, 1, 1, name="conv1")(x_BHWC)
+        y_BHWC = nn.relu(norm("norm1")(y_BHWC))
+        y_BHWC = conv(self.features, 3, self.stride, name="conv2")(y_BHWC)
+        y_BHWC = nn.relu(norm("norm2")(y_BHWC))
+        y_BHWC = conv(self.expansion * self.features, 1, 1, name="conv3")(y_BHWC)
+        y_BHWC = norm("norm3")(y_BHWC)
+        return _add_shortcut(x_BHWC, y_BHWC, self.stride, conv, norm)
+
+
+def _add_shortcut(
+    x_BHWC: Array,
+    y_BHWC: Array,
+    stride: int,
+    conv: Callable[..., nn.Conv],
+    norm: Callable[..., nn.BatchNorm],
+) -> Array:
+    """Add the block's input to its branch, projected only where the shapes differ."""
+    if x_BHWC.shape != y_BHWC.shape:
+        x_BHWC = conv(y_BHWC.shape[-1], 1, stride, name="shortcut_conv")(x_BHWC)
+        x_BHWC = norm("shortcut_norm")(x_BHWC)
+    chex.assert_equal_shape([x_BHWC, y_BHWC])
+    return nn.relu(x_BHWC + y_BHWC)
+
+
+class ResNet(nn.Module):
+    """Classify images with a residual network.
+
+    With `train=True` the collection `batch_stats` has to be mutable: BatchNorm then
+    normalises with the statistics of the batch and updates its running ones.
+
+    Attributes:
+        num_classes: number of classes Y.
+        stage_sizes: number of blocks in each stage; every stage after the first
+            halves the resolution and doubles the channels.
+        block: BasicBlock or BottleneckBlock.
+        stem: "small" for images like CIFAR's, one 3×3 convolution at full resolution;
+            "imagenet" for a 7×7 convolution and a max-pool, both with stride 2.
+        width: channels of the first stage.
+        dtype: dtype of the computation; parameters and statistics stay float32.
+
+    References: arXiv:1512.03385, table 1.
+    """
+
+    num_classes: int
+    stage_sizes: Sequence[int]
+    block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock
+    stem: str = "small"
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:
+        """Compute the class logits.
+
+        Args:
+            image_BHWC: normalised images, floating point.
+            train: whether BatchNorm uses and records the statistics of the batch.
+
+        Returns:
+            logits_BY: float32.
+
+        Raises:
+            ValueError: if `stem` is neither "small" nor "imagenet".
+        """
+        chex.assert_rank(image_BHWC, 4)
+        x_BHWC = self._stem(image_BHWC.astype(self.dtype), train)
+        for stage, num_blocks in enumerate(self.stage_sizes):
+            for index in range(num_blocks):
+                x_BHWC = self.block(
+                    self.width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    dtype=self.dtype,
+                    name=f"stage{stage + 1}_block{index + 1}",
+                )(x_BHWC, train=train)
+
+        x_BD = x_BHWC.mean(axis=(1, 2))
+        logits_BY = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
+        chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
+        return logits_BY.astype(jnp.float32)
+
+    def _stem(self, x_BHWC: Array, train: bool) -> Array:
+        """Turn the image into the first feature map."""
+        if self.stem not in ("small", "imagenet"):
+            raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
+        kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
+        x_BHWC = _conv(self.width, kernel, stride, self.dtype, "stem_conv")(x_BHWC)
+        x_BHWC = nn.relu(_norm(train, self.dtype, "stem_norm")(x_BHWC))
+        if self.stem == "imagenet":
+            padding: Any = [(1, 1), (1, 1)]  # nn.max_pool annotates it as str
+            x_BHWC = nn.max_pool(x_BHWC, (3, 3), (2, 2), padding)
+        return x_BHWC
+
+
+ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
+ResNet34 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
+ResNet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)

@@ -1,0 +1,15 @@
+"""Attention, the Transformer and the Vision Transformer, in JAX and Flax Linen."""
+
+from vit_jax.attention import MultiHeadAttention as MultiHeadAttention
+from vit_jax.attention import causal_mask as causal_mask
+from vit_jax.attention import dot_product_attention as dot_product_attention
+from vit_jax.attention import padding_mask as padding_mask
+from vit_jax.transformer import EncoderBlock as EncoderBlock
+from vit_jax.transformer import MlpBlock as MlpBlock
+from vit_jax.vit import ViT as ViT
+from vit_jax.vit import ViT_B16 as ViT_B16
+from vit_jax.vit import ViT_B32 as ViT_B32
+from vit_jax.vit import ViT_L16 as ViT_L16
+from vit_jax.vit import ViT_S16 as ViT_S16
+from vit_jax.vit import ViT_Ti16 as ViT_Ti16
+from vit_jax.vit import patchify as patchify

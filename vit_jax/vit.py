@@ -1,0 +1,148 @@
+"""The Vision Transformer.
+
+References: "An Image is Worth 16x16 Words", arXiv:2010.11929.
+"""
+
+import functools
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.dense import Dense
+from vit_jax.transformer import EncoderBlock
+
+Array = jax.Array
+
+
+def patchify(image_BHWC: Array, patch_size: int) -> Array:
+    """Cut images into square patches, row by row, and flatten each of them.
+
+    Returns:
+        patch_BTE: T = (H / P)·(W / P) patches of E = P·P·C values; inside a patch
+        the order is row, column, channel, so that a dense layer on top equals a
+        convolution with kernel and stride P.
+
+    Raises:
+        ValueError: if the patch size does not divide height and width.
+
+    References: arXiv:2010.11929, section 3.1.
+    """
+    chex.assert_rank(image_BHWC, 4)
+    batch, height, width, channels = image_BHWC.shape
+    if patch_size < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            "patch_size must divide the image's height and width, got patch_size "
+            f"{patch_size} and an image of {height}x{width}"
+        )
+    rows, columns = height // patch_size, width // patch_size
+    grid = (batch, rows, patch_size, columns, patch_size, channels)
+    patch_BRCPPC = image_BHWC.reshape(grid).swapaxes(2, 3)
+    patch_BTE = patch_BRCPPC.reshape(batch, rows * columns, -1)
+    chex.assert_shape(patch_BTE, (batch, None, patch_size**2 * channels))
+    return patch_BTE
+
+
+class ViT(nn.Module):
+    """Classify images with a Transformer encoder over their patches.
+
+    Attributes:
+        num_classes: number of classes Y.
+        patch_size: side P of a patch, pixels; divides height and width.
+        width: width D of a token.
+        depth: number of encoder blocks L.
+        num_heads: number of attention heads; divides the width.
+        mlp_ratio: width of the MLPs' hidden layers, as a multiple of `width`.
+        dropout_rate: dropout on the embedded tokens, in the MLPs and on the branches.
+        attention_dropout_rate: dropout on the attention weights.
+        pool: "cls" reads the class token at the end, "mean" the mean of the patches
+            (and there is no class token).
+        representation_size: width of a tanh layer before the head; none if None.
+        dtype: dtype of the computation; parameters, softmax and LayerNorm statistics
+            stay float32.
+
+    References: arXiv:2010.11929, eq. 1-4.
+    """
+
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    pool: str = "cls"
+    representation_size: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:
+        """Compute the class logits.
+
+        Args:
+            image_BHWC: normalised images, floating point.
+            train: whether dropout is active (needs the rng "dropout").
+
+        Returns:
+            logits_BY: float32.
+
+        Raises:
+            ValueError: if a field is out of range, the patch size does not divide the
+                image, or the number of heads does not divide the width.
+        """
+        chex.assert_rank(image_BHWC, 4)
+        self._check_fields()
+        patch_BTE = patchify(image_BHWC.astype(self.dtype), self.patch_size)
+        x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(patch_BTE)
+        x_BTD = self._add_position(x_BTD)
+        x_BTD = nn.Dropout(self.dropout_rate, deterministic=not train)(x_BTD)
+        for layer in range(self.depth):
+            x_BTD = EncoderBlock(
+                self.num_heads,
+                mlp_size=round(self.mlp_ratio * self.width),
+                dropout_rate=self.dropout_rate,
+                attention_dropout_rate=self.attention_dropout_rate,
+                dtype=self.dtype,
+                name=f"encoder_block_{layer}",
+            )(x_BTD, train=train)
+
+        x_BTD = nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x_BTD)
+        x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(axis=1)
+        if self.representation_size is not None:
+            x_BD = Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(
+                x_BD
+            )
+            x_BD = nn.tanh(x_BD)
+        logits_BY = Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
+        chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
+        return logits_BY.astype(jnp.float32)
+
+    def _add_position(self, x_BTD: Array) -> Array:
+        """Prepend the class token, if there is one, and add the position embedding."""
+        batch, _, width = x_BTD.shape
+        if self.pool == "cls":
+            cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, width))
+            cls_B1D = jnp.broadcast_to(cls_11D, (batch, 1, width)).astype(self.dtype)
+            x_BTD = jnp.concatenate([cls_B1D, x_BTD], axis=1)
+        position_1TD = self.param(
+            "pos_embedding", nn.initializers.normal(0.02), (1, *x_BTD.shape[1:])
+        )
+        return x_BTD + position_1TD.astype(self.dtype)
+
+    def _check_fields(self) -> None:
+        """Raise ValueError for fields that no image could satisfy."""
+        if self.pool not in ("cls", "mean"):
+            raise ValueError(f"pool must be 'cls' or 'mean', got {self.pool!r}")
+        for name in ("dropout_rate", "attention_dropout_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+ViT_Ti16 = functools.partial(ViT, patch_size=16, width=192, depth=12, num_heads=3)
+ViT_S16 = functools.partial(ViT, patch_size=16, width=384, depth=12, num_heads=6)
+ViT_B16 = functools.partial(ViT, patch_size=16, width=768, depth=12, num_heads=12)
+ViT_B32 = functools.partial(ViT, patch_size=32, width=768, depth=12, num_heads=12)
+ViT_L16 = functools.partial(ViT, patch_size=16, width=1024, depth=24, num_heads=16)
