@@ -1,0 +1,29 @@
+"""A small ViT on scikit-learn's 8×8 digits: needs no download."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "name": "vit",
+                "patch_size": 2,
+                "width": 64,
+                "depth": 3,
+                "num_heads": 4,
+            },
+            "dataset": {"name": "digits"},
+            "augment": {"crop_padding": 1},
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_epochs": 5,
+                "weight_decay": 0.05,
+            },
+            "batch_size": 64,
+            "num_epochs": 60,
+            "checkpoint": {"every_epochs": 10},
+        }
+    )

@@ -1,0 +1,130 @@
+"""PyTorch's parameters in the layout of this project's models, one function a kind.
+
+Each only renames, splits and transposes, so it converts gradients as well.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+State = dict[str, np.ndarray]
+Tree = dict[str, Any]
+
+
+def below(state: State, prefix: str) -> State:
+    """Select what lies below a submodule."""
+    prefix = f"{prefix}."
+    return {
+        name.removeprefix(prefix): array
+        for name, array in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def layer(state: State) -> Tree:
+    """Convert the parameters of one linear, convolution or normalisation layer."""
+    weight = state["weight"]
+    if weight.ndim == 1:
+        params = {"scale": weight}
+    elif weight.ndim == 2:
+        params = {"kernel": weight.T}
+    else:
+        params = {"kernel": weight.transpose(2, 3, 1, 0)}  # OIHW → HWIO
+    return params | ({"bias": state["bias"]} if "bias" in state else {})
+
+
+def multi_head_attention(state: State) -> Tree:
+    """Convert `torch.nn.MultiheadAttention`, which stacks query, key and value."""
+    weights = np.split(state["in_proj_weight"], 3)
+    biases = np.split(state["in_proj_bias"], 3)
+    params = {
+        name: layer({"weight": weight, "bias": bias})
+        for name, weight, bias in zip(
+            ("query", "key", "value"), weights, biases, strict=True
+        )
+    }
+    return params | {"out": layer(below(state, "out_proj"))}
+
+
+def encoder_block(state: State) -> Tree:
+    """Convert `torch.nn.TransformerEncoderLayer`."""
+    return {
+        "attention": multi_head_attention(below(state, "self_attn")),
+        "attention_norm": layer(below(state, "norm1")),
+        "mlp": {
+            "hidden": layer(below(state, "linear1")),
+            "out": layer(below(state, "linear2")),
+        },
+        "mlp_norm": layer(below(state, "norm2")),
+    }
+
+
+def vit(state: State) -> Tree:
+    """Convert `torch_models.ViT`; the convolution becomes a layer on flat patches."""
+    embedding = layer(below(state, "embedding"))
+    kernel_PPCD = embedding["kernel"]
+    embedding["kernel"] = kernel_PPCD.reshape(-1, kernel_PPCD.shape[-1])
+    params = {
+        "embedding": embedding,
+        "encoder_norm": layer(below(state, "norm")),
+        "head": layer(below(state, "head")),
+    }
+    for name in ("cls", "pos_embedding"):
+        if name in state:
+            params[name] = state[name]
+    if "pre_logits.weight" in state:
+        params["pre_logits"] = layer(below(state, "pre_logits"))
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    for index in blocks:
+        block = below(state, f"blocks.{index}")
+        params[f"encoder_block_{index}"] = encoder_block(block)
+    return params
+
+
+def resnet_block(state: State) -> tuple[Tree, Tree]:
+    """Convert a block of `torch_models`.
+
+    Returns:
+        params and batch_stats, the latter empty for gradients.
+    """
+    names = {"downsample.0": "shortcut_conv", "downsample.1": "shortcut_norm"}
+    return _with_statistics(state, lambda name: names.get(name) or _norm(name))
+
+
+def resnet(state: State) -> tuple[Tree, Tree]:
+    """Convert `torch_models.ResNet`.
+
+    Returns:
+        params and batch_stats, the latter empty for gradients.
+    """
+    names = {"conv1": "stem_conv", "bn1": "stem_norm", "fc": "head"}
+    params, batch_stats = _with_statistics(
+        {name: x for name, x in state.items() if not name.startswith("layer")},
+        lambda name: names[name],
+    )
+    blocks = {tuple(name.split(".")[:2]) for name in state if name.startswith("layer")}
+    for layer_name, index in blocks:
+        name = f"stage{layer_name.removeprefix('layer')}_block{int(index) + 1}"
+        block = resnet_block(below(state, f"{layer_name}.{index}"))
+        params[name], batch_stats[name] = block
+    return params, {name: stats for name, stats in batch_stats.items() if stats}
+
+
+def _norm(name: str) -> str:
+    return name.replace("bn", "norm")
+
+
+def _with_statistics(state: State, rename: Callable[[str], str]) -> tuple[Tree, Tree]:
+    """Convert convolutions, norms and linear layers, none inside another."""
+    params, batch_stats = {}, {}
+    for name in {name.rpartition(".")[0] for name in state}:
+        arrays = below(state, name)
+        if "weight" in arrays:
+            params[rename(name)] = layer(arrays)
+        if "running_mean" in arrays:
+            batch_stats[rename(name)] = {
+                "mean": arrays["running_mean"],
+                "var": arrays["running_var"],
+            }
+    return params, batch_stats

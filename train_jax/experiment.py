@@ -1,0 +1,187 @@
+"""From a config to a run that is ready to start, with everything checked."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+
+from train_jax import optim, sharding
+from train_jax import workdir as wd
+from train_jax.augment import channel_statistics
+from train_jax.config import Config
+from train_jax.data import Split, load
+from train_jax.models import create_model, init_variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run that is ready to start.
+
+    Attributes:
+        config: every field.
+        workdir: the run's folder, prepared.
+        train: the examples to learn from.
+        val: the examples to watch.
+        test: the examples to judge by, once, at the end.
+        model: the module.
+        tx: the optimiser.
+        schedule: step → learning rate.
+        mean: of each channel, of pixels in [0, 1].
+        std: likewise.
+        mesh: the devices.
+        steps_per_epoch: number of whole batches in the training split.
+        total_steps: length of the training.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    train: Split
+    val: Split
+    test: Split
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mesh: Mesh
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs; the last one may be cut short."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image."""
+        return self.train.image_BHWC.shape[1:]
+
+
+def set_up(
+    config: Config, workdir: pathlib.Path, *, overwrite: bool = False
+) -> Experiment:
+    """Load the data, build the model, and check that all of it fits together.
+
+    The folder is written to only when everything is in order.
+
+    Args:
+        config: complete, from `load_config`.
+        workdir: the run's folder.
+        overwrite: whether a run that lies there may be deleted.
+
+    Raises:
+        ValueError: naming what is wrong, what was given and what is allowed.
+    """
+    wd.check(workdir, config, overwrite=overwrite)
+    train, val, test = _load_splits(config)
+    mesh = sharding.make_mesh()
+    _check_batch(config, num_examples=len(train.label_B), num_devices=mesh.size)
+    steps_per_epoch = len(train.label_B) // config.batch_size
+    total_steps = config.num_steps or config.num_epochs * steps_per_epoch
+    schedule, tx = _make_optimizer(config, steps_per_epoch, total_steps)
+    mean, std = _statistics(config, train.image_BHWC.shape[-1])
+    model = _make_model(config, train)
+    wd.prepare(workdir, config, overwrite=overwrite)
+    return Experiment(
+        config=config,
+        workdir=workdir,
+        train=train,
+        val=val,
+        test=test,
+        model=model,
+        tx=tx,
+        schedule=schedule,
+        mean=mean,
+        std=std,
+        mesh=mesh,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def _load_splits(config: Config) -> tuple[Split, Split, Split]:
+    """Load the training, validation and test split."""
+    dataset = config.dataset
+    splits = (dataset.train_split, dataset.val_split, dataset.test_split)
+    train, val, test = (
+        load(dataset.name, s, data_dir=dataset.data_dir, manual_dir=dataset.manual_dir)
+        for s in splits
+    )
+    return train, val, test
+
+
+def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None:
+    """Raise ValueError unless the batch fits the data, the devices and the parts."""
+    size, parts = config.batch_size, config.accumulation_steps
+    if size > num_examples:
+        raise ValueError(
+            f"config.batch_size must be at most {num_examples}, the number of examples "
+            f"in {config.dataset.train_split!r}, got {size}"
+        )
+    if size % (num_devices * parts):
+        raise ValueError(
+            f"config.batch_size must be divisible by {num_devices * parts} "
+            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
+        )
+
+
+def _make_optimizer(
+    config: Config, steps_per_epoch: int, total_steps: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Make the schedule and the optimiser from the config's section."""
+    fields = dict(config.optimizer)
+    warmup_steps = round(fields.pop("warmup_epochs") * steps_per_epoch)
+    if warmup_steps >= total_steps:
+        raise ValueError(
+            "config.optimizer.warmup_epochs must be shorter than the training, got "
+            f"{warmup_steps} of {total_steps} steps"
+        )
+    schedule = optim.make_schedule(
+        fields.pop("schedule"),
+        learning_rate=fields.pop("learning_rate"),
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+    )
+    return schedule, optim.make_optimizer(fields.pop("name"), schedule, **fields)
+
+
+def _statistics(
+    config: Config, num_channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation for the normalisation: the config's or the set's."""
+    mean, std = channel_statistics(config.dataset.name, num_channels)
+    mean = mean if config.dataset.mean is None else config.dataset.mean
+    std = std if config.dataset.std is None else config.dataset.std
+    for name, value in (("mean", mean), ("std", std)):
+        if len(value) != num_channels:
+            raise ValueError(
+                f"config.dataset.{name} must have {num_channels} values, one for each "
+                f"channel, got {value}"
+            )
+    return mean, std
+
+
+def _make_model(config: Config, train: Split) -> nn.Module:
+    """Build the model and make sure that it takes the set's images."""
+    fields = dict(config.model)
+    model = create_model(
+        fields.pop("name"),
+        num_classes=train.num_classes,
+        dtype=config.dtype,
+        **fields,
+    )
+    shape = train.image_BHWC.shape[1:]
+    try:
+        jax.eval_shape(
+            functools.partial(init_variables, model, image_shape=shape),
+            jax.random.key(0),
+        )
+    except ValueError as error:
+        raise ValueError(f"config.model: {error}") from error
+    return model

@@ -1,0 +1,131 @@
+"""What a run tells while it goes: progress, a line an epoch, TensorBoard, a table."""
+
+import pathlib
+import time
+from typing import Any
+
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+
+from train_jax import workdir as wd
+from train_jax.models import LayerRow
+
+# Between two lines of progress where there is no terminal to draw a bar on.
+_PLAIN_SECONDS = 30.0
+
+
+class Report:
+    """Tells about one run: on the console and in its folder."""
+
+    def __init__(
+        self, workdir: pathlib.Path, *, first_step: int, total_steps: int, epochs: int
+    ):
+        """Open the run's logs.
+
+        Args:
+            workdir: the run's folder.
+            first_step: number of steps that are done already.
+            total_steps: number of steps at the end of the run.
+            epochs: number of epochs, for the display.
+        """
+        self._metrics = workdir / wd.METRICS
+        self._console = rich.console.Console(highlight=False)
+        self._writer = tensorboardX.SummaryWriter(
+            str(workdir / wd.TENSORBOARD), purge_step=first_step + 1
+        )
+        self._epochs = epochs
+        self._total_steps = total_steps
+        self._first_step = first_step
+        self._started = self._last_line = time.monotonic()
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.TextColumn("loss {task.fields[loss]}"),
+            rich.progress.TextColumn("{task.fields[rate]} img/s"),
+            rich.progress.TextColumn("ETA"),
+            rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "training",
+            total=total_steps,
+            completed=first_step,
+            epoch="-",
+            loss="-",
+            rate="-",
+        )
+
+    def __enter__(self) -> "Report":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._writer.close()
+
+    def progress(
+        self, step: int, *, epoch: int, loss: float, images_per_second: float
+    ) -> None:
+        """Show how far the run has come."""
+        where = f"{epoch}/{self._epochs}"
+        rate = f"{images_per_second:,.0f}"
+        if self._console.is_terminal:
+            self._progress.update(
+                self._task, completed=step, epoch=where, loss=f"{loss:.4f}", rate=rate
+            )
+        elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            done = step - self._first_step
+            left = (self._last_line - self._started) / done * (self._total_steps - step)
+            print(
+                f"epoch {where}  step {step}/{self._total_steps}  loss {loss:.4f}  "
+                f"{rate} img/s  ETA {left / 60:.0f}:{left % 60:02.0f}",
+                flush=True,
+            )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Record the metrics of an epoch: a line here, one on disk, and TensorBoard."""
+        wd.append_metrics(self._metrics, record)
+        for name, value in record.items():
+            if name not in ("epoch", "step"):
+                self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()
+        width = len(str(self._epochs))
+        self._console.print(
+            f"epoch {record['epoch']:>{width}}/{self._epochs}  "
+            f"train loss {record['train_loss']:.4f} "
+            f"acc {record['train_accuracy']:6.2%}  "
+            f"val loss {record['val_loss']:.4f} "
+            f"acc {record['val_accuracy']:6.2%}  "
+            f"{record['images_per_second']:,.0f} img/s  {record['seconds']:.1f} s",
+            soft_wrap=True,
+        )
+        self._last_line = time.monotonic()
+
+
+def print_layers(rows: list[LayerRow], num_params: int) -> None:
+    """Print the table of a model's layers."""
+    table = rich.table.Table("layer", "kind", "output shape")
+    table.add_column("parameters", justify="right")
+    for row in rows:
+        shape = " × ".join(map(str, row.output_shape))
+        table.add_row(row.name, row.kind, shape, f"{row.num_params:,}")
+    table.add_section()
+    table.add_row("total", "", "", f"{num_params:,}")
+    rich.console.Console().print(table)
+
+
+def print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
+    """Print how a run ended."""
+    accuracy, loss = summary["test_accuracy"], summary["test_loss"]
+    print(f"test accuracy {accuracy:.2%}  test loss {loss:.4f}")
+    print(
+        f"{summary['steps']:,} steps in {summary['train_seconds']:.1f} s "
+        f"({summary['images_per_second']:,.0f} img/s) on {summary['device']}"
+    )
+    print(f"results in {workdir}")

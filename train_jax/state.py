@@ -1,0 +1,49 @@
+"""All that changes in training, as one immutable pytree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The state of a training run.
+
+    Attributes:
+        step: number of steps done, int32 scalar.
+        params: the parameters.
+        batch_stats: BatchNorm's running statistics; empty without BatchNorm.
+        opt_state: the optimiser's state.
+        ema_params: moving average of the parameters, or None.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: optax.OptState
+    ema_params: PyTree | None
+
+    @classmethod
+    def create(
+        cls, variables: PyTree, tx: optax.GradientTransformation, *, ema: bool = False
+    ) -> "TrainState":
+        """Start from a model's initial variables."""
+        params = variables["params"]
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(params),
+            # A copy: donating the state must not donate one buffer twice.
+            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        )
+
+    @property
+    def eval_variables(self) -> PyTree:
+        """The variables to evaluate with: the averaged parameters, if there are any."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}

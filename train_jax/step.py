@@ -1,0 +1,172 @@
+"""One training step, and many of them as one compiled loop: pure, without I/O."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from train_jax.state import TrainState
+
+Array = jax.Array
+Metrics = dict[str, Array]
+Batch = tuple[Array, Array]
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+
+
+def cross_entropy(logits_BY: Array, target_BY: Array) -> Array:
+    """Cross-entropy of each example in nats: float32 (B,)."""
+    chex.assert_rank(logits_BY, 2)
+    chex.assert_equal_shape([logits_BY, target_BY])
+    return optax.softmax_cross_entropy(logits_BY, target_BY)
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
+    accumulation_steps: int = 1,
+) -> TrainStep:
+    """Make the pure function (state, batch, key) → (state, metrics).
+
+    Args:
+        model: takes images and `train`, returns logits.
+        tx: the optimiser.
+        label_smoothing: share of the target spread evenly over all classes.
+        ema_decay: of the parameters' moving average; none if None. It is ramped up
+            over the first steps, so that the average forgets the initial values.
+        accumulation_steps: the batch is passed through the model in that many parts,
+            one after another, and their gradients are averaged.
+
+    Returns:
+        A function of a state, a batch (image_BHWC float32, target_BY class
+        probabilities) and a key for dropout. Its metrics `loss` and `accuracy` are
+        means over the batch, from before the update.
+    """
+
+    def loss_and_aux(params, batch_stats, batch, key):
+        image_BHWC, target_BY = batch
+        logits_BY, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            image_BHWC,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        smooth_BY = optax.smooth_labels(target_BY, label_smoothing)
+        loss = cross_entropy(logits_BY, smooth_BY).mean()
+        hits_B = logits_BY.argmax(axis=-1) == target_BY.argmax(axis=-1)
+        metrics = {"loss": loss, "accuracy": hits_B.mean()}
+        return loss, (metrics, updates.get("batch_stats", {}))
+
+    gradient = jax.grad(loss_and_aux, has_aux=True)
+
+    def accumulate(state, batch, key):
+        """Average gradients and metrics over the parts of the batch."""
+
+        def add_part(carry, part):
+            index, part_batch = part
+            sums, batch_stats = carry
+            part_key = jax.random.fold_in(key, index)
+            grads, (metrics, batch_stats) = gradient(
+                state.params, batch_stats, part_batch, part_key
+            )
+            return (jax.tree.map(jnp.add, sums, (grads, metrics)), batch_stats), None
+
+        # Part i takes every n-th example from i on, so that each device of a sharded
+        # batch has its share of every part.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
+            batch,
+        )
+        zeros = (
+            jax.tree.map(jnp.zeros_like, state.params),
+            {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
+        )
+        xs = (jnp.arange(accumulation_steps), parts)
+        (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), xs)
+        grads, metrics = jax.tree.map(lambda x: x / accumulation_steps, sums)
+        return grads, (metrics, batch_stats)
+
+    def train_step(state: TrainState, batch: Batch, key: Array):
+        if accumulation_steps > 1:
+            grads, (metrics, batch_stats) = accumulate(state, batch, key)
+        else:
+            grads, (metrics, batch_stats) = gradient(
+                state.params, state.batch_stats, batch, key
+            )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_decay is not None and ema_params is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=ema_params,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
+    """Shuffle the examples' indices for an epoch: int32 (num_examples,)."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def make_train_steps(
+    train_step: TrainStep,
+    augment: Callable[[Array, Array, Array], Batch],
+    *,
+    batch_size: int,
+    batch_sharding: Any,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Make a function that takes many steps of one epoch inside one compiled loop.
+
+    Batch, augmentation and dropout of a step depend on the key and the step's number
+    alone. The number of steps is a traced value: whatever the stretch, the same
+    compiled body runs, so that cutting an epoch into other stretches changes no bit.
+
+    Args:
+        train_step: see `make_train_step`.
+        augment: (key, image_BHWC uint8, label_B) → (image_BHWC, target_BY).
+        batch_size: number of examples in a batch, over all devices.
+        batch_sharding: where the batch lies.
+
+    Returns:
+        A function (state, image, label, order, key, num_steps) → (state, sums), to be
+        jitted: `image` and `label` hold the whole split, `order` that epoch's order,
+        `sums` the sums of the steps' metrics.
+    """
+
+    def train_steps(state, image_MHWC, label_M, order_M, key, num_steps):
+        steps_per_epoch = label_M.shape[0] // batch_size
+        augment_key, dropout_key = jax.random.split(key)
+
+        def one_step(_, carry):
+            state, sums = carry
+            start = (state.step % steps_per_epoch) * batch_size
+            index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
+            index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
+            batch = augment(
+                jax.random.fold_in(augment_key, state.step),
+                image_MHWC[index_B],
+                label_M[index_B],
+            )
+            step_key = jax.random.fold_in(dropout_key, state.step)
+            state, metrics = train_step(state, batch, step_key)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        sums = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+        return jax.lax.fori_loop(0, num_steps, one_step, (state, sums))
+
+    return train_steps

@@ -1,0 +1,133 @@
+"""The folder of a run: what lies in it, and whether a new start may use it."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+
+from train_jax.config import Config, flatten
+
+CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+CHECKPOINTS, TENSORBOARD, PLOTS = "checkpoints", "tensorboard", "plots"
+
+# Where the data lie on this machine is no part of what the run computes.
+_MAY_DIFFER = {"dataset.data_dir", "dataset.manual_dir"}
+
+
+def check(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
+    """Make sure that a run with this config may use the folder; change nothing.
+
+    Raises:
+        ValueError: if the folder holds something else than a run, or a run with
+            another config that is not to be overwritten.
+    """
+    if not workdir.exists():
+        return
+    if not workdir.is_dir():
+        raise ValueError(f"--workdir must be a folder, got the file {str(workdir)!r}")
+    if not any(workdir.iterdir()):
+        return
+    if not (workdir / CONFIG).exists():
+        raise ValueError(
+            f"--workdir {str(workdir)!r} holds files but no run ({CONFIG} is missing); "
+            "give a folder that is new or empty"
+        )
+    if overwrite:
+        return
+    before, now = read_json(workdir / CONFIG), to_json(config)
+    fields = sorted((before.keys() | now.keys()) - _MAY_DIFFER)
+    changes = [
+        f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
+        for field in fields
+        if before.get(field) != now.get(field)
+    ]
+    if changes:
+        raise ValueError(
+            f"--workdir {str(workdir)!r} holds a run of another config: "
+            f"{'; '.join(changes)}. Give another --workdir, or --overwrite to lose it"
+        )
+
+
+def prepare(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
+    """Make the folder ready for the run and record its config there.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    try:
+        if overwrite and (workdir / CONFIG).exists():
+            _remove_run(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, to_json(config))
+    except OSError as error:
+        raise ValueError(
+            f"--workdir {str(workdir)!r} cannot be written: {error.strerror}"
+        ) from error
+
+
+def _remove_run(workdir: pathlib.Path) -> None:
+    """Delete what a run leaves; the config last, so that a rest is known as a run."""
+    for name in (CHECKPOINTS, TENSORBOARD, PLOTS):
+        if (workdir / name).exists():
+            shutil.rmtree(workdir / name)
+    for name in (METRICS, SUMMARY, CONFIG):
+        (workdir / name).unlink(missing_ok=True)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Map dotted field names to values as they come back from a JSON file."""
+    return json.loads(json.dumps(flatten(config)))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: naming the file, if it is no valid JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write a JSON file so that it is there completely or not at all."""
+    _replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def keep_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
+    """Drop the lines of steps that will be done again, and return the others.
+
+    A line that the end of a killed run cut short is dropped too.
+    """
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] <= last_step:
+            records.append(record)
+    _replace(path, "".join(_lines(records)))
+    return records
+
+
+def append_metrics(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Append one line to the metrics."""
+    with path.open("a") as file:
+        file.writelines(_lines([record]))
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> list[str]:
+    return [json.dumps(record) + "\n" for record in records]
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Write to a file beside it and put that in its place."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text)
+    os.replace(draft, path)
