@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from train_jax.models import MODELS, model_fields
 
-
 # A complete ConfigDict: `FIELDS` says what type each field has, Python cannot.
 Config = Any
 

@@ -62,6 +62,11 @@ class Experiment:
         """Height, width and channels of an image."""
         return self.train.image_BHWC.shape[1:]
 
+    def key(self, stream: str) -> jax.Array:
+        """The key of a stream of randomness: "init", "order" or "steps"."""
+        number = ("init", "order", "steps").index(stream)
+        return jax.random.fold_in(jax.random.key(self.config.seed), number)
+
 
 def set_up(
     config: Config, workdir: pathlib.Path, *, overwrite: bool = False

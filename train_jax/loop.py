@@ -1,9 +1,7 @@
 """The story of a run: data → model → steps → evaluation → checkpoints → report."""
 
-import functools
 import math
 import platform
-import time
 from typing import Any
 
 import flax
@@ -14,19 +12,16 @@ import optax
 
 from train_jax import plots, sharding
 from train_jax import workdir as wd
-from train_jax.augment import augment_batch, normalize
+from train_jax.augment import normalize
 from train_jax.checkpoint import Checkpoints
 from train_jax.data import Split
+from train_jax.epoch import EpochRunner
 from train_jax.evaluate import EvalStep, Evaluation, evaluate, make_eval_step
 from train_jax.experiment import Experiment
 from train_jax.models import count_parameters, init_variables, list_layers
 from train_jax.report import Report, print_layers
 from train_jax.state import TrainState
-from train_jax.step import epoch_order, make_train_step, make_train_steps
 from vit_jax.interpret import attention_weights
-
-# The compiled loop comes back to Python about this often, to show progress.
-_SECONDS_BETWEEN_REPORTS = 0.5
 
 
 def train_and_evaluate(experiment: Experiment) -> dict[str, Any]:
@@ -62,18 +57,10 @@ def train_and_evaluate(experiment: Experiment) -> dict[str, Any]:
     return summary
 
 
-def _keys(experiment: Experiment) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The streams of randomness: initial variables, order of the data, steps."""
-    init_key, order_key, step_key = jax.random.split(
-        jax.random.key(experiment.config.seed), 3
-    )
-    return init_key, order_key, step_key
-
-
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
     """The state to start from: the newest checkpoint's, or a new one."""
     variables = init_variables(
-        experiment.model, _keys(experiment)[0], experiment.image_shape
+        experiment.model, experiment.key("init"), experiment.image_shape
     )
     rows = list_layers(experiment.model, variables, experiment.image_shape)
     print_layers(rows, count_parameters(variables["params"]))
@@ -98,7 +85,7 @@ def _train(
     config = experiment.config
     step = int(state.step)
     records = wd.keep_metrics(experiment.workdir / wd.METRICS, step)
-    epoch_runner = _EpochRunner(experiment, state)
+    epoch_runner = EpochRunner(experiment, state)
     with Report(
         experiment.workdir,
         first_step=step,
@@ -106,7 +93,7 @@ def _train(
         epochs=experiment.num_epochs,
     ) as report:
         while step < experiment.total_steps:
-            state, record = epoch_runner.run(state, report)
+            state, record = epoch_runner.run(state, report.progress)
             step = record["step"]
             val = _evaluate(experiment, eval_step, state, experiment.val)
             record |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
@@ -116,102 +103,6 @@ def _train(
             if last or record["epoch"] % config.checkpoint.every_epochs == 0:
                 checkpoints.save(step, state)
     return state, records
-
-
-class _EpochRunner:
-    """Runs the steps of one epoch, in compiled stretches of about half a second."""
-
-    def __init__(self, experiment: Experiment, state: TrainState):
-        """Put the training split on the devices and compile the loop over steps."""
-        config = experiment.config
-        self._experiment = experiment
-        self._everywhere = sharding.replicated(experiment.mesh)
-        _, self._order_key, step_key = _keys(experiment)
-        self._step_key = jax.device_put(step_key, self._everywhere)
-        self._data = jax.device_put(
-            (experiment.train.image_BHWC, experiment.train.label_B), self._everywhere
-        )
-        train_steps = make_train_steps(
-            make_train_step(
-                experiment.model,
-                experiment.tx,
-                label_smoothing=config.label_smoothing,
-                ema_decay=config.ema_decay,
-                accumulation_steps=config.accumulation_steps,
-            ),
-            functools.partial(
-                augment_batch,
-                num_classes=experiment.train.num_classes,
-                mean=experiment.mean,
-                std=experiment.std,
-                **config.augment,
-            ),
-            batch_size=config.batch_size,
-            batch_sharding=sharding.batch_sharding(experiment.mesh),
-        )
-        started = time.perf_counter()
-        jitted = jax.jit(train_steps, donate_argnums=0, out_shardings=self._everywhere)
-        self._train_steps = jitted.lower(*self._arguments(state, 0, 1)).compile()
-        print(f"compiled in {time.perf_counter() - started:.1f} s")
-
-    def _arguments(self, state: TrainState, epoch: int, num_steps: int) -> tuple:
-        """The arguments of the compiled loop."""
-        num_examples = len(self._experiment.train.label_B)
-        order = epoch_order(self._order_key, epoch, num_examples)
-        order, count = jax.device_put((order, jnp.int32(num_steps)), self._everywhere)
-        return state, *self._data, order, self._step_key, count
-
-    def run(
-        self, state: TrainState, report: Report
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """Take the remaining steps of the epoch that the state is in."""
-        first_step = step = int(state.step)
-        epoch = step // self._experiment.steps_per_epoch
-        last_step = min(
-            (epoch + 1) * self._experiment.steps_per_epoch,
-            self._experiment.total_steps,
-        )
-        batch_size = self._experiment.config.batch_size
-        totals = {"loss": 0.0, "accuracy": 0.0}
-        stretch = 1
-        started = time.perf_counter()
-        while step < last_step:
-            stretch = min(stretch, last_step - step)
-            stretch_started = time.perf_counter()
-            state, sums = self._train_steps(*self._arguments(state, epoch, stretch))
-            sums = jax.device_get(sums)
-            _check_finite(float(sums["loss"]), step, step + stretch)
-            seconds = time.perf_counter() - stretch_started
-            step += stretch
-            totals = {name: totals[name] + float(sums[name]) for name in totals}
-            report.progress(
-                step,
-                epoch=epoch + 1,
-                loss=float(sums["loss"]) / stretch,
-                images_per_second=stretch * batch_size / seconds,
-            )
-            stretch = max(1, round(stretch * _SECONDS_BETWEEN_REPORTS / seconds))
-        seconds = time.perf_counter() - started
-        steps = step - first_step
-        return state, {
-            "epoch": epoch + 1,
-            "step": step,
-            "train_loss": totals["loss"] / steps,
-            "train_accuracy": totals["accuracy"] / steps,
-            "learning_rate": float(jnp.asarray(self._experiment.schedule(step - 1))),
-            "images_per_second": steps * batch_size / seconds,
-            "seconds": seconds,
-        }
-
-
-def _check_finite(loss: float, step: int, last_step: int) -> None:
-    """Raise FloatingPointError if a stretch of steps made the loss blow up."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss} between steps {step + 1} and {last_step}; "
-            "a lower config.optimizer.learning_rate, more warmup_epochs or a clip_norm "
-            "may help"
-        )
 
 
 def _evaluate(

@@ -102,7 +102,7 @@ def plot_misclassified(
         f"{len(wrong)} of {len(label_M)} wrong; the {len(chosen)} most confident "
         "(predicted, probability; true class)"
     )
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, index in zip(axes, chosen, strict=False):

@@ -1,4 +1,4 @@
-"""One training step, and many of them as one compiled loop: pure, without I/O."""
+"""One training step, and the next step of an epoch: pure, without I/O."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +14,7 @@ from train_jax.state import TrainState
 Array = jax.Array
 Metrics = dict[str, Array]
 Batch = tuple[Array, Array]
+Carry = tuple[TrainState, Metrics]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -84,10 +85,7 @@ def make_train_step(
             lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
             batch,
         )
-        zeros = (
-            jax.tree.map(jnp.zeros_like, state.params),
-            {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
-        )
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_metrics())
         xs = (jnp.arange(accumulation_steps), parts)
         (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), xs)
         grads, metrics = jax.tree.map(lambda x: x / accumulation_steps, sums)
@@ -118,23 +116,27 @@ def make_train_step(
     return train_step
 
 
+def zero_metrics() -> Metrics:
+    """Start to sum up the metrics of several steps."""
+    return {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+
+
 def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
     """Shuffle the examples' indices for an epoch: int32 (num_examples,)."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
-def make_train_steps(
+def make_next_step(
     train_step: TrainStep,
     augment: Callable[[Array, Array, Array], Batch],
     *,
     batch_size: int,
     batch_sharding: Any,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make a function that takes many steps of one epoch inside one compiled loop.
+) -> Callable[..., Carry]:
+    """Make a function that takes the next step of an epoch, whichever that is.
 
-    Batch, augmentation and dropout of a step depend on the key and the step's number
-    alone. The number of steps is a traced value: whatever the stretch, the same
-    compiled body runs, so that cutting an epoch into other stretches changes no bit.
+    Batch, augmentation and dropout of a step depend on the key and on the step's
+    number alone, so that a run can go on from any state.
 
     Args:
         train_step: see `make_train_step`.
@@ -143,30 +145,22 @@ def make_train_steps(
         batch_sharding: where the batch lies.
 
     Returns:
-        A function (state, image, label, order, key, num_steps) → (state, sums), to be
-        jitted: `image` and `label` hold the whole split, `order` that epoch's order,
-        `sums` the sums of the steps' metrics.
+        A pure function (carry, image_MHWC, label_M, order_M, key) → carry. The carry
+        is the state and the sums of the steps' metrics, see `zero_metrics`; image and
+        label are the whole split, the order is the epoch's, see `epoch_order`.
     """
 
-    def train_steps(state, image_MHWC, label_M, order_M, key, num_steps):
+    def next_step(
+        carry: Carry, image_MHWC: Array, label_M: Array, order_M: Array, key: Array
+    ) -> Carry:
+        state, sums = carry
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         steps_per_epoch = label_M.shape[0] // batch_size
-        augment_key, dropout_key = jax.random.split(key)
+        start = (state.step % steps_per_epoch) * batch_size
+        index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
+        index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
+        batch = augment(augment_key, image_MHWC[index_B], label_M[index_B])
+        state, metrics = train_step(state, batch, dropout_key)
+        return state, jax.tree.map(jnp.add, sums, metrics)
 
-        def one_step(_, carry):
-            state, sums = carry
-            start = (state.step % steps_per_epoch) * batch_size
-            index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
-            index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
-            batch = augment(
-                jax.random.fold_in(augment_key, state.step),
-                image_MHWC[index_B],
-                label_M[index_B],
-            )
-            step_key = jax.random.fold_in(dropout_key, state.step)
-            state, metrics = train_step(state, batch, step_key)
-            return state, jax.tree.map(jnp.add, sums, metrics)
-
-        sums = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
-        return jax.lax.fori_loop(0, num_steps, one_step, (state, sums))
-
-    return train_steps
+    return next_step

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-
 from train_jax.config import Config, flatten
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"

@@ -1,0 +1,32 @@
+"""The MNIST ViT, 605,066 parameters, with shifts and a cosine schedule."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "name": "vit",
+                "patch_size": 7,
+                "width": 128,
+                "depth": 3,
+                "num_heads": 4,
+            },
+            "dataset": {
+                "name": "mnist",
+                "train_split": "train[:55000]",
+                "val_split": "train[55000:]",
+            },
+            "augment": {"crop_padding": 2},
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 3e-3,
+                "schedule": "cosine",
+                "warmup_epochs": 1,
+                "weight_decay": 0.05,
+            },
+            "batch_size": 128,
+            "num_epochs": 10,
+        }
+    )

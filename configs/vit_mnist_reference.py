@@ -1,0 +1,39 @@
+"""The MNIST ViT as the lectures train it: a plain recipe, to compare with.
+
+AdamW with PyTorch's defaults, which decay all parameters alike, and no validation
+split: the curve of the test split over the epochs is what is compared. For a result
+that selects nothing on the test split, train `configs/vit_mnist.py`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "name": "vit",
+                "patch_size": 7,
+                "width": 128,
+                "depth": 3,
+                "num_heads": 4,
+                "dropout_rate": 0.1,
+            },
+            "dataset": {
+                "name": "mnist",
+                "train_split": "train",
+                "val_split": "test",
+                "mean": (0.1307,),
+                "std": (0.3081,),
+            },
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 1e-4,
+                "schedule": "constant",
+                "weight_decay": 0.01,
+                "decay": "all",
+            },
+            "batch_size": 128,
+            "num_epochs": 10,
+        }
+    )

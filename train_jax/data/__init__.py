@@ -1,0 +1,76 @@
+"""Image-classification splits as numpy arrays: any TFDS set, or the bundled digits.
+
+`load("mnist", "train[:90%]")` is all that the rest of the code needs to know. Importing
+this package is cheap: TFDS, TensorFlow, OpenCV and scikit-learn are imported by the
+functions that use them, and a set that was read once is later read from the cache
+without any of them.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+from train_jax.data import cache, tfds_prepare, tfds_read
+from train_jax.data.digits import load_digits
+from train_jax.data.split import Split as Split
+from train_jax.data.split import absolute_slice, parse_split
+
+
+def load(
+    name: str, split: str, *, data_dir: str | None = None, manual_dir: str | None = None
+) -> Split:
+    """Load a split of a dataset, or a slice of it.
+
+    A TFDS set that is not prepared yet is prepared first, which needs TensorFlow and
+    either internet or the original archives in `manual_dir`.
+
+    Args:
+        name: `"digits"`, or the name of a TFDS image-classification set:
+            `"dataset"`, `"dataset/config"`, either with `":1.2.3"` for a version.
+        split: A split or one slice of it, in the syntax and with the rounding of TFDS:
+            `"train"`, `"train[:90%]"`, `"train[-5000:]"`.
+        data_dir: Folder of prepared TFDS sets. Defaults to the environment variable
+            `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        manual_dir: Folder with the dataset's original archives.
+
+    Returns:
+        The split; images of the same size, in the order of the prepared files.
+
+    Raises:
+        ValueError: If the arguments are wrong, or the data are missing or damaged.
+    """
+    base, start, stop = parse_split(split)
+    if name == "digits":
+        data = load_digits(base)
+    else:
+        data = _load_tfds(name, base, data_dir=data_dir, manual_dir=manual_dir)
+    cut = absolute_slice(split, start, stop, len(data.label_B))
+    return dataclasses.replace(
+        data, image_BHWC=data.image_BHWC[cut], label_B=data.label_B[cut]
+    )
+
+
+def _load_tfds(
+    name: str, base: str, *, data_dir: str | None, manual_dir: str | None
+) -> Split:
+    """Load a whole base split: from the cache, else from the prepared set."""
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    if "://" in root:
+        raise ValueError(
+            f"data_dir {root!r} is not a local folder; copy the prepared set here"
+        )
+    root = pathlib.Path(root).expanduser()
+    manual = pathlib.Path(manual_dir).expanduser() if manual_dir else None
+    if manual is not None and not manual.is_dir():
+        raise ValueError(
+            f"manual_dir {str(manual)!r} is not a folder; expected the archives there"
+        )
+    folder = tfds_read.find_prepared(name, root)
+    if folder is None:
+        folder = tfds_prepare.prepare(name, root, manual)
+    cached = cache.cache_path(folder, base)
+    data = cache.read_cache(cached)
+    if data is None:
+        data = tfds_read.read_prepared(folder, base)
+        cache.write_cache(cached, data)
+    return data

@@ -1,0 +1,66 @@
+"""Decoded splits on disk, so that a second start is quick."""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+
+from train_jax.data.split import Split
+
+_log = logging.getLogger(__name__)
+
+# Part of every cache key: increase it when the cached content changes its meaning.
+_CACHE_FORMAT = 1
+
+
+def cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
+    """Name the cache file of a base split after all that its content depends on."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    stats = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]
+    source = json.dumps([_CACHE_FORMAT, str(folder.resolve()), stats, base])
+    key = hashlib.sha256(source.encode()).hexdigest()[:16]
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    label = "-".join([*folder.parts[-2:], base])
+    return root / "vit-resnet-jax" / f"{label}-{key}.npz"
+
+
+def read_cache(path: pathlib.Path) -> Split | None:
+    """Read a cached split; None if there is none, or none that can be read."""
+    try:
+        # np.load would leave the file open if it finds that it can't read it.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            image_BHWC, label_B = arrays["image"], arrays["label"]
+            names = tuple(arrays["class_names"].tolist())
+    except FileNotFoundError:
+        return None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,  # What zipfile raises for features it doesn't know.
+        zipfile.BadZipFile,
+    ) as error:
+        _log.warning("rebuilding the unreadable cache %s (%s)", path, error)
+        return None
+    return Split(image_BHWC, label_B, len(names), names)
+
+
+def write_cache(path: pathlib.Path, data: Split) -> None:
+    """Cache a split for the next start; all or nothing, and never fatal."""
+    names = np.array(data.class_names)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            file = pathlib.Path(scratch) / path.name
+            np.savez(file, image=data.image_BHWC, label=data.label_B, class_names=names)
+            os.replace(file, path)
+    except OSError as error:
+        _log.warning("no cache written, the next start will be slower: %s", error)

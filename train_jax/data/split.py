@@ -1,0 +1,73 @@
+"""A split in memory, and the syntax that names a slice of one."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+_NUMBER = r"-?\d+(?:_\d+)*"
+_BOUND = rf"{_NUMBER}(?:(?:\.\d+)?%)?"
+_SPLIT = re.compile(rf"([\w-]+)(?:\[({_BOUND})?:({_BOUND})?\])?")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a dataset, in memory.
+
+    Attributes:
+        image_BHWC: uint8 images, 0 to 255.
+        label_B: int32 labels, 0 to `num_classes` - 1.
+        num_classes: Number of classes Y.
+        class_names: Y names, in the order of the labels.
+    """
+
+    image_BHWC: np.ndarray
+    label_B: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...]
+
+
+def parse_split(split: str) -> tuple[str, str | None, str | None]:
+    """Take `"train[10%:20%]"` apart into `("train", "10%", "20%")`."""
+    match = _SPLIT.fullmatch(split)
+    if match is None or (split.endswith("]") and match[2] is None and match[3] is None):
+        raise ValueError(
+            f"split {split!r} is not understood; allowed: a name such as 'train', or "
+            "one slice of it: 'train[:90%]', 'train[55000:]', 'train[10%:20%]'"
+        )
+    base, start, stop = match.groups()
+    if start and stop and start.endswith("%") != stop.endswith("%"):
+        raise ValueError(
+            f"split {split!r} mixes percent and absolute; allowed: one of the two"
+        )
+    return base, start, stop
+
+
+def absolute_slice(split: str, start: str | None, stop: str | None, size: int) -> slice:
+    """Turn the bounds of a slice into indices of a split of `size` examples."""
+
+    def index(bound: str) -> int:
+        if bound.endswith("%"):
+            return round(float(bound[:-1]) * size / 100.0)
+        return int(bound)
+
+    first = 0 if start is None else index(start)
+    last = size if stop is None else index(stop)
+    if max(abs(first), abs(last)) > size:
+        raise ValueError(
+            f"split {split!r} reaches beyond the {size} examples that there are"
+        )
+    cut = slice(first, last)
+    if not range(size)[cut]:
+        raise ValueError(
+            f"split {split!r} is empty: it selects none of {size} examples"
+        )
+    return cut
+
+
+def check_split_name(base: str, known: Iterable[str], name: str) -> None:
+    if base not in known:
+        raise ValueError(
+            f"dataset {name!r} has no split {base!r}; it has: {', '.join(known)}"
+        )

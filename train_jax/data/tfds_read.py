@@ -1,0 +1,213 @@
+"""Reading a set that TFDS has prepared, without TensorFlow."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from train_jax.data.split import Split, check_split_name
+
+_NAME = re.compile(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+# Large enough to amortise a call, small enough not to hold a big set twice.
+_RECORDS_PER_READ = 4096
+
+
+def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
+    """Find the newest prepared version of a set, without the cost of importing TFDS."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"dataset {name!r} is not a name; allowed: 'digits', or a TFDS image-"
+            "classification set as 'dataset', 'dataset/config' or 'dataset:1.2.3'"
+        )
+    dataset, config, wanted = match.groups()
+    folder = root / dataset
+    config = config or _default_config(folder)
+    if config:
+        folder = folder / config
+    found = [
+        path.parent
+        for path in folder.glob(f"{wanted or '*'}/dataset_info.json")
+        if _VERSION.fullmatch(path.parent.name)
+    ]
+    return max(
+        found, key=lambda path: tuple(map(int, path.name.split("."))), default=None
+    )
+
+
+def _default_config(folder: pathlib.Path) -> str | None:
+    """Read which config TFDS noted as the default one, if the set has configs."""
+    try:
+        metadata = json.loads((folder / ".config" / "metadata.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return metadata.get("default_config_name")
+
+
+def read_prepared(folder: pathlib.Path, base: str) -> Split:
+    """Read and decode a whole base split of a prepared set."""
+    import tensorflow_datasets as tfds
+    from google.protobuf import json_format, message
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        check_split_name(base, builder.info.splits, builder.info.full_name)
+        return _decode_split(builder, base)
+    except (
+        RuntimeError,  # What array_record raises for a shard that it can't read.
+        IndexError,  # For a record that it can't read it may return an empty one.
+        OSError,
+        json.JSONDecodeError,
+        json_format.Error,
+        message.DecodeError,
+    ) as error:
+        raise ValueError(
+            f"the prepared dataset in {folder} is damaged; delete that folder and "
+            f"prepare or copy it again ({' '.join(str(error).split())})"
+        ) from error
+
+
+def image_and_label_keys(builder: Any) -> tuple[str, str]:
+    """Find out which features are the image and the label."""
+    import tensorflow_datasets as tfds
+
+    info = builder.info
+    keys = info.supervised_keys
+    if keys and len(keys) == 2 and all(isinstance(key, str) for key in keys):
+        image, label = (info.features[key] for key in keys)
+        if (
+            isinstance(image, tfds.features.Image)
+            and image.np_dtype == np.uint8
+            and image.shape[-1] in (1, 3)  # type: ignore
+            and isinstance(label, tfds.features.ClassLabel)
+        ):
+            return keys
+    raise ValueError(
+        f"dataset {info.full_name!r} is not an image-classification set: expected a "
+        "uint8 Image with 1 or 3 channels and a ClassLabel as its supervised keys, "
+        f"which are {keys}"
+    )
+
+
+def _decode_split(builder: Any, base: str) -> Split:
+    """Decode the images of a split into one array."""
+    info = builder.info
+    keys = image_and_label_keys(builder)
+    image_feature, label_feature = (info.features[key] for key in keys)
+    num_examples = info.splits[base].num_examples
+    num_classes = label_feature.num_classes
+    image_BHWC = np.empty((0,), np.uint8)
+    label_B = np.full(num_examples, -1, np.int32)
+    count = 0
+    for encoded, label in _examples(builder, base, keys):
+        image_HWC = _decode_image(encoded, image_feature.shape[-1])
+        if count == 0:
+            image_BHWC = np.empty((num_examples, *image_HWC.shape), np.uint8)
+        if image_HWC.shape != image_BHWC.shape[1:]:
+            raise ValueError(
+                f"dataset {info.full_name!r} has images of differing sizes, such as "
+                f"{image_BHWC.shape[1:]} and {image_HWC.shape}; expected one size"
+            )
+        image_BHWC[count], label_B[count] = image_HWC, label
+        count += 1
+    if count != num_examples:
+        raise RuntimeError(f"{count} of {num_examples} examples found")
+    if np.any((label_B < 0) | (label_B >= num_classes)):
+        raise ValueError(
+            f"split {base!r} of dataset {info.full_name!r} has examples without a "
+            f"label: expected 0 to {num_classes - 1}, got {label_B.min()} to "
+            f"{label_B.max()}"
+        )
+    return Split(image_BHWC, label_B, num_classes, tuple(label_feature.names))
+
+
+def _decode_image(encoded: bytes, channels: int) -> np.ndarray:
+    """Decode a PNG or JPEG image to uint8 HWC; three channels are RGB."""
+    import cv2
+
+    # Otherwise the EXIF tag of a photo would turn it, which TFDS doesn't do either.
+    colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    flags = colour | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    if image is None:
+        raise RuntimeError("an image is neither PNG nor JPEG")
+    return image.reshape(*image.shape[:2], channels)
+
+
+def _examples(
+    builder: Any, base: str, keys: tuple[str, str]
+) -> Iterator[tuple[bytes, int]]:
+    """Read the encoded images and their labels, in the order of the files."""
+    file_format = builder.info.file_format.value
+    if file_format == "array_record":
+        return _array_record_examples(builder, base, keys)
+    if file_format == "tfrecord":
+        return _tfrecord_examples(builder, base, keys)
+    raise ValueError(
+        f"the dataset in {builder.data_dir} is prepared as {file_format!r}; "
+        "allowed: 'array_record' or 'tfrecord'"
+    )
+
+
+def _array_record_examples(
+    builder: Any, base: str, keys: tuple[str, str]
+) -> Iterator[tuple[bytes, int]]:
+    from tensorflow_datasets.core import decode
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    # TFDS's own deserialiser takes several times as long as these few lines.
+    example_class: Any = tf_example_pb2.Example  # type: ignore
+    raw = decode.DeserializeMethod.RAW_BYTES
+    source = builder.as_data_source(base, deserialize_method=raw)
+    for start in range(0, len(source), _RECORDS_PER_READ):
+        stop = min(start + _RECORDS_PER_READ, len(source))
+        for record in source.__getitems__(range(start, stop)):
+            feature = example_class.FromString(record).features.feature
+            image, label = (feature[key] for key in keys)
+            yield image.bytes_list.value[0], label.int64_list.value[0]
+
+
+def _tfrecord_examples(
+    builder: Any, base: str, keys: tuple[str, str]
+) -> Iterator[tuple[bytes, int]]:
+    import tensorflow_datasets as tfds
+
+    tf = import_tensorflow(
+        f"the dataset in {builder.data_dir} is prepared as 'tfrecord' (prepare it as "
+        "'array_record' to do without TensorFlow); reading it"
+    )
+    image_key, label_key = keys
+    decoders = tfds.decode.PartialDecoding(
+        {image_key: True, label_key: True},
+        decoders={image_key: tfds.decode.SkipDecoding()},
+    )
+    # One shard after the other: the order in which array_record is read, too.
+    read_config = tfds.ReadConfig(interleave_cycle_length=1)
+    dataset = builder.as_dataset(split=base, decoders=decoders, read_config=read_config)
+    try:
+        for example in dataset.as_numpy_iterator():
+            yield example[image_key], int(example[label_key])
+    except tf.errors.OpError as error:
+        raise RuntimeError(error.message) from error
+
+
+def import_tensorflow(purpose: str) -> Any:
+    """Import TensorFlow, and keep it from taking the accelerators' memory."""
+    # Read once, at the first import: only errors of its C++ part are worth printing.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow as tf  # type: ignore
+    except ImportError as error:
+        raise ValueError(
+            f'{purpose} needs TensorFlow: pip install "vit-resnet-jax[prepare]"'
+        ) from error
+    with contextlib.suppress(RuntimeError):  # Raised if somebody else uses it already.
+        tf.config.set_visible_devices([], "GPU")
+    return tf
