@@ -137,9 +137,14 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
     Raises:
         ValueError: naming the file or the field, the value, and what is allowed.
     """
-    config = ConfigDict(_call_get_config(path))
+    config = _call_get_config(path)
+    if not isinstance(config, ConfigDict | dict):
+        raise ValueError(
+            f"--config {path!r}: get_config() must return a ConfigDict or a dict, got "
+            f"{type(config).__name__}"
+        )
     given = {field: _parse(text) for field, text in overrides.items()}
-    return resolve(flatten(config) | given)
+    return resolve(flatten(ConfigDict(config)) | given)
 
 
 def resolve(given: Mapping[str, Any]) -> Config:
@@ -195,7 +200,7 @@ def _call_get_config(path: str) -> Any:
         spec.loader.exec_module(module)
         return module.get_config()
     except _FILE_FAULTS as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"--config {path!r} could not be read: {reason}") from error
 
 
@@ -241,9 +246,10 @@ def _rule_of(parameter: inspect.Parameter) -> Rule:
 
 def _suggest(field: str, known: Mapping[str, Any]) -> str:
     """Name the closest known field, or the fields of the same section."""
-    close = difflib.get_close_matches(field, known, n=1)
+    section, _, key = field.rpartition(".")
+    keys = {k.rpartition(".")[2]: k for k in known}
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
     if close:
-        return f"; did you mean config.{close[0]}?"
-    section = field.rpartition(".")[0]
+        return f"; did you mean config.{keys[close[0]]}?"
     siblings = [k for k in known if k.rpartition(".")[0] == section] or list(known)
-    return "; known fields: " + ", ".join(siblings)
+    return "; known fields: " + ", ".join(f"config.{k}" for k in siblings)

@@ -1,0 +1,64 @@
+"""Random variables for a module, and its compiled application.
+
+XLA compiles every operation of every shape that runs outside jit, and initialisers
+even slower: tests of many small models spend their time there.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    """Draw from the standard normal distribution, without compiling anything."""
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.standard_normal(shape, dtype=np.float32))
+
+
+def shapes(module: nn.Module, *shape: int, **kwargs: Any) -> dict[str, Any]:
+    """Compute the shapes of what init returns, allocating nothing."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    init = functools.partial(module.init, **kwargs)
+    return jax.eval_shape(init, jax.random.key(0), x)
+
+
+def variables(module: nn.Module, *shape: int) -> dict[str, Any]:
+    """Give every variable a random value that it does not have by default."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        x = rng.standard_normal(leaf.shape, dtype=np.float32)
+        name = path[-1].key
+        if name == "kernel":
+            x /= np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name in ("scale", "var"):
+            x = np.exp(0.2 * x)
+        else:
+            x *= 0.5
+        return jnp.asarray(x, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes(module, *shape))
+
+
+def apply(
+    module: nn.Module,
+    variables: dict[str, Any],
+    *args: Any,
+    train: bool = False,
+    mutable: tuple[str, ...] | bool = False,
+    capture_intermediates: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Call `module.apply` compiled."""
+    compiled = _compiled(module, train, mutable, capture_intermediates)
+    return compiled(variables, *args, **kwargs)
+
+
+@functools.cache
+def _compiled(module, train, mutable, capture_intermediates):
+    static = {"mutable": mutable, "capture_intermediates": capture_intermediates}
+    return jax.jit(functools.partial(module.apply, train=train, **static))

@@ -1,0 +1,119 @@
+"""The digits, and the syntax of splits."""
+
+import socket
+
+import numpy as np
+import pytest
+
+from tests.train.data.tiny_set import message_of
+from train_jax import data
+from train_jax.data.split import absolute_slice, parse_split
+
+
+def test_digits_sizes_and_values():
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    assert train.image_BHWC.shape == (1437, 8, 8, 1)
+    assert test.image_BHWC.shape == (360, 8, 8, 1)
+    for part in (train, test):
+        assert part.image_BHWC.dtype == np.uint8
+        assert part.label_B.dtype == np.int32
+        assert part.num_classes == 10
+        assert part.class_names == tuple("0123456789")
+    levels = set(np.unique(train.image_BHWC))
+    assert levels == {round(255 / 16 * value) for value in range(17)}
+
+
+def test_digits_is_a_stratified_partition():
+    from sklearn.datasets import load_digits
+
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    share_Y = np.bincount(test.label_B) / np.bincount(
+        np.concatenate([train.label_B, test.label_B])
+    )
+    np.testing.assert_allclose(share_Y, 360 / 1797, atol=0.003)
+
+    pixels_BD, label_B = load_digits(return_X_y=True)
+    expected = sorted(zip(pixels_BD.tolist(), label_B.tolist(), strict=True))
+    ours_BD = np.concatenate([train.image_BHWC, test.image_BHWC]).reshape(-1, 64)
+    ours_BD = np.rint(ours_BD * (16 / 255)).tolist()
+    labels = np.concatenate([train.label_B, test.label_B]).tolist()
+    assert sorted(zip(ours_BD, labels, strict=True)) == expected
+
+
+def test_digits_is_deterministic_and_needs_no_network(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    first, second = data.load("digits", "train"), data.load("digits", "train")
+    np.testing.assert_array_equal(first.image_BHWC, second.image_BHWC)
+    np.testing.assert_array_equal(first.label_B, second.label_B)
+    # The order is part of what a seed reproduces: it must not change unnoticed.
+    assert first.label_B[:8].tolist() == [3, 9, 1, 3, 1, 9, 4, 4]
+
+
+def test_digits_slices():
+    whole = data.load("digits", "train")
+    head, tail = data.load("digits", "train[:90%]"), data.load("digits", "train[90%:]")
+    assert (len(head.label_B), len(tail.label_B)) == (1293, 144)
+    joined = np.concatenate([head.image_BHWC, tail.image_BHWC])
+    np.testing.assert_array_equal(joined, whole.image_BHWC)
+
+
+SPECS = (
+    "train",
+    "train[:90%]",
+    "train[90%:]",
+    "train[10%:20%]",
+    "train[33%:67%]",
+    "train[12.5%:37.5%]",
+    "train[:50%]",
+    "train[-10%:]",
+    "train[:-15%]",
+    "train[5:]",
+    "train[:7]",
+    "train[3:9]",
+    "train[-4:-1]",
+    "train[1_0:]",
+    "train[0:]",
+)
+
+
+@pytest.mark.parametrize("size", [11, 37, 1437, 60_000])
+@pytest.mark.parametrize("spec", SPECS)
+def test_slices_are_those_of_tfds(spec, size):
+    import tensorflow_datasets as tfds
+
+    info = tfds.core.SplitInfo(name="train", shard_lengths=[size], num_bytes=0)
+    (expected,) = tfds.core.ReadInstruction.from_spec(spec).to_absolute({"train": info})
+    base, start, stop = parse_split(spec)
+    assert base == expected.splitname
+    cut = absolute_slice(spec, start, stop, size)
+    assert range(size)[cut] == range(size)[expected.from_ : expected.to]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("", "not understood"),
+        ("train[", "not understood"),
+        ("train[:]", "not understood"),
+        ("train[5]", "not understood"),
+        ("train[a:]", "not understood"),
+        ("train[1.5:]", "not understood"),
+        ("train[::2]", "not understood"),
+        ("train+test", "not understood"),
+        ("train[1shard:]", "not understood"),
+        ("train[10:20%]", "mixes percent and absolute"),
+        ("train[20%:10%]", "empty"),
+        ("train[:0]", "empty"),
+        ("train[100%:]", "empty"),
+        ("train[:2000]", "beyond the 1437 examples"),
+        ("train[:101%]", "beyond the 1437 examples"),
+        ("validation", "has no split 'validation'; it has: train, test"),
+    ],
+)
+def test_bad_splits(spec, reason):
+    message = message_of(lambda: data.load("digits", spec))
+    assert reason in message
+    assert repr(spec) in message

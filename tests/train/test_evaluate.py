@@ -1,0 +1,59 @@
+"""Evaluation counts every example exactly once."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train_jax import sharding
+from train_jax.data import Split
+from train_jax.evaluate import evaluate, make_eval_step
+
+
+class Pixels(nn.Module):
+    """The image's first pixels are its logits."""
+
+    @nn.compact
+    def __call__(self, image_BHWC, *, train: bool = False):
+        return image_BHWC.reshape(len(image_BHWC), -1)[:, :3]
+
+
+def _split(count):
+    image_BHWC = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 1))
+    label_B = np.random.default_rng(1).integers(0, 3, count).astype(np.int32)
+    return Split(image_BHWC.astype(np.uint8), label_B, 3, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
+def test_evaluate_counts_every_example_once(count):
+    split = _split(count)
+    eval_step = jax.jit(make_eval_step(Pixels(), mean=(0.0,), std=(0.1,)))
+    mesh = sharding.make_mesh()
+    result = evaluate(
+        eval_step, {}, split, batch_size=16, sharding=sharding.batch_sharding(mesh)
+    )
+    logits_BY = split.image_BHWC.reshape(count, -1)[:, :3] / 255 / 0.1
+    exponential_BY = np.exp(logits_BY - logits_BY.max(axis=1, keepdims=True))
+    probability_BY = exponential_BY / exponential_BY.sum(axis=1, keepdims=True)
+    loss = -np.log(probability_BY[np.arange(count), split.label_B]).mean()
+    accuracy = (logits_BY.argmax(axis=1) == split.label_B).mean()
+    np.testing.assert_allclose(result.loss, loss, rtol=1e-5)
+    assert result.accuracy == accuracy
+    np.testing.assert_allclose(result.probability_MY, probability_BY, atol=1e-5)
+
+
+def test_evaluate_traces_once_for_all_splits():
+    traces = []
+
+    class Counted(Pixels):
+        @nn.compact
+        def __call__(self, image_BHWC, *, train: bool = False):
+            traces.append(image_BHWC.shape)
+            return jnp.zeros((len(image_BHWC), 3))
+
+    eval_step = jax.jit(make_eval_step(Counted(), mean=(0.0,), std=(1.0,)))
+    layout = sharding.batch_sharding(sharding.make_mesh())
+    for count in (5, 16, 33):
+        evaluate(eval_step, {}, _split(count), batch_size=16, sharding=layout)
+    assert traces == [(16, 2, 2, 1)]

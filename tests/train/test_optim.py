@@ -1,0 +1,123 @@
+"""Schedules and optimisers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train_jax import optim
+from vit_jax import ViT
+
+
+@pytest.mark.parametrize(
+    ("name", "middle", "end"),
+    [("constant", 1.0, 1.0), ("cosine", 0.5, 0.0), ("linear", 0.5, 0.0)],
+)
+def test_schedule_warms_up_and_decays(name, middle, end):
+    schedule = optim.make_schedule(
+        name, learning_rate=2.0, total_steps=110, warmup_steps=10
+    )
+    for step, value in (
+        (0, 0.0),
+        (5, 1.0),
+        (10, 2.0),
+        (60, 2 * middle),
+        (110, 2 * end),
+    ):
+        np.testing.assert_allclose(schedule(step), value, atol=1e-6)
+
+
+def test_schedule_without_warmup_starts_at_the_peak():
+    schedule = optim.make_schedule("cosine", learning_rate=3.0, total_steps=7)
+    np.testing.assert_allclose(schedule(0), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "step", "total_steps": 5}, "constant, cosine, linear, got step"),
+        (
+            {"name": "cosine", "total_steps": 5, "warmup_steps": 5},
+            "shorter than the training, got 5 of 5 steps",
+        ),
+    ],
+)
+def test_schedule_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make_schedule(learning_rate=1.0, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("lion", {}, "adamw, adam, sgd, got lion"),
+        ("sgd", {"decay": "biases"}, "kernels, all, got biases"),
+    ],
+)
+def test_optimizer_refuses(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make_optimizer(name, optax.constant_schedule(1.0), **fields)
+
+
+def test_decay_mask_marks_the_kernels_and_nothing_else():
+    model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    mask = optim.decay_mask(params)
+    marked = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, value in jax.tree_util.tree_leaves_with_path(mask)
+        if value
+    }
+    assert {"embedding/kernel", "head/kernel"} < marked
+    assert all(path.endswith("/kernel") for path in marked)
+    assert len(marked) == 8  # embedding, 4 of attention, 2 of the MLP, head
+
+
+PARAMS = {"layer": {"kernel": jnp.full((2,), 2.0), "bias": jnp.full((2,), 3.0)}}
+GRADS = {"layer": {"kernel": jnp.full((2,), 0.5), "bias": jnp.full((2,), -0.25)}}
+
+
+def _update(name, steps=3, **fields):
+    tx = optim.make_optimizer(name, optax.constant_schedule(0.1), **fields)
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        updates, state = tx.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_sgd_is_nesterov_momentum_with_an_l2_penalty():
+    weight, buffer = 2.0, 0.0
+    for _ in range(3):
+        gradient = 0.5 + 0.01 * weight
+        buffer = 0.9 * buffer + gradient
+        weight -= 0.1 * (gradient + 0.9 * buffer)
+    params = _update("sgd", momentum=0.9, weight_decay=0.01)
+    np.testing.assert_allclose(params["layer"]["kernel"], weight, rtol=1e-6)
+
+
+def test_adamw_is_that_of_optax():
+    expected = optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3)
+    params, state = PARAMS, expected.init(PARAMS)
+    for _ in range(3):
+        updates, state = expected.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    fields = {"b1": 0.8, "b2": 0.9, "eps": 1e-6, "weight_decay": 0.3}
+    ours = _update("adamw", decay="all", **fields)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, params)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_weight_decay_spares_the_bias(name):
+    plain, decayed = _update(name), _update(name, weight_decay=0.1)
+    everywhere = _update(name, weight_decay=0.1, decay="all")
+    np.testing.assert_array_equal(plain["layer"]["bias"], decayed["layer"]["bias"])
+    assert not np.allclose(plain["layer"]["kernel"], decayed["layer"]["kernel"])
+    assert not np.allclose(plain["layer"]["bias"], everywhere["layer"]["bias"])
+
+
+def test_clip_norm_bounds_the_gradient():
+    clipped = _update("sgd", steps=1, momentum=0.0, clip_norm=0.01)
+    moved = jax.tree.map(jnp.subtract, PARAMS, clipped)
+    np.testing.assert_allclose(optax.tree.norm(moved), 0.1 * 0.01, rtol=1e-3)

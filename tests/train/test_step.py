@@ -1,0 +1,200 @@
+"""The training step: what it computes, and that it is the same however it is run."""
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.train.tiny import RESNET, first_state, set_up
+from train_jax import sharding
+from train_jax.epoch import EpochRunner
+from train_jax.state import TrainState
+from train_jax.step import cross_entropy, epoch_order, make_train_step
+
+
+class Linear(nn.Module):
+    """Softmax regression."""
+
+    @nn.compact
+    def __call__(self, image_BHWC, *, train: bool = False):
+        return nn.Dense(3)(image_BHWC.reshape(len(image_BHWC), -1))
+
+
+def ignore(*args, **kwargs):
+    """Show no progress."""
+
+
+def _problem(batch=8):
+    image = jax.random.normal(jax.random.key(0), (batch, 2, 2, 1))
+    target = jax.nn.one_hot(jnp.arange(batch) % 3, 3)
+    model, tx = Linear(), optax.sgd(0.5)
+    variables = model.init(jax.random.key(1), image)
+    return model, tx, TrainState.create(variables, tx), (image, target)
+
+
+def test_cross_entropy_of_even_logits_is_log_of_classes():
+    losses = cross_entropy(jnp.zeros((2, 5)), jax.nn.one_hot(jnp.array([0, 3]), 5))
+    np.testing.assert_allclose(losses, np.log(5), rtol=1e-6)
+
+
+def test_train_step_is_gradient_descent_on_the_mean_loss():
+    model, tx, state, (image, target) = _problem()
+    new, metrics = make_train_step(model, tx)(state, (image, target), jax.random.key(2))
+
+    def loss(params):
+        return cross_entropy(model.apply({"params": params}, image), target).mean()
+
+    value, grads = jax.value_and_grad(loss)(state.params)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, grads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.params, expected
+    )
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
+    assert int(new.step) == 1
+
+
+def test_label_smoothing_spreads_the_target():
+    model, tx, state, (image, target) = _problem()
+    step = make_train_step(model, tx, label_smoothing=0.3)
+    _, metrics = step(state, (image, target), jax.random.key(2))
+    logits = model.apply({"params": state.params}, image)
+    expected = cross_entropy(logits, 0.7 * target + 0.1).mean()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_the_whole_batch(parts):
+    model, tx, state, batch = _problem()
+    key = jax.random.key(2)
+    whole, whole_metrics = make_train_step(model, tx)(state, batch, key)
+    step = make_train_step(model, tx, accumulation_steps=parts)
+    summed, metrics = step(state, batch, key)
+    chex.assert_trees_all_close(whole.params, summed.params, atol=1e-6)
+    chex.assert_trees_all_close(whole_metrics, metrics, atol=1e-6)
+
+
+def test_ema_follows_the_parameters():
+    model, tx, state, batch = _problem()
+    state = state.replace(ema_params=jax.tree.map(jnp.copy, state.params))
+    step = make_train_step(model, tx, ema_decay=0.5)
+    average = state.params
+    for i in range(20):
+        state, _ = step(state, batch, jax.random.key(i))
+        decay = min(0.5, (1 + i) / (10 + i))
+        average = jax.tree.map(
+            lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params
+        )
+    chex.assert_trees_all_close(state.ema_params, average, atol=1e-6)
+    chex.assert_trees_all_equal(state.eval_variables["params"], state.ema_params)
+
+
+def test_epoch_order_is_a_new_permutation_each_epoch():
+    orders = [np.asarray(epoch_order(jax.random.key(0), e, 100)) for e in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(100))
+    assert not np.array_equal(orders[0], orders[1])
+    again = epoch_order(jax.random.key(0), 1, 100)
+    np.testing.assert_array_equal(again, orders[1])
+
+
+@pytest.mark.parametrize(
+    ("model", "steps"), [({}, 120), (RESNET, 25)], ids=["vit", "resnet"]
+)
+def test_overfits_one_batch(tmp_path, model, steps):
+    changes = {
+        "dataset.train_split": "train[:64]",
+        "num_epochs": steps,
+        "optimizer.learning_rate": 5e-3,
+    }
+    ready = set_up(tmp_path / "run", model | changes)
+    ready = dataclasses.replace(ready, mesh=sharding.make_mesh(jax.devices()[:1]))
+    state = first_state(ready)
+    runner = EpochRunner(ready, state)
+    for _ in range(ready.num_epochs):
+        state, record = runner.run(state, ignore)
+    assert record["train_accuracy"] == 1.0
+    assert record["train_loss"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.dropout_rate": 0.1, "augment.crop_padding": 1},
+        RESNET,
+        {"accumulation_steps": 2, "ema_decay": 0.9},
+    ],
+    ids=["vit", "resnet", "accumulation"],
+)
+def test_eight_devices_equal_one(tmp_path, changes):
+    ready = set_up(tmp_path / "run", {"optimizer.name": "sgd"} | changes)
+    # Noise, because many pixels of a digit are alike: where they lie on the kink of a
+    # ReLU, the last bit of a sum turns all of them over at once.
+    noise = np.random.default_rng(0).integers(0, 256, ready.train.image_BHWC.shape)
+    train = dataclasses.replace(ready.train, image_BHWC=noise.astype(np.uint8))
+    ready = dataclasses.replace(ready, train=train)
+    states, losses = [], []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        part = dataclasses.replace(ready, mesh=sharding.make_mesh(devices))
+        state = first_state(part)
+        runner = EpochRunner(part, state)
+        for _ in range(4):
+            state, record = runner.run(state, ignore)
+            losses.append(record["train_loss"])
+        states.append(jax.device_get(state))
+    assert int(states[0].step) == 20
+    np.testing.assert_allclose(losses[:4], losses[4:], rtol=1e-5)
+    # BatchNorm's statistics are those of the whole batch, so they agree as well.
+    chex.assert_trees_all_close(
+        states[0].batch_stats, states[1].batch_stats, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_steps_are_the_same_in_whatever_stretches(tmp_path):
+    ready = set_up(tmp_path / "run", {"model.dropout_rate": 0.1})
+    results = []
+    for stretches in ((5,), (1, 1, 3), (2, 3)):
+        state = first_state(ready)
+        runner = EpochRunner(ready, state)
+        arguments = (*runner._split, runner._order(0), runner._key)
+        for count in stretches:
+            state, _ = runner._take_steps(count, runner._put_zeros(state), *arguments)
+        results.append(state)
+    assert int(results[0].step) == 5
+    chex.assert_trees_all_equal(*results)
+
+
+def test_one_trace_serves_all_steps(tmp_path):
+    ready = set_up(tmp_path / "run")
+    traces = []
+
+    class Counting(nn.Module):
+        inner: nn.Module
+
+        @nn.compact
+        def __call__(self, image_BHWC, *, train: bool = False):
+            traces.append(train)
+            return self.inner(image_BHWC, train=train)
+
+    ready = dataclasses.replace(ready, model=Counting(ready.model))
+    state = first_state(ready)
+    traces.clear()
+    runner = EpochRunner(ready, state)
+    for _ in range(2):
+        state, _ = runner.run(state, ignore)
+    assert traces == [True]
+
+
+def test_bfloat16_keeps_the_parameters_in_float32(tmp_path):
+    ready = set_up(tmp_path / "run", {"dtype": "bfloat16"})
+    state = first_state(ready)
+    state, record = EpochRunner(ready, state).run(state, ignore)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {
+        jnp.dtype("float32")
+    }
+    assert ready.model.dtype == jnp.bfloat16
+    assert np.isfinite(record["train_loss"])

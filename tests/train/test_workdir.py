@@ -1,0 +1,80 @@
+"""The run's folder: who may use it, and what a killed run leaves in it."""
+
+import json
+
+import pytest
+
+from tests.train.tiny import tiny_config
+from train_jax import workdir as wd
+
+
+def test_a_new_folder_gets_the_config(tmp_path):
+    folder = tmp_path / "a" / "b"
+    wd.check(folder, tiny_config(), overwrite=False)
+    assert not folder.exists()
+    wd.prepare(folder, tiny_config(), overwrite=False)
+    written = wd.read_json(folder / wd.CONFIG)
+    assert written["model.width"] == 16
+    wd.check(folder, tiny_config(), overwrite=False)  # the same config may go on
+
+
+def test_another_config_is_refused_and_named(tmp_path):
+    wd.prepare(tmp_path, tiny_config(), overwrite=False)
+    changed = tiny_config({"seed": 3, "dataset.data_dir": "/elsewhere"})
+    with pytest.raises(ValueError) as caught:
+        wd.check(tmp_path, changed, overwrite=False)
+    message = str(caught.value)
+    assert "config.seed was 0 and is 3" in message
+    assert "data_dir" not in message  # where the data lie may change
+    assert "\n" not in message
+    wd.check(tmp_path, changed, overwrite=True)
+
+
+def test_foreign_files_are_never_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="holds files but no run"):
+            wd.check(tmp_path, tiny_config(), overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
+    wd.prepare(tmp_path, tiny_config(), overwrite=False)
+    (tmp_path / wd.CHECKPOINTS / "20").mkdir(parents=True)
+    (tmp_path / wd.SUMMARY).write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    wd.prepare(tmp_path, tiny_config({"seed": 1}), overwrite=True)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {wd.CONFIG, "notes.txt"}
+    assert wd.read_json(tmp_path / wd.CONFIG)["seed"] == 1
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be a folder"):
+        wd.check(tmp_path / "file", tiny_config(), overwrite=False)
+    with pytest.raises(ValueError, match="cannot be written"):
+        wd.prepare(tmp_path / "file" / "run", tiny_config(), overwrite=False)
+
+
+def test_damaged_config_is_named(tmp_path):
+    (tmp_path / wd.CONFIG).write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        wd.check(tmp_path, tiny_config(), overwrite=False)
+
+
+def test_keep_metrics_drops_what_will_be_done_again(tmp_path):
+    path = tmp_path / wd.METRICS
+    for step in (5, 10, 15):
+        wd.append_metrics(path, {"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 2')  # killed while it wrote
+    assert wd.keep_metrics(path, last_step=10) == [{"step": 5}, {"step": 10}]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [
+        5,
+        10,
+    ]
+
+
+def test_keep_metrics_of_a_new_run_is_empty(tmp_path):
+    assert wd.keep_metrics(tmp_path / wd.METRICS, last_step=0) == []

@@ -1,0 +1,52 @@
+"""A run small enough for a test: 8×8 digits, a ViT of one block."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from train_jax import experiment, sharding
+from train_jax.config import Config, resolve
+from train_jax.models import init_variables
+from train_jax.state import TrainState
+
+TINY = {
+    "model.name": "vit",
+    "model.patch_size": 4,
+    "model.width": 16,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "dataset.name": "digits",
+    "dataset.train_split": "train[:320]",
+    "dataset.val_split": "train[320:420]",
+    "dataset.test_split": "test[:90]",
+    "batch_size": 64,
+    "eval_batch_size": 48,
+    "num_epochs": 4,
+    "optimizer.learning_rate": 3e-3,
+    "optimizer.warmup_epochs": 0.0,
+}
+RESNET = {"model.name": "resnet18", "model.width": 8}
+
+
+def tiny_config(changes: dict[str, Any] | None = None) -> Config:
+    """The tiny config with some fields changed; a resnet18 drops the ViT's fields."""
+    changes = changes or {}
+    base = TINY
+    if changes.get("model.name", "vit") != "vit":
+        base = {k: v for k, v in TINY.items() if not k.startswith("model.")}
+    return resolve(base | changes)
+
+
+def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None):
+    """The tiny experiment."""
+    return experiment.set_up(tiny_config(changes), workdir)
+
+
+def first_state(ready: experiment.Experiment) -> TrainState:
+    """The state that the experiment starts from."""
+    variables = init_variables(ready.model, ready.key("init"), ready.image_shape)
+    state = TrainState.create(
+        variables, ready.tx, ema=ready.config.ema_decay is not None
+    )
+    return jax.device_put(state, sharding.replicated(ready.mesh))
