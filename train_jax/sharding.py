@@ -1,12 +1,13 @@
 """How a batch and the training state lie on the devices."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Line up devices, all of them if not given, along the axis `data`."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(

@@ -1,0 +1,98 @@
+"""Attention, the encoder block and the ViT agree with PyTorch, gradients included."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from tests import convert, parity
+from vit_jax import EncoderBlock, MultiHeadAttention, ViT, dot_product_attention
+
+OUTPUT_ATOL = 1e-5
+GRADIENT_ATOL = 1e-4
+
+
+@pytest.mark.parametrize("source, name, case", parity.sources(parity.ATTENTION))
+def test_dot_product_attention_matches_torch(source, name, case):
+    record = parity.read(source, name)
+    mask = _mask(record)
+    assert (mask is not None) == (case["mask"] is not None)
+
+    def attend(query, key, value):
+        return dot_product_attention(query, key, value, mask), None
+
+    names = ("query", "key", "value")
+    inputs = parity.part(record, "input")
+    out, _, gradients = parity.value_and_gradients(
+        attend, record, *(inputs[name] for name in names)
+    )
+    parity.assert_close(out, record["output/out"], atol=OUTPUT_ATOL)
+    expected = parity.part(record, "grad_input")
+    expected = tuple(expected[name] for name in names)
+    parity.assert_close(gradients, expected, atol=GRADIENT_ATOL)
+
+
+@pytest.mark.parametrize(
+    "source, name, case", parity.sources(parity.MULTI_HEAD_ATTENTION)
+)
+def test_multi_head_attention_matches_torch(source, name, case):
+    record = parity.read(source, name)
+    mask = _mask(record)
+    assert (mask is not None) == (case["mask"] is not None)
+    module = MultiHeadAttention(num_heads=4)
+
+    def attend(params, *tokens):
+        out, captured = module.apply(
+            {"params": params}, *tokens, mask=mask, mutable=["intermediates"]
+        )
+        return out, captured["intermediates"]["attention_weights"][0]
+
+    weights = _check(attend, record, convert.multi_head_attention, "query", "memory")
+    parity.assert_close(weights, record["output/weights"], atol=OUTPUT_ATOL)
+
+
+@pytest.mark.parametrize("source, name, case", parity.sources(parity.ENCODER_BLOCK))
+def test_encoder_block_matches_torch(source, name, case):
+    record = parity.read(source, name)
+    mask = _mask(record)
+    assert (mask is not None) == (case["mask"] is not None)
+    module = EncoderBlock(num_heads=4, mlp_size=24)
+
+    def encode(params, x_BTD):
+        return module.apply({"params": params}, x_BTD, mask), None
+
+    _check(encode, record, convert.encoder_block, "x")
+
+
+@pytest.mark.parametrize(
+    "source, name, case", parity.sources(parity.VIT, parity.VIT_LIVE)
+)
+def test_vit_matches_torch(source, name, case):
+    record = parity.read(source, name)
+    fields = {key: value for key, value in case.items() if key != "image_shape"}
+    module = ViT(**fields)
+
+    def classify(params, image_BHWC):
+        return module.apply({"params": params}, image_BHWC), None
+
+    _check(classify, record, convert.vit, "image")
+
+
+def _mask(record: parity.Record) -> Any:
+    return jnp.asarray(record["input/mask"]) if "input/mask" in record else None
+
+
+def _check(function, record: parity.Record, convert_params, *names: str) -> Any:
+    """Compare output and every gradient of function(params, *inputs); return aux."""
+    inputs = parity.part(record, "input")
+    names = tuple(name for name in names if name in inputs)
+    params = convert_params(parity.part(record, "state"))
+    out, aux, (grad_params, *grad_inputs) = parity.value_and_gradients(
+        function, record, params, *(inputs[name] for name in names)
+    )
+    parity.assert_close(out, record["output/out"], atol=OUTPUT_ATOL)
+    expected = convert_params(parity.part(record, "grad"))
+    parity.assert_close(grad_params, expected, atol=GRADIENT_ATOL)
+    expected = [record[f"grad_input/{name}"] for name in names]
+    parity.assert_close(grad_inputs, expected, atol=GRADIENT_ATOL)
+    return aux

@@ -1,0 +1,147 @@
+"""The MLP and the encoder block: residuals, order of tokens, masks, dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import modules
+from tests.modules import apply, normal
+from vit_jax import EncoderBlock, MlpBlock, MultiHeadAttention, causal_mask
+
+X_BTD = normal(2, 5, 16)
+
+
+def _block(**fields) -> tuple[EncoderBlock, dict]:
+    module = EncoderBlock(num_heads=4, mlp_size=24, **fields)
+    return module, modules.variables(module, 2, 5, 16)
+
+
+def test_encoder_block_is_the_identity_where_its_branches_are_zero():
+    module, variables = _block()
+    params = variables["params"]
+    for branch in ("attention", "mlp"):
+        params[branch]["out"] = jax.tree.map(jnp.zeros_like, params[branch]["out"])
+    np.testing.assert_array_equal(apply(module, variables, X_BTD), X_BTD)
+
+
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
+def test_encoder_block_adds_each_branch_of_the_normalised_input(branch):
+    module, variables = _block()
+    params = variables["params"]
+    other = {"attention": "mlp", "mlp": "attention"}[branch]
+    params[other]["out"] = jax.tree.map(jnp.zeros_like, params[other]["out"])
+    mean_BT1 = X_BTD.mean(axis=-1, keepdims=True)
+    var_BT1 = X_BTD.var(axis=-1, keepdims=True)
+    norm = jax.tree.map(lambda x: x[None, None], params[f"{branch}_norm"])
+    normal_BTD = (X_BTD - mean_BT1) / jnp.sqrt(var_BT1 + 1e-6)
+    normal_BTD = normal_BTD * norm["scale"] + norm["bias"]
+    layers = {"attention": MultiHeadAttention(4), "mlp": MlpBlock(24)}
+    y_BTD = apply(layers[branch], {"params": params[branch]}, normal_BTD)
+    out_BTD = apply(module, variables, X_BTD)
+    np.testing.assert_allclose(out_BTD, X_BTD + y_BTD, atol=1e-5)
+
+
+def test_encoder_block_is_equivariant_to_the_order_of_tokens():
+    module, variables = _block()
+    order = np.array([3, 0, 4, 1, 2])
+    out_BTD = apply(module, variables, X_BTD)
+    permuted_BTD = apply(module, variables, X_BTD[:, order])
+    np.testing.assert_allclose(permuted_BTD, out_BTD[:, order], atol=1e-5)
+
+
+def test_encoder_block_hides_the_future_behind_a_causal_mask():
+    module, variables = _block()
+    mask_TS = causal_mask(5)
+    out_BTD = apply(module, variables, X_BTD, mask_TS)
+    changed_BTD = apply(module, variables, X_BTD.at[:, 3].multiply(-1), mask_TS)
+    np.testing.assert_array_equal(out_BTD[:, :3], changed_BTD[:, :3])
+    assert (jnp.abs(out_BTD - changed_BTD)[:, 3:].max(axis=-1) > 1e-4).all()
+
+
+def test_mlp_block_sees_each_token_alone():
+    module = MlpBlock(24)
+    variables = modules.variables(module, 2, 5, 16)
+    out_BTD = apply(module, variables, X_BTD)
+    alone_BD = apply(module, variables, X_BTD[:, 2:3])[:, 0]
+    np.testing.assert_allclose(out_BTD[:, 2], alone_BD, atol=1e-6)
+
+
+def test_mlp_block_uses_the_activation_between_its_layers():
+    module = MlpBlock(24, activation=jnp.sin)
+    variables = modules.variables(module, 2, 5, 16)
+    hidden, out = variables["params"]["hidden"], variables["params"]["out"]
+    assert hidden["kernel"].shape == (16, 24)
+    h_BTF = jnp.sin(X_BTD @ hidden["kernel"] + hidden["bias"][None, None])
+    expected_BTD = h_BTF @ out["kernel"] + out["bias"][None, None]
+    np.testing.assert_allclose(apply(module, variables, X_BTD), expected_BTD, atol=1e-5)
+
+
+def test_mlp_block_drops_outputs_and_scales_the_rest():
+    module = MlpBlock(24, dropout_rate=0.25)
+    x_BTD = jnp.ones((8, 16, 16))
+    params = jax.tree.map(jnp.zeros_like, modules.variables(module, 2, 5, 16)["params"])
+    params["out"]["bias"] = jnp.ones(16)
+    rngs = {"dropout": jax.random.key(0)}
+    out_BTD = apply(module, {"params": params}, x_BTD, train=True, rngs=rngs)
+    kept_BTD = out_BTD > 0
+    np.testing.assert_allclose(out_BTD, kept_BTD / 0.75, rtol=1e-6)
+    assert abs(kept_BTD.mean() - 0.75) < 0.05
+
+
+def test_mlp_block_drops_hidden_units():
+    module = MlpBlock(1, dropout_rate=0.5, activation=jnp.ones_like)
+    params = jax.tree.map(jnp.zeros_like, modules.variables(module, 2, 5, 16)["params"])
+    params["out"]["kernel"] = jnp.ones((1, 16))
+    x_BTD = jnp.ones((8, 16, 16))
+    rngs = {"dropout": jax.random.key(0)}
+    out_BTD = apply(module, {"params": params}, x_BTD, train=True, rngs=rngs)
+    # A dropped hidden unit takes all of its token's outputs along.
+    dropped = (out_BTD == 0).all(axis=-1).mean()
+    assert abs(dropped - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("field", ["dropout_rate", "attention_dropout_rate"])
+def test_encoder_block_drops_only_in_training_and_by_the_key(field):
+    module, variables = _block(**{field: 0.3})
+    exact_BTD = apply(module, variables, X_BTD)
+    plain, _ = _block()
+    np.testing.assert_array_equal(apply(plain, variables, X_BTD), exact_BTD)
+
+    def train(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return apply(module, variables, X_BTD, train=True, rngs=rngs)
+
+    np.testing.assert_array_equal(train(0), train(0))
+    assert jnp.abs(train(0) - train(1)).max() > 1e-3
+    assert jnp.abs(train(0) - exact_BTD).max() > 1e-3
+
+
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
+def test_encoder_block_drops_on_both_branches(branch):
+    module, variables = _block(dropout_rate=0.25)
+    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    params[branch]["out"]["bias"] = jnp.ones(16)
+    rngs = {"dropout": jax.random.key(0)}
+    out_BTD = apply(module, {"params": params}, X_BTD, train=True, rngs=rngs) - X_BTD
+    kept_BTD = out_BTD > 0.5
+    np.testing.assert_allclose(out_BTD, kept_BTD / 0.75, atol=1e-5)
+    assert 0 < kept_BTD.mean() < 1
+
+
+def test_encoder_block_computes_in_bfloat16_with_float32_parameters():
+    module, variables = _block(dtype=jnp.bfloat16)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables)}
+    assert dtypes == {jnp.dtype("float32")}
+    out_BTD = apply(module, variables, X_BTD.astype(jnp.bfloat16))
+    assert out_BTD.dtype == jnp.bfloat16
+    exact, _ = _block()
+    exact_BTD = apply(exact, variables, X_BTD)
+    np.testing.assert_allclose(out_BTD.astype(jnp.float32), exact_BTD, atol=0.05)
+
+
+@pytest.mark.parametrize("module", [EncoderBlock(4, 24), MlpBlock(24)])
+@pytest.mark.parametrize("shape", [(5, 16), (1, 2, 5, 16)])
+def test_blocks_reject_input_of_other_rank(module, shape):
+    with pytest.raises(AssertionError, match="rank"):
+        module.init(jax.random.key(0), jnp.ones(shape))

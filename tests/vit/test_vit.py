@@ -1,0 +1,251 @@
+"""The Vision Transformer: patches, parameter counts, pooling, what it rejects."""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+from tests import modules
+from tests.modules import apply, normal
+from vit_jax import MultiHeadAttention, ViT, patchify
+
+IMAGE_BHWC = normal(3, 8, 12, 3)
+
+
+def _vit(**fields) -> ViT:
+    defaults = {"num_classes": 5, "patch_size": 4, "width": 16, "depth": 2}
+    return ViT(**(defaults | {"num_heads": 4} | fields))
+
+
+@functools.cache
+def _variables(pool: str = "cls") -> dict:
+    return modules.variables(_vit(pool=pool), *IMAGE_BHWC.shape)
+
+
+def _count(module, *shape: int) -> int:
+    """Count the parameters without allocating any."""
+    variables = modules.shapes(module, *shape)
+    assert set(variables) == {"params"}
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+
+
+PRESETS = {
+    "ViT_Ti16": 5_717_416,
+    "ViT_S16": 22_050_664,
+    "ViT_B16": 86_567_656,
+    "ViT_B32": 88_224_232,
+    "ViT_L16": 304_326_632,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_has_the_published_number_of_parameters(name):
+    module = getattr(vit_jax, name)(num_classes=1000)
+    assert _count(module, 1, 224, 224, 3) == PRESETS[name]
+
+
+def test_every_preset_has_a_parameter_count():
+    exported = {
+        name
+        for name, value in vars(vit_jax).items()
+        if isinstance(value, functools.partial)
+    }
+    assert exported == set(PRESETS)
+
+
+@pytest.mark.parametrize("width, expected", [(64, 155_082), (128, 605_066)])
+def test_mnist_vit_has_the_documented_number_of_parameters(width, expected):
+    module = _vit(num_classes=10, patch_size=7, width=width, depth=3)
+    assert _count(module, 1, 28, 28, 1) == expected
+
+
+def test_multi_head_attention_has_the_documented_number_of_parameters():
+    assert _count(MultiHeadAttention(num_heads=8), 1, 4, 512) == 1_050_624
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 8, 12, 3), (1, 4, 8, 2)])
+def test_patchify_cuts_squares_row_by_row(shape):
+    image_BHWC = np.arange(math.prod(shape)).reshape(shape)
+    patch_BTE = patchify(jnp.asarray(image_BHWC), 4)
+    _, height, width, _ = shape
+    patches = [
+        image_BHWC[:, y : y + 4, x : x + 4].reshape(shape[0], -1)
+        for y in range(0, height, 4)
+        for x in range(0, width, 4)
+    ]
+    np.testing.assert_array_equal(patch_BTE, np.stack(patches, axis=1))
+
+
+def test_patchify_and_dense_equal_a_strided_convolution():
+    kernel_PPCD = normal(4, 4, 3, 16, seed=2)
+    kernel_ED = kernel_PPCD.reshape(-1, 16)
+    x_BTD = jnp.einsum("bte,ed->btd", patchify(IMAGE_BHWC, 4), kernel_ED)
+    x_BRCD = jax.lax.conv_general_dilated(
+        IMAGE_BHWC,
+        kernel_PPCD,
+        window_strides=(4, 4),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(x_BTD, x_BRCD.reshape(3, 6, 16), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "patch_size, height, width", [(16, 324, 324), (4, 8, 10), (4, 10, 8), (0, 8, 8)]
+)
+def test_patchify_rejects_a_patch_size_that_does_not_divide(patch_size, height, width):
+    message = (
+        "^patch_size must divide the image's height and width, got patch_size "
+        f"{patch_size} and an image of {height}x{width}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        patchify(jnp.ones((1, height, width, 1)), patch_size)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 3), (1, 2, 8, 12, 3)])
+def test_vit_rejects_images_of_other_rank(shape):
+    with pytest.raises(AssertionError, match="rank"):
+        patchify(jnp.ones(shape), 4)
+    with pytest.raises(AssertionError, match="rank"):
+        apply(_vit(), _variables(), jnp.ones(shape))
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("num_classes", [1, 5])
+def test_vit_keeps_the_batch_axis_of_a_single_image(pool, num_classes):
+    module = _vit(pool=pool, num_classes=num_classes)
+    variables = modules.variables(module, *IMAGE_BHWC.shape)
+    logits_BY = apply(module, variables, IMAGE_BHWC)
+    single_BY = apply(module, variables, IMAGE_BHWC[:1])
+    assert logits_BY.shape == (3, num_classes)
+    assert single_BY.shape == (1, num_classes)
+    np.testing.assert_allclose(single_BY, logits_BY[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_vit_knows_the_order_of_patches_by_the_position_embedding_alone(pool):
+    module, params = _vit(pool=pool), _variables(pool)["params"]
+    rows_BHWC = IMAGE_BHWC.reshape(3, 2, 4, 12, 3)[:, ::-1].reshape(3, 8, 12, 3)
+    before_BY = apply(module, {"params": params}, IMAGE_BHWC)
+    after_BY = apply(module, {"params": params}, rows_BHWC)
+    assert jnp.abs(before_BY - after_BY).max() > 1e-3
+
+    params = params | {"pos_embedding": jnp.zeros_like(params["pos_embedding"])}
+    before_BY = apply(module, {"params": params}, IMAGE_BHWC)
+    after_BY = apply(module, {"params": params}, rows_BHWC)
+    np.testing.assert_allclose(before_BY, after_BY, atol=1e-5)
+
+
+def test_vit_has_a_class_token_only_where_it_reads_one():
+    assert _variables("cls")["params"]["cls"].shape == (1, 1, 16)
+    assert _variables("cls")["params"]["pos_embedding"].shape == (1, 7, 16)
+    assert "cls" not in _variables("mean")["params"]
+    assert _variables("mean")["params"]["pos_embedding"].shape == (1, 6, 16)
+
+
+@pytest.mark.parametrize("field", ["dropout_rate", "attention_dropout_rate"])
+def test_vit_drops_only_in_training_and_by_the_key(field):
+    module = _vit(**{field: 0.3})
+    exact_BY = apply(module, _variables(), IMAGE_BHWC)
+    np.testing.assert_array_equal(apply(_vit(), _variables(), IMAGE_BHWC), exact_BY)
+
+    def train(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return apply(module, _variables(), IMAGE_BHWC, train=True, rngs=rngs)
+
+    np.testing.assert_array_equal(train(0), train(0))
+    assert jnp.abs(train(0) - train(1)).max() > 1e-3
+    assert jnp.abs(train(0) - exact_BY).max() > 1e-3
+
+
+def test_vit_drops_embedded_tokens():
+    module = _vit(depth=0, dropout_rate=0.5, pool="mean", num_classes=16)
+    variables = modules.variables(module, *IMAGE_BHWC.shape)
+    rngs = {"dropout": jax.random.key(0)}
+    exact_BY = apply(module, variables, IMAGE_BHWC)
+    logits_BY = apply(module, variables, IMAGE_BHWC, train=True, rngs=rngs)
+    assert jnp.abs(logits_BY - exact_BY).max() > 1e-2
+
+
+@pytest.mark.parametrize("pool, num_tokens", [("cls", 7), ("mean", 6)])
+def test_vit_capture_leaves_the_logits_as_they_are(pool, num_tokens):
+    module, variables = _vit(pool=pool), _variables(pool)
+    logits_BY, captured = apply(
+        module, variables, IMAGE_BHWC, mutable=("intermediates",)
+    )
+    np.testing.assert_array_equal(logits_BY, apply(module, variables, IMAGE_BHWC))
+    blocks = captured["intermediates"]
+    assert set(blocks) == {"encoder_block_0", "encoder_block_1"}
+    for block in blocks.values():
+        (weights_BNTS,) = block["attention"]["attention_weights"]
+        assert weights_BNTS.shape == (3, 4, num_tokens, num_tokens)
+        np.testing.assert_allclose(weights_BNTS.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_vit_computes_in_bfloat16_with_float32_parameters_and_logits():
+    module = _vit(dtype=jnp.bfloat16, representation_size=12)
+    variables = modules.variables(module, *IMAGE_BHWC.shape)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables)}
+    assert dtypes == {jnp.dtype("float32")}
+    logits_BY, captured = apply(
+        module,
+        variables,
+        IMAGE_BHWC,
+        mutable=("intermediates",),
+        capture_intermediates=True,
+    )
+    assert logits_BY.dtype == jnp.float32
+    (x_BTD,) = captured["intermediates"]["encoder_block_1"]["__call__"]
+    assert x_BTD.dtype == jnp.bfloat16
+    exact_BY = apply(_vit(representation_size=12), variables, IMAGE_BHWC)
+    np.testing.assert_allclose(logits_BY, exact_BY, atol=0.05)
+
+
+def test_vit_is_the_same_under_jit_and_is_traced_once():
+    chex.clear_trace_counter()
+    module, variables = _vit(), _variables()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def classify(variables, image_BHWC):
+        return module.apply(variables, image_BHWC)
+
+    for image_BHWC in (IMAGE_BHWC, -IMAGE_BHWC):
+        expected_BY = module.apply(variables, image_BHWC)
+        logits_BY = classify(variables, image_BHWC)
+        np.testing.assert_allclose(logits_BY, expected_BY, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"pool": "max"}, "pool must be 'cls' or 'mean', got 'max'"),
+        ({"dropout_rate": 1.0}, r"dropout_rate must be in \[0, 1\), got 1.0"),
+        (
+            {"attention_dropout_rate": -0.1},
+            r"attention_dropout_rate must be in \[0, 1\), got -0.1",
+        ),
+        (
+            {"num_heads": 3},
+            "width must be divisible by num_heads, got width 16 and num_heads 3",
+        ),
+        (
+            {"patch_size": 5},
+            "patch_size must divide the image's height and width, "
+            "got patch_size 5 and an image of 8x12",
+        ),
+    ],
+)
+def test_vit_rejects_fields_that_do_not_fit(fields, message):
+    with pytest.raises(ValueError, match=f"(?m)^{message}$"):
+        modules.shapes(_vit(**fields), *IMAGE_BHWC.shape)
+
+
+def test_vit_rejects_unknown_fields():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dropout'"):
+        _vit(dropout=0.1)
