@@ -17,13 +17,14 @@ def get_config() -> ConfigDict:
             "augment": {"crop_padding": 1},
             "optimizer": {
                 "name": "adamw",
-                "learning_rate": 2e-3,
+                "learning_rate": 3e-3,
                 "schedule": "cosine",
                 "warmup_epochs": 5,
-                "weight_decay": 0.05,
+                "weight_decay": 0.1,
             },
             "batch_size": 64,
-            "num_epochs": 60,
+            "num_epochs": 50,
+            "label_smoothing": 0.1,
             "checkpoint": {"every_epochs": 10},
         }
     )

@@ -137,7 +137,7 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
     Raises:
         ValueError: naming the file or the field, the value, and what is allowed.
     """
-    config = _call_get_config(path)
+    config: Any = _call_get_config(path)
     if not isinstance(config, ConfigDict | dict):
         raise ValueError(
             f"--config {path!r}: get_config() must return a ConfigDict or a dict, got "

@@ -1,0 +1,76 @@
+"""What the user sees: the table of layers, lines of progress, lines of metrics."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax import ResNet
+from train_jax import report
+from train_jax import workdir as wd
+from train_jax.models import count_parameters, list_layers
+from vit_jax import ViT
+
+RECORD = {
+    "epoch": 2,
+    "step": 40,
+    "train_loss": 0.5,
+    "train_accuracy": 0.75,
+    "val_loss": 0.25,
+    "val_accuracy": 0.875,
+    "learning_rate": 1e-3,
+    "images_per_second": 1234.4,
+    "seconds": 9.95,
+}
+
+
+def _open(tmp_path):
+    return report.Report(tmp_path, first_step=20, total_steps=100, epochs=5)
+
+
+def test_layers_add_up_to_the_model():
+    shape = (8, 8, 3)
+    vit = ViT(5, patch_size=4, width=8, depth=2, num_heads=2)
+    resnet = ResNet(5, stage_sizes=(1, 1), width=4)
+    for model, last in ((vit, (1, 5)), (resnet, (1, 5))):
+        variables = model.init(jax.random.key(0), jnp.zeros((1, *shape)))
+        rows = list_layers(model, variables, shape)
+        total = count_parameters(variables["params"])
+        assert sum(row.num_params for row in rows) == total
+        assert {row.name for row in rows} == set(variables["params"])
+        assert (rows[-1].name, rows[-1].output_shape) == ("head", last)
+
+
+def test_layers_are_printed_with_shapes_and_parameters(capsys):
+    model = ViT(5, patch_size=4, width=8, depth=1, num_heads=2)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    rows = list_layers(model, variables, (8, 8, 3))
+    report.print_layers(rows, count_parameters(variables["params"]))
+    lines = capsys.readouterr().out.splitlines()
+    (embedding,) = [line for line in lines if "embedding" in line and "Dense" in line]
+    assert "1 × 4 × 8" in embedding and f"{(4 * 4 * 3 + 1) * 8:,}" in embedding
+
+
+def test_epoch_is_one_line_on_the_console_and_on_disk(tmp_path, capsys):
+    with _open(tmp_path) as open_report:
+        open_report.epoch(RECORD)
+    assert json.loads((tmp_path / wd.METRICS).read_text()) == RECORD
+    assert capsys.readouterr().out == (
+        "epoch 2/5  train loss 0.5000 acc 75.00%  val loss 0.2500 acc 87.50%  "
+        "1,234 img/s  9.9 s\n"
+    )
+
+
+def test_progress_is_a_plain_line_now_and_then_without_a_terminal(
+    tmp_path, capsys, monkeypatch
+):
+    now = 1000.0
+    monkeypatch.setattr(report.time, "monotonic", lambda: now)
+    with _open(tmp_path) as open_report:
+        for step in (30, 40, 50):
+            now += 20.0
+            open_report.progress(step, epoch=2, loss=0.5, images_per_second=100.0)
+    # 40 steps remain at 20 steps in 40 s, counted from where the run went on.
+    assert capsys.readouterr().out == (
+        "epoch 2/5  step 40/100  loss 0.5000  100 img/s  ETA 2:00\n"
+    )
