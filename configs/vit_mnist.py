@@ -27,6 +27,6 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.05,
             },
             "batch_size": 128,
-            "num_epochs": 7,
+            "num_epochs": 8,
         }
     )

@@ -38,6 +38,14 @@ def train_and_evaluate(experiment: Experiment) -> dict[str, Any]:
         print("this run is finished already")
         return wd.read_json(workdir / wd.SUMMARY)
 
+    sizes = [
+        len(s.label_B) for s in (experiment.train, experiment.val, experiment.test)
+    ]
+    print(
+        f"{experiment.config.model.name} on {experiment.config.dataset.name}: "
+        "{:,} images to train on, {:,} to validate, {:,} to test; ".format(*sizes)
+        + _devices()
+    )
     eval_step = jax.jit(
         make_eval_step(experiment.model, mean=experiment.mean, std=experiment.std)
     )
@@ -55,6 +63,11 @@ def train_and_evaluate(experiment: Experiment) -> dict[str, Any]:
     summary = _summarize(experiment, state, records, test)
     wd.write_json(workdir / wd.SUMMARY, summary)
     return summary
+
+
+def _devices() -> str:
+    """Say how many devices there are, and of what kind."""
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
@@ -164,7 +177,7 @@ def _summarize(
     test: Evaluation,
 ) -> dict[str, Any]:
     """Gather what summary.json says of the run."""
-    config, device = experiment.config, jax.devices()[0]
+    config = experiment.config
     train_seconds = sum(record["seconds"] for record in records)
     return {
         "test_accuracy": test.accuracy,
@@ -178,7 +191,7 @@ def _summarize(
         "model": config.model.name,
         "dataset": config.dataset.name,
         "seed": config.seed,
-        "device": f"{jax.device_count()} × {device.device_kind}",
+        "device": _devices(),
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,

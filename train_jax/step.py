@@ -1,5 +1,6 @@
 """One training step, and the next step of an epoch: pure, without I/O."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 from train_jax.state import TrainState
 
 Array = jax.Array
+PyTree = Any
 Metrics = dict[str, Array]
 Batch = tuple[Array, Array]
 Carry = tuple[TrainState, Metrics]
@@ -50,54 +52,12 @@ def make_train_step(
         means over the batch, from before the update.
     """
 
-    def loss_and_aux(params, batch_stats, batch, key):
-        image_BHWC, target_BY = batch
-        logits_BY, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            image_BHWC,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        smooth_BY = optax.smooth_labels(target_BY, label_smoothing)
-        loss = cross_entropy(logits_BY, smooth_BY).mean()
-        hits_B = logits_BY.argmax(axis=-1) == target_BY.argmax(axis=-1)
-        metrics = {"loss": loss, "accuracy": hits_B.mean()}
-        return loss, (metrics, updates.get("batch_stats", {}))
-
-    gradient = jax.grad(loss_and_aux, has_aux=True)
-
-    def accumulate(state, batch, key):
-        """Average gradients and metrics over the parts of the batch."""
-
-        def add_part(carry, part):
-            index, part_batch = part
-            sums, batch_stats = carry
-            part_key = jax.random.fold_in(key, index)
-            grads, (metrics, batch_stats) = gradient(
-                state.params, batch_stats, part_batch, part_key
-            )
-            return (jax.tree.map(jnp.add, sums, (grads, metrics)), batch_stats), None
-
-        # Part i takes every n-th example from i on, so that each device of a sharded
-        # batch has its share of every part.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
-            batch,
-        )
-        zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_metrics())
-        xs = (jnp.arange(accumulation_steps), parts)
-        (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), xs)
-        grads, metrics = jax.tree.map(lambda x: x / accumulation_steps, sums)
-        return grads, (metrics, batch_stats)
+    gradient = jax.grad(functools.partial(_loss, model, label_smoothing), has_aux=True)
 
     def train_step(state: TrainState, batch: Batch, key: Array):
-        if accumulation_steps > 1:
-            grads, (metrics, batch_stats) = accumulate(state, batch, key)
-        else:
-            grads, (metrics, batch_stats) = gradient(
-                state.params, state.batch_stats, batch, key
-            )
+        grads, (metrics, batch_stats) = _accumulate(
+            gradient, accumulation_steps, state, batch, key
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
@@ -114,6 +74,58 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def _loss(
+    model: nn.Module,
+    label_smoothing: float,
+    params: PyTree,
+    batch_stats: PyTree,
+    batch: Batch,
+    key: Array,
+) -> tuple[Array, tuple[Metrics, PyTree]]:
+    """Mean loss over the batch; beside it the metrics and BatchNorm's statistics."""
+    image_BHWC, target_BY = batch
+    logits_BY, updates = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        image_BHWC,
+        train=True,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    smooth_BY = optax.smooth_labels(target_BY, label_smoothing)
+    loss = cross_entropy(logits_BY, smooth_BY).mean()
+    hits_B = logits_BY.argmax(axis=-1) == target_BY.argmax(axis=-1)
+    metrics = {"loss": loss, "accuracy": hits_B.mean()}
+    return loss, (metrics, updates.get("batch_stats", {}))
+
+
+def _accumulate(
+    gradient: Callable[..., Any], num_parts: int, state: TrainState, batch: Batch, key
+) -> tuple[PyTree, tuple[Metrics, PyTree]]:
+    """Average gradients and metrics over the parts of the batch, one after another."""
+    if num_parts == 1:
+        return gradient(state.params, state.batch_stats, batch, key)
+
+    def add_part(carry, part):
+        index, part_batch = part
+        sums, batch_stats = carry
+        grads, (metrics, batch_stats) = gradient(
+            state.params, batch_stats, part_batch, jax.random.fold_in(key, index)
+        )
+        return (jax.tree.map(jnp.add, sums, (grads, metrics)), batch_stats), None
+
+    # Part i takes every n-th example from i on, so that each device of a sharded batch
+    # has its share of every part.
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_metrics())
+    (sums, batch_stats), _ = jax.lax.scan(
+        add_part, (zeros, state.batch_stats), (jnp.arange(num_parts), parts)
+    )
+    grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)
+    return grads, (metrics, batch_stats)
 
 
 def zero_metrics() -> Metrics:

@@ -83,7 +83,7 @@ def dot_product_attention(
     # One merged batch axis: XLA's CPU backend multiplies (B·N, T, K) faster than
     # (B, N, T, K), by a tenth of a small ViT's training step.
     query, key, value = (x.reshape(-1, *x.shape[-2:]) for x in (query, key, value))
-    logits = jnp.einsum("btk,bsk->bts", query, key).astype(jnp.float32)
+    logits = jnp.einsum("btk,bsk->bts", query, key, preferred_element_type=jnp.float32)
     logits = logits.reshape(*batch, num_queries, num_keys) / head_size**0.5
     if mask is not None:
         chex.assert_type(mask, bool)
