@@ -137,14 +137,15 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
     Raises:
         ValueError: naming the file or the field, the value, and what is allowed.
     """
-    config: Any = _call_get_config(path)
+    config = _call_get_config(path)
     if not isinstance(config, ConfigDict | dict):
         raise ValueError(
             f"--config {path!r}: get_config() must return a ConfigDict or a dict, got "
             f"{type(config).__name__}"
         )
+    fields: Any = config
     given = {field: _parse(text) for field, text in overrides.items()}
-    return resolve(flatten(ConfigDict(config)) | given)
+    return resolve(flatten(ConfigDict(fields)) | given)
 
 
 def resolve(given: Mapping[str, Any]) -> Config:
