@@ -1,4 +1,9 @@
-"""A ViT for CIFAR-10 from scratch: patches of 4 pixels, strong augmentation."""
+"""A ViT for CIFAR-10 from scratch: patches of 4 pixels, strong augmentation.
+
+    python train.py --config configs/vit_cifar10.py
+
+Made for a GPU or TPU; `--config.num_steps=20` tries it on a CPU.
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,7 @@
-"""A small ViT on scikit-learn's 8×8 digits: needs no download."""
+"""A small ViT on scikit-learn's 8×8 digits: real data, no download, half a minute.
+
+python train.py --config configs/vit_digits.py
+"""
 
 from ml_collections import ConfigDict
 

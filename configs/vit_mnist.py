@@ -1,4 +1,7 @@
-"""The MNIST ViT, 605,066 parameters, with shifts and a cosine schedule."""
+"""The MNIST ViT, 605,066 parameters, with shifts and a cosine schedule.
+
+python train.py --config configs/vit_mnist.py
+"""
 
 from ml_collections import ConfigDict
 

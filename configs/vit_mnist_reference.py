@@ -1,5 +1,7 @@
 """The MNIST ViT as the lectures train it: a plain recipe, to compare with.
 
+    python train.py --config configs/vit_mnist_reference.py
+
 AdamW with PyTorch's defaults, which decay all parameters alike, and no validation
 split: the curve of the test split over the epochs is what is compared. For a result
 that selects nothing on the test split, train `configs/vit_mnist.py`.
