@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
                 "depth": 3,
                 "num_heads": 4,
                 "dropout_rate": 0.1,
+                # PyTorch code usually draws the embedding with torch.randn.
+                "position_std": 1.0,
             },
             "dataset": {
                 "name": "mnist",
