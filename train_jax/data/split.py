@@ -67,6 +67,7 @@ def absolute_slice(split: str, start: str | None, stop: str | None, size: int) -
 
 
 def check_split_name(base: str, known: Iterable[str], name: str) -> None:
+    """Raise ValueError unless the dataset `name` has the split `base`."""
     if base not in known:
         raise ValueError(
             f"dataset {name!r} has no split {base!r}; it has: {', '.join(known)}"
