@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
                 "num_heads": 12,
                 "mlp_ratio": 2.0,
                 "dropout_rate": 0.1,
+                "embedding_dropout_rate": 0.1,
                 "pool": "mean",
             },
             "dataset": {

@@ -1,5 +1,6 @@
 """The story of a run: data → model → steps → evaluation → checkpoints → report."""
 
+import functools
 import math
 import platform
 from typing import Any
@@ -155,8 +156,7 @@ def _plot(
         folder / "misclassified.png",
     )
     image_BHWC = split.image_BHWC[:8]
-    weights = attention_weights(
-        experiment.model,
+    weights = jax.jit(functools.partial(attention_weights, experiment.model))(
         state.eval_variables,
         normalize(jnp.asarray(image_BHWC), mean=experiment.mean, std=experiment.std),
     )

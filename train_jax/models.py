@@ -57,7 +57,8 @@ def init_variables(
     Raises:
         ValueError: if the model's fields fit neither each other nor the image.
     """
-    return model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    init = jax.jit(functools.partial(model.init, train=False))
+    return init(key, jnp.zeros((1, *image_shape)))
 
 
 def count_parameters(params: Any) -> int:

@@ -55,8 +55,10 @@ class ViT(nn.Module):
         depth: number of encoder blocks L.
         num_heads: number of attention heads; divides the width.
         mlp_ratio: width of the MLPs' hidden layers, as a multiple of `width`.
-        dropout_rate: dropout on the embedded tokens, in the MLPs and on the branches.
+        dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
+        embedding_dropout_rate: dropout on the embedded tokens. The paper has it equal
+            to `dropout_rate`, and none on the attention weights.
         pool: "cls" reads the class token at the end, "mean" the mean of the patches
             (and there is no class token).
         representation_size: width of a tanh layer before the head; none if None.
@@ -77,6 +79,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    embedding_dropout_rate: float = 0.0
     pool: str = "cls"
     representation_size: int | None = None
     position_std: float = 0.3
@@ -102,7 +105,7 @@ class ViT(nn.Module):
         patch_BTE = patchify(image_BHWC.astype(self.dtype), self.patch_size)
         x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(patch_BTE)
         x_BTD = self._add_position(x_BTD)
-        x_BTD = nn.Dropout(self.dropout_rate, deterministic=not train)(x_BTD)
+        x_BTD = nn.Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
         for layer in range(self.depth):
             x_BTD = EncoderBlock(
                 self.num_heads,
@@ -142,7 +145,11 @@ class ViT(nn.Module):
         """Raise ValueError for fields that no image could satisfy."""
         if self.pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {self.pool!r}")
-        for name in ("dropout_rate", "attention_dropout_rate"):
+        for name in (
+            "dropout_rate",
+            "attention_dropout_rate",
+            "embedding_dropout_rate",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
