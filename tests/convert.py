@@ -65,9 +65,10 @@ def vit(state: State) -> Tree:
     embedding = layer(below(state, "embedding"))
     kernel_PPCD = embedding["kernel"]
     embedding["kernel"] = kernel_PPCD.reshape(-1, kernel_PPCD.shape[-1])
+    encoder = {"norm": layer(below(state, "norm"))}
     params = {
         "embedding": embedding,
-        "encoder_norm": layer(below(state, "norm")),
+        "encoder": encoder,
         "head": layer(below(state, "head")),
     }
     for name in ("cls", "pos_embedding"):
@@ -78,7 +79,7 @@ def vit(state: State) -> Tree:
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     for index in blocks:
         block = below(state, f"blocks.{index}")
-        params[f"encoder_block_{index}"] = encoder_block(block)
+        encoder[f"block_{index}"] = encoder_block(block)
     return params
 
 

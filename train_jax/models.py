@@ -87,22 +87,27 @@ def list_layers(
 
     def record(next_fun, args, kwargs, context):
         output = next_fun(*args, **kwargs)
-        path = context.module.path
-        if context.method_name == "__call__" and len(path) == 1:
-            params = variables["params"].get(path[0], {})
-            kind = type(context.module).__name__
-            shape = tuple(output.shape)
-            rows.append(LayerRow(path[0], kind, shape, count_parameters(params)))
+        module = context.module
+        if context.method_name == "__call__" and _is_listed(module):
+            params = module.variables.get("params", {})
+            kind, shape = type(module).__name__, tuple(output.shape)
+            name = "/".join(module.path)
+            rows.append(LayerRow(name, kind, shape, count_parameters(params)))
         return output
 
     with nn.intercept_methods(record):
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
-    modules = [row for row in rows if row.num_params]
-    names = {row.name for row in modules}
     own = [
         LayerRow(name, "parameter", leaf.shape, count_parameters(leaf))
         for name, leaf in variables["params"].items()
-        if name not in names
+        if isinstance(leaf, jax.Array)
     ]
-    return own + modules
+    return own + [row for row in rows if row.num_params]
+
+
+def _is_listed(module: nn.Module) -> bool:
+    """Whether a module is a layer: a part of the model, or of a stack in it."""
+    stacks = (vit_jax.Encoder, vit_jax.Decoder)
+    is_inside = isinstance(module.parent, stacks) or len(module.path) == 1
+    return is_inside and not isinstance(module, stacks)

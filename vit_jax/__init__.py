@@ -2,10 +2,15 @@
 
 from vit_jax.attention import MultiHeadAttention as MultiHeadAttention
 from vit_jax.attention import causal_mask as causal_mask
+from vit_jax.attention import combine_masks as combine_masks
 from vit_jax.attention import dot_product_attention as dot_product_attention
 from vit_jax.attention import padding_mask as padding_mask
+from vit_jax.transformer import Decoder as Decoder
+from vit_jax.transformer import DecoderBlock as DecoderBlock
+from vit_jax.transformer import Encoder as Encoder
 from vit_jax.transformer import EncoderBlock as EncoderBlock
 from vit_jax.transformer import MlpBlock as MlpBlock
+from vit_jax.transformer import Transformer as Transformer
 from vit_jax.vit import ViT as ViT
 from vit_jax.vit import ViT_B16 as ViT_B16
 from vit_jax.vit import ViT_B32 as ViT_B32

@@ -47,6 +47,28 @@ def padding_mask(lengths_B: Array, num_keys: int) -> Array:
     return mask_BS[:, None, None, :]
 
 
+def combine_masks(*masks: Array | None) -> Array | None:
+    """Allow only what every mask allows.
+
+    Args:
+        *masks: bool, each (T, S) or (B, N, T, S), where B, N, T and S may be 1; None
+            allows everything.
+
+    Returns:
+        The joint mask in the shape they broadcast to; None if all of them are None.
+    """
+    joint = None
+    for mask in masks:
+        if mask is None:
+            continue
+        chex.assert_type(mask, bool)
+        chex.assert_rank(mask, {2, 4})
+        if joint is not None and joint.ndim != mask.ndim:
+            joint, mask = (m if m.ndim == 4 else m[None, None] for m in (joint, mask))
+        joint = mask if joint is None else joint & mask
+    return joint
+
+
 def dot_product_attention(
     query: Array,
     key: Array,
@@ -103,7 +125,8 @@ class MultiHeadAttention(nn.Module):
     """Several attention heads side by side, then a projection of their outputs.
 
     The weights of the last call lie in the collection `intermediates` under
-    `attention_weights` when that collection is mutable.
+    `attention_weights` when that collection is mutable. Keys and values for decoding
+    token by token lie in the collection `cache`.
 
     Attributes:
         num_heads: number of heads N; divides the width D.
@@ -125,6 +148,7 @@ class MultiHeadAttention(nn.Module):
         mask: Array | None = None,
         *,
         train: bool = False,
+        decode: bool = False,
     ) -> Array:
         """Attend from every token of the query to the memory.
 
@@ -135,6 +159,10 @@ class MultiHeadAttention(nn.Module):
             mask: bool, True where a query may attend: (T, S) for all alike, or four
                 axes that broadcast to (B, N, T, S).
             train: whether dropout is active.
+            decode: whether the query's tokens follow on those of earlier calls. The
+                first call lays out an empty cache of T tokens, and keeps the memory's
+                keys and values where there is a memory. Every later one attends from
+                its tokens to all that came before, and to themselves.
 
         Returns:
             out_BTD in the compute dtype.
@@ -144,7 +172,8 @@ class MultiHeadAttention(nn.Module):
                 mask has neither two nor four axes.
         """
         chex.assert_rank(query_BTD, 3)
-        memory_BSD = query_BTD if memory_BSD is None else memory_BSD
+        is_self_attention = memory_BSD is None
+        memory_BSD = query_BTD if is_self_attention else memory_BSD
         width = query_BTD.shape[-1]
         chex.assert_shape(memory_BSD, (query_BTD.shape[0], None, width))
         if self.num_heads < 1 or width % self.num_heads:
@@ -161,6 +190,12 @@ class MultiHeadAttention(nn.Module):
         query_BNTK = self._heads("query", query_BTD)
         key_BNSK = self._heads("key", memory_BSD)
         value_BNSK = self._heads("value", memory_BSD)
+        if decode and is_self_attention:
+            key_BNSK, value_BNSK, past_TS = self._append(key_BNSK, value_BNSK)
+            mask = combine_masks(past_TS, mask)
+        elif decode:
+            key_BNSK = self.variable("cache", "key", lambda: key_BNSK).value
+            value_BNSK = self.variable("cache", "value", lambda: value_BNSK).value
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         out_BNTK, weights_BNTS = dot_product_attention(
             query_BNTK,
@@ -182,3 +217,25 @@ class MultiHeadAttention(nn.Module):
         x_BTD = Dense(width, dtype=self.dtype, name=name)(x_BTD)
         x_BTNK = x_BTD.reshape(batch, length, self.num_heads, width // self.num_heads)
         return x_BTNK.swapaxes(1, 2)
+
+    def _append(self, key_BNTK: Array, value_BNTK: Array) -> tuple[Array, Array, Array]:
+        """Put the new tokens' keys and values into the cache, behind the earlier ones.
+
+        Returns:
+            key_BNSK, value_BNSK: the whole cache.
+            past_TS: bool, which of it each of the new tokens may attend to.
+        """
+        is_laid_out = self.has_variable("cache", "index")
+        key = self.variable("cache", "key", jnp.zeros_like, key_BNTK)
+        value = self.variable("cache", "value", jnp.zeros_like, value_BNTK)
+        index = self.variable("cache", "index", jnp.zeros, (), jnp.int32)
+        num_tokens = key_BNTK.shape[2]
+        if not is_laid_out:
+            return key_BNTK, value_BNTK, causal_mask(num_tokens)
+        start = (0, 0, index.value, 0)
+        key.value = jax.lax.dynamic_update_slice(key.value, key_BNTK, start)
+        value.value = jax.lax.dynamic_update_slice(value.value, value_BNTK, start)
+        position_T = index.value + jnp.arange(num_tokens)
+        index.value += num_tokens
+        past_TS = jnp.arange(key.value.shape[2])[None, :] <= position_T[:, None]
+        return key.value, value.value, past_TS

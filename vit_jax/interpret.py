@@ -1,32 +1,48 @@
 """Look into a trained model: what its tokens attend to."""
 
+import fnmatch
+import re
 from typing import Any
 
 import chex
 import flax.linen as nn
+import flax.traverse_util
 import jax
 
 Array = jax.Array
 
 
 def attention_weights(
-    model: nn.Module, variables: Any, image_BHWC: Array
+    model: nn.Module,
+    variables: Any,
+    *inputs: Array,
+    where: str = "*encoder/block_*/attention",
 ) -> list[Array]:
     """Capture the attention weights of every layer in one forward pass.
 
     Args:
         model: a model made of `MultiHeadAttention`, such as `ViT`.
         variables: its variables.
-        image_BHWC: normalised images.
+        *inputs: what the model is called with, normalised images for instance.
+        where: which of its attention modules, by a pattern for their paths; an
+            encoder's by default, "decoder/block_*/cross_attention" for a decoder's.
 
     Returns:
-        weights_BNTT of each layer, the first layer first; empty for a model without
-        attention. Every row sums to 1.
+        weights_BNTS of each layer, the first layer first; empty for a model without
+        such modules. Every row sums to 1.
     """
-    chex.assert_rank(image_BHWC, 4)
     captured: Any = model.apply(
-        variables, image_BHWC, train=False, mutable=["intermediates"]
+        variables, *inputs, train=False, mutable=["intermediates"]
     )[1]
-    blocks = captured.get("intermediates", {})
-    names = sorted(blocks, key=lambda name: int(name.rpartition("_")[2]))
-    return [blocks[name]["attention"]["attention_weights"][0] for name in names]
+    leaves: dict[str, Any] = flax.traverse_util.flatten_dict(
+        captured.get("intermediates", {}), sep="/"
+    )
+    paths = fnmatch.filter(leaves, f"{where}/attention_weights")
+    weights = [leaves[path][0] for path in sorted(paths, key=_by_number)]
+    chex.assert_rank(weights, 4)
+    return weights
+
+
+def _by_number(path: str) -> list[str | int]:
+    """Sort block_10 behind block_9."""
+    return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]

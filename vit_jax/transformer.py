@@ -1,8 +1,10 @@
-"""The Transformer's blocks.
+"""The Transformer: its blocks, the stacks of them, encoder and decoder together.
 
-References: arXiv:1706.03762; the pre-norm form is that of arXiv:2010.11929.
+References: "Attention Is All You Need", arXiv:1706.03762.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention import MultiHeadAttention
+from vit_jax.attention import MultiHeadAttention, causal_mask, combine_masks
 from vit_jax.dense import Dense
 
 Array = jax.Array
@@ -22,7 +24,7 @@ class MlpBlock(nn.Module):
 
     Attributes:
         hidden_size: width F of the hidden layer.
-        dropout_rate: dropout after the nonlinearity and on the output.
+        dropout_rate: dropout after the nonlinearity.
         activation: the nonlinearity; by default GELU in its tanh form, as in the
             ViT authors' code.
         dtype: dtype of the computation; parameters stay float32.
@@ -48,37 +50,98 @@ class MlpBlock(nn.Module):
         h_BTF = dropout(self.activation(h_BTF))
         out_BTD = Dense(x_BTD.shape[-1], dtype=self.dtype, name="out")(h_BTF)
         chex.assert_shape(out_BTD, x_BTD.shape)
-        return nn.Dropout(self.dropout_rate, deterministic=not train)(out_BTD)
+        return out_BTD
 
 
-class EncoderBlock(nn.Module):
-    """Self-attention, then an MLP, each with LayerNorm before and a residual around.
-
-    The residual is the block's own input, not the normalised one.
+class TransformerModule(nn.Module, kw_only=True):
+    """What the blocks and the stacks of them have in common.
 
     Attributes:
-        num_heads: number of attention heads; divides the width D.
-        mlp_size: width F of the MLP's hidden layer.
-        dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
+        num_heads: number of attention heads N; divides the width D.
+        mlp_size: width F of the MLPs' hidden layers; None for no MLPs at all.
+        activation: the MLPs' nonlinearity.
+        norm: where LayerNorm stands: "pre", before each sublayer (arXiv:2010.11929),
+            "post", after its residual (arXiv:1706.03762), or "none".
+        residual: whether a sublayer's own input, not the normalised one, is added to
+            its output.
+        dropout_rate: dropout on each sublayer's output and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
-        dtype: dtype of the computation; parameters and LayerNorm stay float32.
-
-    References: arXiv:2010.11929, eq. 2 and 3.
+        norm_epsilon: added to the variance in LayerNorm.
+        dtype: dtype of the computation; parameters and LayerNorm statistics stay
+            float32.
     """
 
     num_heads: int
-    mlp_size: int
+    mlp_size: int | None
+    activation: Callable[[Array], Array] = nn.gelu
+    norm: str = "pre"
+    residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    def _shared_fields(self) -> dict[str, Any]:
+        """The fields above, to build a part from."""
+        names = {field.name for field in dataclasses.fields(TransformerModule)}
+        return {name: getattr(self, name) for name in names - {"parent", "name"}}
+
+    def _normalize(self, name: str, x_BTD: Array) -> Array:
+        """Apply a LayerNorm, unless there are none."""
+        if self.norm not in ("pre", "post", "none"):
+            raise ValueError(f"norm must be 'pre', 'post' or 'none', got {self.norm!r}")
+        if self.norm == "none":
+            return x_BTD
+        norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
+        return norm(x_BTD)
+
+    def _sublayer(
+        self, name: str, function: Callable[[Array], Array], x_BTD: Array, train: bool
+    ) -> Array:
+        """Put LayerNorm, dropout and residual around a function of the tokens."""
+        normalize = functools.partial(self._normalize, f"{name}_norm")
+        y_BTD = function(x_BTD if self.norm == "post" else normalize(x_BTD))
+        y_BTD = nn.Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
+        y_BTD = x_BTD + y_BTD if self.residual else y_BTD
+        return normalize(y_BTD) if self.norm == "post" else y_BTD
+
+    def _attend(
+        self, name: str, x_BTD: Array, *args: Any, train: bool, **kwargs: Any
+    ) -> Array:
+        """Apply the sublayer of a `MultiHeadAttention`."""
+        attention = MultiHeadAttention(
+            self.num_heads,
+            dropout_rate=self.attention_dropout_rate,
+            dtype=self.dtype,
+            name=name,
+        )
+        return self._sublayer(
+            name, lambda y: attention(y, *args, train=train, **kwargs), x_BTD, train
+        )
+
+    def _transform(self, x_BTD: Array, *, train: bool) -> Array:
+        """Apply the sublayer of the MLP, if there is one."""
+        if self.mlp_size is None:
+            return x_BTD
+        mlp = MlpBlock(
+            self.mlp_size,
+            dropout_rate=self.dropout_rate,
+            activation=self.activation,
+            dtype=self.dtype,
+            name="mlp",
+        )
+        return self._sublayer("mlp", functools.partial(mlp, train=train), x_BTD, train)
+
+
+class EncoderBlock(TransformerModule, kw_only=True):
+    """Self-attention, then an MLP, each with LayerNorm and a residual around it.
+
+    References: arXiv:1706.03762, section 3.1; arXiv:2010.11929, eq. 2 and 3.
+    """
 
     @nn.compact
     def __call__(
-        self,
-        x_BTD: Array,
-        mask: Array | None = None,
-        *,
-        train: bool = False,
+        self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
     ) -> Array:
         """Encode the tokens once.
 
@@ -89,23 +152,172 @@ class EncoderBlock(nn.Module):
             out_BTD in the compute dtype.
         """
         chex.assert_rank(x_BTD, 3)
-        y_BTD = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x_BTD)
-        y_BTD = MultiHeadAttention(
-            self.num_heads,
-            dropout_rate=self.attention_dropout_rate,
-            dtype=self.dtype,
-            name="attention",
-        )(y_BTD, mask=mask, train=train)
-        y_BTD = nn.Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
-        x_BTD = x_BTD + y_BTD
-
-        y_BTD = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x_BTD)
-        y_BTD = MlpBlock(
-            self.mlp_size,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-            name="mlp",
-        )(y_BTD, train=train)
-        out_BTD = x_BTD + y_BTD
+        out_BTD = self._attend("attention", x_BTD, mask=mask, train=train)
+        out_BTD = self._transform(out_BTD, train=train)
         chex.assert_shape(out_BTD, x_BTD.shape)
+        return out_BTD
+
+
+class DecoderBlock(TransformerModule, kw_only=True):
+    """Self-attention, attention to a memory if there is one, then an MLP.
+
+    References: arXiv:1706.03762, section 3.1.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        memory_BSD: Array | None = None,
+        mask: Array | None = None,
+        memory_mask: Array | None = None,
+        *,
+        train: bool = False,
+        decode: bool = False,
+    ) -> Array:
+        """Decode the tokens once.
+
+        Args:
+            memory_BSD: the encoder's output; without one the attention to it, and its
+                parameters, are left out.
+            mask: between the tokens themselves, see `MultiHeadAttention`.
+            memory_mask: from the tokens to the memory.
+            decode: see `MultiHeadAttention`.
+
+        Returns:
+            out_BTD in the compute dtype.
+        """
+        chex.assert_rank(x_BTD, 3)
+        how = {"train": train, "decode": decode}
+        out_BTD = self._attend("attention", x_BTD, mask=mask, **how)
+        if memory_BSD is not None:
+            out_BTD = self._attend(
+                "cross_attention", out_BTD, memory_BSD, memory_mask, **how
+            )
+        out_BTD = self._transform(out_BTD, train=train)
+        chex.assert_shape(out_BTD, x_BTD.shape)
+        return out_BTD
+
+
+class Encoder(TransformerModule, kw_only=True):
+    """A stack of encoder blocks: alone, what BERT and ViT are made of.
+
+    Attributes:
+        depth: number of blocks L.
+        final_norm: whether a LayerNorm stands at the end.
+
+    References: arXiv:1706.03762, section 3.1.
+    """
+
+    depth: int
+    final_norm: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
+    ) -> Array:
+        """Encode the tokens; see `EncoderBlock`."""
+        for layer in range(self.depth):
+            block = EncoderBlock(**self._shared_fields(), name=f"block_{layer}")
+            x_BTD = block(x_BTD, mask, train=train)
+        return self._normalize("norm", x_BTD) if self.final_norm else x_BTD
+
+
+class Decoder(TransformerModule, kw_only=True):
+    """A stack of decoder blocks: called without a memory, what GPT is made of.
+
+    Attributes:
+        depth: number of blocks L.
+        causal: whether each token sees only those before it and itself.
+        final_norm: whether a LayerNorm stands at the end.
+
+    References: arXiv:1706.03762, section 3.1.
+    """
+
+    depth: int
+    causal: bool = True
+    final_norm: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        memory_BSD: Array | None = None,
+        mask: Array | None = None,
+        memory_mask: Array | None = None,
+        *,
+        train: bool = False,
+        decode: bool = False,
+    ) -> Array:
+        """Decode the tokens; see `DecoderBlock`. A mask adds to the causal one."""
+        if self.causal and not decode:
+            mask = combine_masks(causal_mask(x_BTD.shape[1]), mask)
+        for layer in range(self.depth):
+            block = DecoderBlock(**self._shared_fields(), name=f"block_{layer}")
+            x_BTD = block(
+                x_BTD, memory_BSD, mask, memory_mask, train=train, decode=decode
+            )
+        return self._normalize("norm", x_BTD) if self.final_norm else x_BTD
+
+
+class Transformer(TransformerModule, kw_only=True):
+    """Encoder and decoder together; the defaults are those of the paper.
+
+    Attributes:
+        encoder_depth: number of blocks of the encoder.
+        decoder_depth: number of blocks of the decoder.
+        causal: whether the decoder is.
+        final_norm: whether encoder and decoder end in a LayerNorm. PyTorch's do; the
+            paper's, whose blocks end in one already, do not.
+
+    References: arXiv:1706.03762, figure 1.
+    """
+
+    num_heads: int = 8
+    mlp_size: int | None = 2048
+    activation: Callable[[Array], Array] = nn.relu
+    norm: str = "post"
+    dropout_rate: float = 0.1
+    encoder_depth: int = 6
+    decoder_depth: int = 6
+    causal: bool = True
+    final_norm: bool = False
+
+    def setup(self) -> None:
+        """Make encoder and decoder, which can also be called one by one."""
+        fields = {**self._shared_fields(), "final_norm": self.final_norm}
+        self.encoder = Encoder(depth=self.encoder_depth, **fields)
+        self.decoder = Decoder(depth=self.decoder_depth, causal=self.causal, **fields)
+
+    def __call__(
+        self,
+        source_BSD: Array,
+        target_BTD: Array,
+        source_mask: Array | None = None,
+        target_mask: Array | None = None,
+        memory_mask: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
+        """Encode the source, and decode the target with an eye on it.
+
+        Args:
+            source_BSD: embedded tokens, D = width.
+            target_BTD: likewise, shifted so that token t may be told from those
+                before it.
+            source_mask: (S, S) or (B, N, S, S), True where a token may attend;
+                `padding_mask` makes one, `combine_masks` joins several.
+            target_mask: (T, T) or (B, N, T, T), on top of the causal one.
+            memory_mask: (T, S) or (B, N, T, S), from the target to the source.
+            train: whether dropout is active.
+
+        Returns:
+            out_BTD in the compute dtype.
+        """
+        chex.assert_rank([source_BSD, target_BTD], 3)
+        memory_BSD = self.encoder(source_BSD, source_mask, train=train)
+        out_BTD = self.decoder(
+            target_BTD, memory_BSD, target_mask, memory_mask, train=train
+        )
+        chex.assert_shape(out_BTD, target_BTD.shape)
         return out_BTD

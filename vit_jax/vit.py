@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.dense import Dense
-from vit_jax.transformer import EncoderBlock
+from vit_jax.transformer import Encoder
 
 Array = jax.Array
 
@@ -106,17 +106,15 @@ class ViT(nn.Module):
         x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(patch_BTE)
         x_BTD = self._add_position(x_BTD)
         x_BTD = nn.Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
-        for layer in range(self.depth):
-            x_BTD = EncoderBlock(
-                self.num_heads,
-                mlp_size=round(self.mlp_ratio * self.width),
-                dropout_rate=self.dropout_rate,
-                attention_dropout_rate=self.attention_dropout_rate,
-                dtype=self.dtype,
-                name=f"encoder_block_{layer}",
-            )(x_BTD, train=train)
-
-        x_BTD = nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x_BTD)
+        x_BTD = Encoder(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_size=round(self.mlp_ratio * self.width),
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            dtype=self.dtype,
+            name="encoder",
+        )(x_BTD, train=train)
         x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(axis=1)
         if self.representation_size is not None:
             x_BD = Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(

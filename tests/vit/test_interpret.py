@@ -21,10 +21,11 @@ def test_every_layer_in_order_with_rows_that_sum_to_one():
     np.testing.assert_allclose(np.stack(layers).sum(axis=-1), 1, atol=1e-6)
 
     # The weights of a layer depend on the layers before it, and on no later one.
-    changed = dict(variables["params"])
-    block = changed[f"encoder_block_{DEPTH - 2}"]
-    changed[f"encoder_block_{DEPTH - 2}"] = jax.tree.map(lambda x: 2 * x, block)
-    others = capture({"params": changed}, IMAGE_BHWC)
+    encoder = dict(variables["params"]["encoder"])
+    name = f"block_{DEPTH - 2}"
+    encoder[name] = jax.tree.map(lambda x: 2 * x, encoder[name])
+    changed = {"params": variables["params"] | {"encoder": encoder}}
+    others = capture(changed, IMAGE_BHWC)
     same = [np.array_equal(a, b) for a, b in zip(layers, others, strict=True)]
     assert same == [True] * (DEPTH - 2) + [False, False]
 

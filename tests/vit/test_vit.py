@@ -148,7 +148,10 @@ def test_vit_has_a_class_token_only_where_it_reads_one():
     assert _variables("mean")["params"]["pos_embedding"].shape == (1, 6, 16)
 
 
-@pytest.mark.parametrize("field", ["dropout_rate", "attention_dropout_rate"])
+DROPOUT_RATES = ["dropout_rate", "attention_dropout_rate", "embedding_dropout_rate"]
+
+
+@pytest.mark.parametrize("field", DROPOUT_RATES)
 def test_vit_drops_only_in_training_and_by_the_key(field):
     module = _vit(**{field: 0.3})
     exact_BY = apply(module, _variables(), IMAGE_BHWC)
@@ -163,13 +166,15 @@ def test_vit_drops_only_in_training_and_by_the_key(field):
     assert jnp.abs(train(0) - exact_BY).max() > 1e-3
 
 
-def test_vit_drops_embedded_tokens():
-    module = _vit(depth=0, dropout_rate=0.5, pool="mean", num_classes=16)
+@pytest.mark.parametrize("field", DROPOUT_RATES)
+def test_vit_drops_embedded_tokens_at_their_own_rate(field):
+    module = _vit(depth=0, pool="mean", num_classes=16, **{field: 0.5})
     variables = modules.variables(module, *IMAGE_BHWC.shape)
     rngs = {"dropout": jax.random.key(0)}
     exact_BY = apply(module, variables, IMAGE_BHWC)
     logits_BY = apply(module, variables, IMAGE_BHWC, train=True, rngs=rngs)
-    assert jnp.abs(logits_BY - exact_BY).max() > 1e-2
+    changed = jnp.abs(logits_BY - exact_BY).max() > 1e-2
+    assert changed == (field == "embedding_dropout_rate")
 
 
 @pytest.mark.parametrize("pool, num_tokens", [("cls", 7), ("mean", 6)])
@@ -179,8 +184,8 @@ def test_vit_capture_leaves_the_logits_as_they_are(pool, num_tokens):
         module, variables, IMAGE_BHWC, mutable=("intermediates",)
     )
     np.testing.assert_array_equal(logits_BY, apply(module, variables, IMAGE_BHWC))
-    blocks = captured["intermediates"]
-    assert set(blocks) == {"encoder_block_0", "encoder_block_1"}
+    blocks = captured["intermediates"]["encoder"]
+    assert set(blocks) == {"block_0", "block_1"}
     for block in blocks.values():
         (weights_BNTS,) = block["attention"]["attention_weights"]
         assert weights_BNTS.shape == (3, 4, num_tokens, num_tokens)
@@ -200,7 +205,7 @@ def test_vit_computes_in_bfloat16_with_float32_parameters_and_logits():
         capture_intermediates=True,
     )
     assert logits_BY.dtype == jnp.float32
-    (x_BTD,) = captured["intermediates"]["encoder_block_1"]["__call__"]
+    (x_BTD,) = captured["intermediates"]["encoder"]["block_1"]["__call__"]
     assert x_BTD.dtype == jnp.bfloat16
     exact_BY = apply(_vit(representation_size=12), variables, IMAGE_BHWC)
     np.testing.assert_allclose(logits_BY, exact_BY, atol=0.05)
