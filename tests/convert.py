@@ -52,12 +52,46 @@ def encoder_block(state: State) -> Tree:
     return {
         "attention": multi_head_attention(below(state, "self_attn")),
         "attention_norm": layer(below(state, "norm1")),
-        "mlp": {
-            "hidden": layer(below(state, "linear1")),
-            "out": layer(below(state, "linear2")),
-        },
+        "mlp": _mlp(state),
         "mlp_norm": layer(below(state, "norm2")),
     }
+
+
+def decoder_block(state: State) -> Tree:
+    """Convert `torch.nn.TransformerDecoderLayer`."""
+    return {
+        "attention": multi_head_attention(below(state, "self_attn")),
+        "attention_norm": layer(below(state, "norm1")),
+        "cross_attention": multi_head_attention(below(state, "multihead_attn")),
+        "cross_attention_norm": layer(below(state, "norm2")),
+        "mlp": _mlp(state),
+        "mlp_norm": layer(below(state, "norm3")),
+    }
+
+
+def transformer(state: State) -> Tree:
+    """Convert `torch.nn.Transformer`."""
+    return {
+        "encoder": _stack(below(state, "encoder"), encoder_block),
+        "decoder": _stack(below(state, "decoder"), decoder_block),
+    }
+
+
+def _mlp(state: State) -> Tree:
+    return {
+        "hidden": layer(below(state, "linear1")),
+        "out": layer(below(state, "linear2")),
+    }
+
+
+def _stack(state: State, convert_block: Callable[[State], Tree]) -> Tree:
+    """Convert `torch.nn.TransformerEncoder` or `torch.nn.TransformerDecoder`."""
+    indices = {name.split(".")[1] for name in state if name.startswith("layers.")}
+    blocks = {
+        f"block_{index}": convert_block(below(state, f"layers.{index}"))
+        for index in indices
+    }
+    return {"norm": layer(below(state, "norm"))} | blocks
 
 
 def vit(state: State) -> Tree:
@@ -65,10 +99,9 @@ def vit(state: State) -> Tree:
     embedding = layer(below(state, "embedding"))
     kernel_PPCD = embedding["kernel"]
     embedding["kernel"] = kernel_PPCD.reshape(-1, kernel_PPCD.shape[-1])
-    encoder = {"norm": layer(below(state, "norm"))}
     params = {
         "embedding": embedding,
-        "encoder": encoder,
+        "encoder": _stack(below(state, "encoder"), encoder_block),
         "head": layer(below(state, "head")),
     }
     for name in ("cls", "pos_embedding"):
@@ -76,10 +109,6 @@ def vit(state: State) -> Tree:
             params[name] = state[name]
     if "pre_logits.weight" in state:
         params["pre_logits"] = layer(below(state, "pre_logits"))
-    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    for index in blocks:
-        block = below(state, f"blocks.{index}")
-        encoder[f"block_{index}"] = encoder_block(block)
     return params
 
 

@@ -82,16 +82,82 @@ def multi_head_attention(
     return _record(rng, module, forward, tokens) | _input(mask=allowed)
 
 
-def encoder_block(rng: np.random.Generator, mask: str | None) -> Record:
-    """Record `TransformerEncoderLayer`."""
+def encoder_block(rng: np.random.Generator, norm: str, mask: str | None) -> Record:
+    """Record `TransformerEncoderLayer`: pre-norm as in ViT, post-norm as by default."""
     allowed = _mask(rng, mask, (2, 1, 5, 5))
 
     def forward(module, x):
+        if mask == "padding":
+            return {"out": module(x, src_key_padding_mask=~allowed[:, 0, 0])}
         return {"out": module(x, None if allowed is None else ~allowed)}
 
-    module = torch_models.encoder_layer(16, 4, 24)
+    module = nn.TransformerEncoderLayer(16, 4, 24, **_layer(norm))
     tokens = {"x": _normal(rng, 2, 5, 16)}
     return _record(rng, module, forward, tokens) | _input(mask=allowed)
+
+
+def decoder_block(rng: np.random.Generator, norm: str, masks: dict[str, str]) -> Record:
+    """Record `TransformerDecoderLayer`."""
+    allowed = _masks(rng, masks)
+
+    def forward(module, x, memory):
+        return {"out": module(x, memory, **_torch_masks(allowed))}
+
+    module = nn.TransformerDecoderLayer(8, 2, 12, **_layer(norm))
+    tokens = {"x": _normal(rng, 2, 5, 8), "memory": _normal(rng, 2, 7, 8)}
+    return _record(rng, module, forward, tokens) | _input(**allowed)
+
+
+def transformer(
+    rng: np.random.Generator,
+    norm: str,
+    masks: dict[str, str],
+    width: int,
+    num_heads: int,
+    mlp_size: int,
+    depth: int,
+) -> Record:
+    """Record `Transformer`."""
+    allowed = _masks(rng, masks)
+
+    def forward(module, source, target):
+        return {"out": module(source, target, **_torch_masks(allowed))}
+
+    module = nn.Transformer(width, num_heads, depth, depth, mlp_size, **_layer(norm))
+    num_source = 7 if masks else 5
+    tokens = {
+        "source": _normal(rng, 2, num_source, width),
+        "target": _normal(rng, 2, 5, width),
+    }
+    return _record(rng, module, forward, tokens) | _input(**allowed)
+
+
+def _layer(norm: str) -> dict[str, Any]:
+    """Choose the arguments of a layer: pre-norm as in ViT, post-norm by default."""
+    if norm == "pre":
+        return torch_models.VIT_LAYER
+    return {"dropout": 0.0, "activation": nn.ReLU(), "batch_first": True}
+
+
+def _masks(rng: np.random.Generator, kinds: dict[str, str]) -> dict[str, Tensor]:
+    """Make the masks of five target and seven source tokens, by name."""
+    shapes = {"source": (7, 7), "target": (5, 5), "memory": (5, 7)}
+    return {
+        f"{name}_mask": _mask(rng, kind, shapes[name.removesuffix("_padding")])
+        for name, kind in kinds.items()
+    }
+
+
+def _torch_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn them into PyTorch's arguments, whose masks are True where one may not."""
+    arguments = {}
+    for name, allowed in masks.items():
+        name = name.replace("source", "src").replace("target", "tgt")
+        if name.endswith("_padding_mask"):
+            name = name.replace("_padding_mask", "_key_padding_mask")
+            allowed = allowed[:, 0, 0]
+        arguments[name] = ~allowed
+    return arguments
 
 
 def vit(rng: np.random.Generator, image_shape: tuple, **model: Any) -> Record:
@@ -131,6 +197,14 @@ def _record(
         for name, tensor in module.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
+    margins = [np.inf]
+
+    def measure_margin(relu, inputs):
+        margins.append(inputs[0].detach().abs().min().item())
+
+    for layer in module.modules():
+        if isinstance(layer, nn.ReLU):
+            layer.register_forward_pre_hook(measure_margin)
     outputs = forward(module, **tensors)
     out = next(iter(outputs.values()))
     cotangent = _normal(rng, *out.shape) / np.float32(len(out))
@@ -139,6 +213,7 @@ def _record(
         **state,
         **_input(**inputs),
         "cotangent": cotangent,
+        "relu_margin": min(margins),
         **{f"output/{name}": x.detach().numpy() for name, x in outputs.items()},
         **{f"grad_input/{name}": x.grad.numpy() for name, x in tensors.items()},
         **{f"grad/{name}": x.grad.numpy() for name, x in module.named_parameters()},
@@ -149,14 +224,11 @@ def _record_with_statistics(
     rng: np.random.Generator, module: nn.Module, image: np.ndarray
 ) -> Record:
     """Record a module with BatchNorm: evaluation, then one training step."""
-    eval_output, counts, margins = {}, {}, []
+    eval_output, counts = {}, {}
 
     def count(name, norm, inputs):
         values = inputs[0].numel() // norm.num_features
         counts[f"count/{name}"] = np.int32(values)
-
-    def measure_margin(relu, inputs):
-        margins.append(inputs[0].detach().abs().min().item())
 
     def forward(module, image):
         module.eval()
@@ -166,8 +238,6 @@ def _record_with_statistics(
         for name, layer in module.named_modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.register_forward_pre_hook(functools.partial(count, name))
-            if isinstance(layer, nn.ReLU):
-                layer.register_forward_pre_hook(measure_margin)
         return _on_images(module, image)
 
     recorded = _record(rng, module, forward, {"image": image})
@@ -176,8 +246,7 @@ def _record_with_statistics(
         for name, buffer in module.named_buffers()
         if not name.endswith("num_batches_tracked")
     }
-    margin = {"relu_margin": min(margins)}
-    return recorded | eval_output | after | counts | margin
+    return recorded | eval_output | after | counts
 
 
 def _on_images(module: nn.Module, image: Tensor) -> dict[str, Tensor]:
@@ -233,6 +302,8 @@ MAKERS: list[tuple[dict[str, dict], Callable[..., Record]]] = [
     (parity.ATTENTION, attention),
     (parity.MULTI_HEAD_ATTENTION, multi_head_attention),
     (parity.ENCODER_BLOCK, encoder_block),
+    (parity.DECODER_BLOCK, decoder_block),
+    (parity.TRANSFORMER, transformer),
     (parity.VIT | parity.VIT_LIVE, vit),
     (parity.RESNET_BLOCK, resnet_block),
     (parity.RESNET | parity.RESNET_LIVE, resnet),

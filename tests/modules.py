@@ -19,14 +19,21 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(rng.standard_normal(shape, dtype=np.float32))
 
 
-def shapes(module: nn.Module, *shape: int, **kwargs: Any) -> dict[str, Any]:
-    """Compute the shapes of what init returns, allocating nothing."""
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
+    """Compute the shapes of what init returns, allocating nothing.
+
+    Args:
+        module: the module.
+        *inputs: the arrays it is called with; numbers stand for the shape of one.
+        **kwargs: further arguments of the call.
+    """
+    if all(isinstance(number, int) for number in inputs):
+        inputs = (jax.ShapeDtypeStruct(inputs, jnp.float32),)
     init = functools.partial(module.init, **kwargs)
-    return jax.eval_shape(init, jax.random.key(0), x)
+    return jax.eval_shape(init, jax.random.key(0), *inputs)
 
 
-def variables(module: nn.Module, *shape: int) -> dict[str, Any]:
+def variables(module: nn.Module, *inputs: Any) -> dict[str, Any]:
     """Give every variable a random value that it does not have by default."""
     rng = np.random.default_rng(1)
 
@@ -41,7 +48,7 @@ def variables(module: nn.Module, *shape: int) -> dict[str, Any]:
             x *= 0.5
         return jnp.asarray(x, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes(module, *shape))
+    return jax.tree_util.tree_map_with_path(draw, shapes(module, *inputs))
 
 
 def apply(

@@ -35,9 +35,53 @@ MULTI_HEAD_ATTENTION = {
     "mha_cross": {"cross": True, "mask": None},
     "mha_cross_padding": {"cross": True, "mask": "padding"},
 }
-ENCODER_BLOCK = {
-    "encoder_block": {"mask": None},
-    "encoder_block_causal": {"mask": "causal"},
+ENCODER_BLOCK: dict[str, dict[str, Any]] = {
+    "encoder_block": {"norm": "pre", "mask": None},
+    "encoder_block_causal": {"norm": "pre", "mask": "causal"},
+    "encoder_block_post": {"norm": "post", "mask": None},
+    "encoder_block_post_padding": {"norm": "post", "mask": "padding"},
+}
+# Of the target to itself and to the memory, or of the source to itself; a name with
+# "padding" in it stands for PyTorch's mask of keys, which is joined to the other one.
+_decoder_masks = {
+    "unmasked": {},
+    "causal": {"target": "causal"},
+    "target_padding": {"target_padding": "padding"},
+    "memory": {"memory": "random"},
+    "memory_padding": {"memory_padding": "padding"},
+}
+_all_masks = {
+    "source": "random",
+    "source_padding": "padding",
+    "target": "causal",
+    "target_padding": "padding",
+    "memory": "random",
+    "memory_padding": "padding",
+}
+_transformer_masks = _decoder_masks | {
+    "source": {"source": "random"},
+    "source_padding": {"source_padding": "padding"},
+    "all": _all_masks,
+}
+DECODER_BLOCK = {
+    f"decoder_block_{norm}_{name}": {"norm": norm, "masks": masks}
+    for norm in ("pre", "post")
+    for name, masks in _decoder_masks.items()
+}
+_small = {"width": 8, "num_heads": 2, "mlp_size": 12, "depth": 1}
+TRANSFORMER = {
+    f"transformer_{norm}_{name}": {"norm": norm, "masks": masks, **_small}
+    for norm in ("pre", "post")
+    for name, masks in _transformer_masks.items()
+} | {
+    "transformer_16": {
+        "norm": "post",
+        "masks": {},
+        "width": 16,
+        "num_heads": 4,
+        "mlp_size": 32,
+        "depth": 2,
+    },
 }
 _vit = {"num_classes": 5, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 4}
 VIT = {

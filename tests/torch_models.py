@@ -4,21 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def encoder_layer(
-    width: int, num_heads: int, mlp_size: int
-) -> nn.TransformerEncoderLayer:
-    """PyTorch's own pre-norm layer with the ViT authors' GELU and epsilon."""
-    return nn.TransformerEncoderLayer(
-        width,
-        num_heads,
-        dim_feedforward=mlp_size,
-        dropout=0.0,
-        activation=lambda x: F.gelu(x, approximate="tanh"),
-        layer_norm_eps=1e-6,
-        batch_first=True,
-        norm_first=True,
-    )
+# Arguments of PyTorch's layers that make them the ViT authors'.
+VIT_LAYER = {
+    "dropout": 0.0,
+    "activation": lambda x: F.gelu(x, approximate="tanh"),
+    "layer_norm_eps": 1e-6,
+    "batch_first": True,
+    "norm_first": True,
+}
 
 
 class ViT(nn.Module):
@@ -45,10 +38,12 @@ class ViT(nn.Module):
             num_tokens += 1
         self.pos_embedding = nn.Parameter(torch.zeros(1, num_tokens, width))
         self.embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-        self.blocks = nn.ModuleList(
-            encoder_layer(width, num_heads, 4 * width) for _ in range(depth)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(width, num_heads, 4 * width, **VIT_LAYER),
+            depth,
+            norm=nn.LayerNorm(width, eps=1e-6),
+            enable_nested_tensor=False,
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
         if representation_size is not None:
             self.pre_logits = nn.Linear(width, representation_size)
         self.head = nn.Linear(representation_size or width, num_classes)
@@ -59,9 +54,7 @@ class ViT(nn.Module):
             cls_B1D = self.cls.expand(len(x_BTD), -1, -1)
             x_BTD = torch.cat([cls_B1D, x_BTD], dim=1)
         x_BTD = x_BTD + self.pos_embedding
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        x_BTD = self.norm(x_BTD)
+        x_BTD = self.encoder(x_BTD)
         x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(dim=1)
         if hasattr(self, "pre_logits"):
             x_BD = torch.tanh(self.pre_logits(x_BD))

@@ -137,7 +137,7 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
     Raises:
         ValueError: naming the file or the field, the value, and what is allowed.
     """
-    config = _call_get_config(path)
+    config = read_config_file(path, "get_config")
     if not isinstance(config, ConfigDict | dict):
         raise ValueError(
             f"--config {path!r}: get_config() must return a ConfigDict or a dict, got "
@@ -189,8 +189,16 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _call_get_config(path: str) -> Any:
-    """Run a config file and return what its `get_config()` returns."""
+def read_config_file(path: str, name: str) -> Any:
+    """Run a config file and return what it defines under a name.
+
+    Args:
+        path: the file.
+        name: of a constant, or of a function, which is called.
+
+    Raises:
+        ValueError: if the file cannot be run, or has no such name.
+    """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"--config must name a readable file, got {path!r}")
     spec = importlib.util.spec_from_file_location("_config", path)
@@ -199,7 +207,8 @@ def _call_get_config(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config()
+        value = getattr(module, name)
+        return value() if callable(value) else value
     except _FILE_FAULTS as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"--config {path!r} could not be read: {reason}") from error
@@ -236,6 +245,8 @@ def _rule_of(parameter: inspect.Parameter) -> Rule:
     if isinstance(annotation, types.UnionType):
         inner = next(t for t in typing.get_args(annotation) if t is not type(None))
         return _or_none(_rule_of(parameter.replace(annotation=inner)))
+    if annotation is bool:
+        return _BOOLEAN
     if annotation is int:
         return _integer(1)
     if annotation is float:

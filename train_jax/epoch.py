@@ -1,6 +1,5 @@
 """The steps of an epoch: compiled once, run in stretches of about two seconds."""
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from train_jax import sharding
-from train_jax.augment import augment_batch
 from train_jax.experiment import Experiment
 from train_jax.state import TrainState
 from train_jax.step import (
@@ -38,14 +36,12 @@ class EpochRunner:
         """
         self._experiment = experiment
         self._everywhere = sharding.replicated(experiment.mesh)
-        self._split = jax.device_put(
-            (experiment.train.image_BHWC, experiment.train.label_B), self._everywhere
-        )
+        self._examples = jax.device_put(experiment.train.examples, self._everywhere)
         self._key = jax.device_put(experiment.key("steps"), self._everywhere)
         started = time.perf_counter()
         self._take_steps = _compile_steps(
             _next_step(experiment),
-            (self._put_zeros(state), *self._split, self._order(0), self._key),
+            (self._put_zeros(state), self._examples, self._order(0), self._key),
             self._everywhere,
         )
         print(f"compiled in {time.perf_counter() - started:.1f} s")
@@ -71,7 +67,7 @@ class EpochRunner:
         epoch = step // experiment.steps_per_epoch
         epoch_end = (epoch + 1) * experiment.steps_per_epoch
         last_step = min(epoch_end, experiment.total_steps)
-        arguments = (*self._split, self._order(epoch), self._key)
+        arguments = (self._examples, self._order(epoch), self._key)
         totals = {"loss": 0.0, "accuracy": 0.0}
         stretch = 1
         started = time.perf_counter()
@@ -109,7 +105,7 @@ class EpochRunner:
 
     def _order(self, epoch: int) -> jax.Array:
         """The order of the examples in an epoch."""
-        num_examples = len(self._experiment.train.label_B)
+        num_examples = len(self._experiment.train)
         order_M = epoch_order(self._experiment.key("order"), epoch, num_examples)
         return jax.device_put(order_M, self._everywhere)
 
@@ -124,16 +120,9 @@ def _next_step(experiment: Experiment) -> Callable[..., Carry]:
         ema_decay=config.ema_decay,
         accumulation_steps=config.accumulation_steps,
     )
-    augment = functools.partial(
-        augment_batch,
-        num_classes=experiment.train.num_classes,
-        mean=experiment.mean,
-        std=experiment.std,
-        **config.augment,
-    )
     return make_next_step(
         train_step,
-        augment,
+        experiment.task.make_batch,
         batch_size=config.batch_size,
         batch_sharding=sharding.batch_sharding(experiment.mesh),
     )

@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from train_jax import optim, sharding
 from train_jax import workdir as wd
 from train_jax.augment import channel_statistics
-from train_jax.config import Config
-from train_jax.data import Split, load
+from train_jax.config import FIELDS, Config
+from train_jax.data import Sequences, Split, load
 from train_jax.models import create_model, init_variables
+from train_jax.tasks import Classification, Task, Translation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +29,10 @@ class Experiment:
         train: the examples to learn from.
         val: the examples to watch.
         test: the examples to judge by, once, at the end.
+        task: what the model is to do with an example.
         model: the module.
         tx: the optimiser.
         schedule: step → learning rate.
-        mean: of each channel, of pixels in [0, 1].
-        std: likewise.
         mesh: the devices.
         steps_per_epoch: number of whole batches in the training split.
         total_steps: length of the training.
@@ -40,14 +40,13 @@ class Experiment:
 
     config: Config
     workdir: pathlib.Path
-    train: Split
-    val: Split
-    test: Split
+    train: Split | Sequences
+    val: Split | Sequences
+    test: Split | Sequences
+    task: Task
     model: nn.Module
     tx: optax.GradientTransformation
     schedule: optax.Schedule
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     mesh: Mesh
     steps_per_epoch: int
     total_steps: int
@@ -56,11 +55,6 @@ class Experiment:
     def num_epochs(self) -> int:
         """Number of epochs; the last one may be cut short."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Height, width and channels of an image."""
-        return self.train.image_BHWC.shape[1:]
 
     def key(self, stream: str) -> jax.Array:
         """The key of a stream of randomness: "init", "order" or "steps"."""
@@ -86,12 +80,12 @@ def set_up(
     wd.check(workdir, config, overwrite=overwrite)
     train, val, test = _load_splits(config)
     mesh = sharding.make_mesh()
-    _check_batch(config, num_examples=len(train.label_B), num_devices=mesh.size)
-    steps_per_epoch = len(train.label_B) // config.batch_size
+    _check_batch(config, num_examples=len(train), num_devices=mesh.size)
+    steps_per_epoch = len(train) // config.batch_size
     total_steps = config.num_steps or config.num_epochs * steps_per_epoch
-    schedule, tx = _make_optimizer(config, steps_per_epoch, total_steps)
-    mean, std = _statistics(config, train.image_BHWC.shape[-1])
-    model = _make_model(config, train)
+    schedule, tx = make_optimizer(config, steps_per_epoch, total_steps)
+    task = make_task(config, train)
+    model = make_model(config, task)
     wd.prepare(workdir, config, overwrite=overwrite)
     return Experiment(
         config=config,
@@ -99,26 +93,24 @@ def set_up(
         train=train,
         val=val,
         test=test,
+        task=task,
         model=model,
         tx=tx,
         schedule=schedule,
-        mean=mean,
-        std=std,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
 
 
-def _load_splits(config: Config) -> tuple[Split, Split, Split]:
+def _load_splits(config: Config) -> list[Split | Sequences]:
     """Load the training, validation and test split."""
     dataset = config.dataset
     splits = (dataset.train_split, dataset.val_split, dataset.test_split)
-    train, val, test = (
+    return [
         load(dataset.name, s, data_dir=dataset.data_dir, manual_dir=dataset.manual_dir)
         for s in splits
-    )
-    return train, val, test
+    ]
 
 
 def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None:
@@ -136,7 +128,7 @@ def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None
         )
 
 
-def _make_optimizer(
+def make_optimizer(
     config: Config, steps_per_epoch: int, total_steps: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Make the schedule and the optimiser from the config's section."""
@@ -156,6 +148,25 @@ def _make_optimizer(
     return schedule, optim.make_optimizer(fields.pop("name"), schedule, **fields)
 
 
+def make_task(config: Config, train: Split | Sequences) -> Task:
+    """Find out from the data what there is to do."""
+    if isinstance(train, Split):
+        image_shape = train.image_BHWC.shape[1:]
+        mean, std = _statistics(config, image_shape[-1])
+        return Classification(
+            image_shape, train.num_classes, mean, std, dict(config.augment)
+        )
+    for name, value in config.augment.items():
+        default = FIELDS[f"augment.{name}"][0]
+        if value != default:
+            raise ValueError(
+                f"config.augment.{name} must be {default!r} for dataset "
+                f"{config.dataset.name!r}, which has no images, got {value!r}"
+            )
+    lengths = (train.source_BS.shape[1], train.target_BT.shape[1])
+    return Translation(train.num_symbols, *lengths)
+
+
 def _statistics(
     config: Config, num_channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -172,19 +183,19 @@ def _statistics(
     return mean, std
 
 
-def _make_model(config: Config, train: Split) -> nn.Module:
-    """Build the model and make sure that it takes the set's images."""
+def make_model(config: Config, task: Task) -> nn.Module:
+    """Build the model and make sure that it takes the task's examples."""
     fields = dict(config.model)
-    model = create_model(
-        fields.pop("name"),
-        num_classes=train.num_classes,
-        dtype=config.dtype,
-        **fields,
-    )
-    shape = train.image_BHWC.shape[1:]
+    name = fields.pop("name")
+    if name not in task.models:
+        raise ValueError(
+            f"config.model.name must be one of {', '.join(task.models)} for dataset "
+            f"{config.dataset.name!r}, got {name!r}"
+        )
+    model = create_model(name, dtype=config.dtype, **task.model_fields, **fields)
     try:
         jax.eval_shape(
-            functools.partial(init_variables, model, image_shape=shape),
+            functools.partial(init_variables, model, inputs=task.inputs()),
             jax.random.key(0),
         )
     except ValueError as error:

@@ -1,28 +1,23 @@
 """The story of a run: data → model → steps → evaluation → checkpoints → report."""
 
-import functools
 import math
 import platform
 from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from train_jax import plots, sharding
 from train_jax import workdir as wd
-from train_jax.augment import normalize
 from train_jax.checkpoint import Checkpoints
-from train_jax.data import Split
 from train_jax.epoch import EpochRunner
-from train_jax.evaluate import EvalStep, Evaluation, evaluate, make_eval_step
+from train_jax.evaluate import Evaluation, evaluate
 from train_jax.experiment import Experiment
 from train_jax.models import count_parameters, init_variables, list_layers
 from train_jax.report import Report, print_layers
 from train_jax.state import TrainState
-from vit_jax.interpret import attention_weights
+from train_jax.tasks import EvalStep
 
 
 def train_and_evaluate(experiment: Experiment) -> dict[str, Any]:
@@ -40,16 +35,14 @@ def train_and_evaluate(experiment: Experiment) -> dict[str, Any]:
         return wd.read_json(workdir / wd.SUMMARY)
 
     sizes = [
-        len(s.label_B) for s in (experiment.train, experiment.val, experiment.test)
+        len(split) for split in (experiment.train, experiment.val, experiment.test)
     ]
     print(
         f"{experiment.config.model.name} on {experiment.config.dataset.name}: "
-        "{:,} images to train on, {:,} to validate, {:,} to test; ".format(*sizes)
+        "{:,} examples to train on, {:,} to validate, {:,} to test; ".format(*sizes)
         + _devices()
     )
-    eval_step = jax.jit(
-        make_eval_step(experiment.model, mean=experiment.mean, std=experiment.std)
-    )
+    eval_step = jax.jit(experiment.task.make_eval_step(experiment.model))
     checkpoints = Checkpoints(
         workdir / wd.CHECKPOINTS, keep=experiment.config.checkpoint.keep
     )
@@ -73,10 +66,9 @@ def _devices() -> str:
 
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
     """The state to start from: the newest checkpoint's, or a new one."""
-    variables = init_variables(
-        experiment.model, experiment.key("init"), experiment.image_shape
-    )
-    rows = list_layers(experiment.model, variables, experiment.image_shape)
+    model, inputs = experiment.model, experiment.task.inputs()
+    variables = init_variables(model, experiment.key("init"), inputs)
+    rows = list_layers(model, variables, inputs)
     print_layers(rows, count_parameters(variables["params"]))
 
     ema = experiment.config.ema_decay is not None
@@ -120,7 +112,7 @@ def _train(
 
 
 def _evaluate(
-    experiment: Experiment, eval_step: EvalStep, state: TrainState, split: Split
+    experiment: Experiment, eval_step: EvalStep, state: TrainState, split: Any
 ) -> Evaluation:
     """Evaluate the state on a split, in batches that the devices can share."""
     devices = experiment.mesh.size
@@ -142,32 +134,10 @@ def _plot(
     """Draw the run's pictures into its folder."""
     folder = experiment.workdir / wd.PLOTS
     folder.mkdir(exist_ok=True)
-    split = experiment.test
-    names, predicted_M = split.class_names, test.probability_MY.argmax(axis=-1)
     plots.plot_curves(records, folder / "curves.png")
-    plots.plot_confusion(
-        split.label_B, predicted_M, names, folder / "confusion_matrix.png"
+    experiment.task.plot(
+        experiment.model, state.eval_variables, experiment.test, test.output_M, folder
     )
-    plots.plot_misclassified(
-        split.image_BHWC,
-        split.label_B,
-        test.probability_MY,
-        names,
-        folder / "misclassified.png",
-    )
-    image_BHWC = split.image_BHWC[:8]
-    weights = jax.jit(functools.partial(attention_weights, experiment.model))(
-        state.eval_variables,
-        normalize(jnp.asarray(image_BHWC), mean=experiment.mean, std=experiment.std),
-    )
-    if weights:
-        plots.plot_attention(
-            image_BHWC,
-            np.asarray(weights[-1]),
-            [names[label] for label in predicted_M[:8]],
-            folder / "attention.png",
-            has_class_token=experiment.config.model.pool == "cls",
-        )
 
 
 def _summarize(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import resnet_jax
 import vit_jax
 
-MODELS = {
+IMAGE_MODELS = {
     "vit": vit_jax.ViT,
     "vit_ti16": vit_jax.ViT_Ti16,
     "vit_s16": vit_jax.ViT_S16,
@@ -24,9 +25,16 @@ MODELS = {
     "resnet34": resnet_jax.ResNet34,
     "resnet50": resnet_jax.ResNet50,
 }
+SEQUENCE_MODELS = {
+    "transformer": vit_jax.Seq2SeqTransformer,
+}
+MODELS = IMAGE_MODELS | SEQUENCE_MODELS
 
 # Set from elsewhere in the config, from the data, or by the preset itself.
-_NOT_IN_CONFIG = {"parent", "name", "num_classes", "dtype", "stage_sizes", "block"}
+_NOT_IN_CONFIG = {
+    *("parent", "name", "dtype", "num_classes", "vocab_size"),
+    *("stage_sizes", "block"),
+}
 
 
 def model_fields(name: str) -> dict[str, inspect.Parameter]:
@@ -35,30 +43,31 @@ def model_fields(name: str) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in parameters.items() if k not in _NOT_IN_CONFIG}
 
 
-def create_model(
-    name: str, *, num_classes: int, dtype: str, **fields: Any
-) -> nn.Module:
+def create_model(name: str, *, dtype: str, **fields: Any) -> nn.Module:
     """Build the module that `name` stands for.
 
     Args:
         name: a key of `MODELS`.
-        num_classes: number of classes.
         dtype: dtype of the computation.
         **fields: the module's own fields.
     """
-    return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **fields)
+    return MODELS[name](dtype=jnp.dtype(dtype), **fields)
 
 
 def init_variables(
-    model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
+    model: nn.Module, key: jax.Array, inputs: Sequence[jax.Array]
 ) -> Any:
-    """Draw the model's initial variables for images of shape (H, W, C).
+    """Draw the model's initial variables.
+
+    Args:
+        model: the module.
+        key: the source of randomness.
+        inputs: what the model is called with; only shapes and dtypes matter.
 
     Raises:
-        ValueError: if the model's fields fit neither each other nor the image.
+        ValueError: if the model's fields fit neither each other nor the inputs.
     """
-    init = jax.jit(functools.partial(model.init, train=False))
-    return init(key, jnp.zeros((1, *image_shape)))
+    return jax.jit(functools.partial(model.init, train=False))(key, *inputs)
 
 
 def count_parameters(params: Any) -> int:
@@ -77,37 +86,37 @@ class LayerRow:
 
 
 def list_layers(
-    model: nn.Module, variables: Any, image_shape: tuple[int, ...]
+    model: nn.Module, variables: Any, inputs: Sequence[jax.Array]
 ) -> list[LayerRow]:
-    """List the model's layers with the shape of their output for one image.
+    """List the model's layers with the shape of their output.
 
     Nothing is computed: the shapes come from an abstract forward pass.
     """
-    rows = []
+    rows: dict[str, LayerRow] = {}
 
     def record(next_fun, args, kwargs, context):
         output = next_fun(*args, **kwargs)
         module = context.module
-        if context.method_name == "__call__" and _is_listed(module):
+        name = "/".join(module.path)
+        is_call = context.method_name == "__call__"
+        if is_call and _is_listed(module) and name not in rows:
             params = module.variables.get("params", {})
             kind, shape = type(module).__name__, tuple(output.shape)
-            name = "/".join(module.path)
-            rows.append(LayerRow(name, kind, shape, count_parameters(params)))
+            rows[name] = LayerRow(name, kind, shape, count_parameters(params))
         return output
 
     with nn.intercept_methods(record):
-        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
+        jax.eval_shape(functools.partial(model.apply, train=False), variables, *inputs)
     own = [
         LayerRow(name, "parameter", leaf.shape, count_parameters(leaf))
         for name, leaf in variables["params"].items()
         if isinstance(leaf, jax.Array)
     ]
-    return own + [row for row in rows if row.num_params]
+    return own + [row for row in rows.values() if row.num_params]
 
 
 def _is_listed(module: nn.Module) -> bool:
     """Whether a module is a layer: a part of the model, or of a stack in it."""
-    stacks = (vit_jax.Encoder, vit_jax.Decoder)
+    stacks = (vit_jax.Transformer, vit_jax.Encoder, vit_jax.Decoder)
     is_inside = isinstance(module.parent, stacks) or len(module.path) == 1
     return is_inside and not isinstance(module, stacks)

@@ -154,6 +154,143 @@ def plot_attention(
     figure.savefig(path, dpi=120)
 
 
+def plot_cross_attention(
+    source_S: np.ndarray,
+    target_T: np.ndarray,
+    weights_LNTS: np.ndarray,
+    path: pathlib.Path,
+) -> None:
+    """Draw how much each token of an answer attends to each one of its source.
+
+    Args:
+        source_S: the source's tokens.
+        target_T: the answer's tokens.
+        weights_LNTS: cross-attention weights of every layer and head.
+        path: the PNG to write.
+    """
+    layers, heads = weights_LNTS.shape[:2]
+    figure = Figure(figsize=(3.2 * heads, 3.2 * layers + 0.4), layout="constrained")
+    figure.suptitle("Attention of each decoded token to the source")
+    axes: Any = figure.subplots(layers, heads, squeeze=False)
+    for layer, head in np.ndindex(layers, heads):
+        axis = axes[layer, head]
+        axis.imshow(weights_LNTS[layer, head], cmap="magma", vmin=0, vmax=1)
+        axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+        axis.set_xticks(range(len(source_S)), source_S.tolist(), fontsize=7)
+        axis.set_yticks(range(len(target_T)), target_T.tolist(), fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("source")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("decoded")
+    figure.savefig(path, dpi=120)
+
+
+def plot_explanation(
+    image_HWC: np.ndarray,
+    probability_Y: np.ndarray,
+    class_names: Sequence[str],
+    relevance: dict[str, np.ndarray],
+    path: pathlib.Path,
+    *,
+    patch_size: int,
+) -> None:
+    """Draw an image, its patches, what the model takes it for, and what it looks at.
+
+    Args:
+        image_HWC: uint8.
+        probability_Y: the model's class probabilities.
+        class_names: a name for each class.
+        relevance: title → relevance_RC of each patch in rows and columns; sums to 1.
+        path: the PNG to write.
+        patch_size: side of a patch, pixels.
+    """
+    height, width, _ = image_HWC.shape
+    columns = max(4, min(len(relevance), 6))
+    rows = 1 + -(-len(relevance) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+
+    axis = figure.add_subplot(grid[0, 0])
+    _show(axis, image_HWC)
+    lines = {"color": "C1", "linewidth": 0.8}
+    for y in range(patch_size, height, patch_size):
+        axis.axhline(y - 0.5, **lines)
+    for x in range(patch_size, width, patch_size):
+        axis.axvline(x - 0.5, **lines)
+    axis.set_title(f"patches of {patch_size}x{patch_size}", fontsize=9)
+    axis.axis("off")
+
+    likeliest = np.argsort(-probability_Y)[:5]
+    axis = figure.add_subplot(grid[0, 1:])
+    axis.barh([class_names[y] for y in likeliest], probability_Y[likeliest])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.15)
+    axis.set_xticks([0, 0.5, 1])
+    for row, y in enumerate(likeliest):
+        probability = float(probability_Y[y])
+        axis.text(probability + 0.01, row, f"{probability:.1%}", va="center")
+    axis.set_title("probability of the likeliest classes", fontsize=9)
+
+    for number, (title, relevance_RC) in enumerate(relevance.items()):
+        axis = figure.add_subplot(grid[1 + number // columns, number % columns])
+        _show(axis, image_HWC)
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        axis.imshow(relevance_RC, cmap="magma", alpha=0.65, extent=extent)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    figure.savefig(path, dpi=120)
+
+
+def plot_attention_distance(distance_LN: np.ndarray, path: pathlib.Path) -> None:
+    """Draw how far each head of each layer looks.
+
+    Args:
+        distance_LN: pixels.
+        path: the PNG to write.
+    """
+    depth, num_heads = distance_LN.shape
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axis = figure.subplots()
+    layers = np.repeat(np.arange(1, depth + 1), num_heads)
+    axis.plot(layers, distance_LN.ravel(), "o", alpha=0.6)
+    axis.set_xlabel("layer")
+    axis.set_xticks(np.arange(1, depth + 1))
+    axis.set_ylabel("mean attention distance (pixels)")
+    axis.set_title(f"Each of the {num_heads} heads of each layer", fontsize=10)
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def plot_position_similarity(
+    similarity_PP: np.ndarray, grid: tuple[int, int], path: pathlib.Path
+) -> None:
+    """Draw for each patch how alike its position embedding is to all others'.
+
+    Args:
+        similarity_PP: cosines.
+        grid: number of rows and of columns of patches.
+        path: the PNG to write.
+    """
+    rows, columns = grid
+    side = min(0.9, 12 / max(grid))
+    figure = Figure(
+        figsize=(side * columns + 1.6, side * rows + 0.9), layout="constrained"
+    )
+    figure.suptitle("Cosine similarity of position embeddings", fontsize=10)
+    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    for index, axis in enumerate(axes.flat):
+        image = axis.imshow(
+            similarity_PP[index].reshape(grid), cmap="RdBu_r", vmin=-1, vmax=1
+        )
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.supxlabel("column of the patch", fontsize=9)
+    figure.supylabel("row of the patch", fontsize=9)
+    figure.colorbar(image, ax=axes)
+    figure.savefig(path, dpi=120)
+
+
 def _show(axis: Any, image_HWC: np.ndarray) -> None:
     """Draw one image, grey if it has one channel."""
     grey = image_HWC.shape[-1] == 1

@@ -15,16 +15,17 @@ from train_jax.state import TrainState
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]
-Batch = tuple[Array, Array]
+# What the model is called with, and the class probabilities it is to find.
+Batch = tuple[tuple[Array, ...], Array]
 Carry = tuple[TrainState, Metrics]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
-def cross_entropy(logits_BY: Array, target_BY: Array) -> Array:
-    """Cross-entropy of each example in nats: float32 (B,)."""
-    chex.assert_rank(logits_BY, 2)
-    chex.assert_equal_shape([logits_BY, target_BY])
-    return optax.softmax_cross_entropy(logits_BY, target_BY)
+def cross_entropy(logits: Array, target: Array) -> Array:
+    """Cross-entropy in nats: (B, Y) → float32 (B,), or (B, T, Y) → (B, T)."""
+    chex.assert_rank(logits, {2, 3})
+    chex.assert_equal_shape([logits, target])
+    return optax.softmax_cross_entropy(logits, target)
 
 
 def make_train_step(
@@ -38,7 +39,7 @@ def make_train_step(
     """Make the pure function (state, batch, key) → (state, metrics).
 
     Args:
-        model: takes images and `train`, returns logits.
+        model: takes a batch's inputs and `train`, returns logits.
         tx: the optimiser.
         label_smoothing: share of the target spread evenly over all classes.
         ema_decay: of the parameters' moving average; none if None. It is ramped up
@@ -47,9 +48,9 @@ def make_train_step(
             one after another, and their gradients are averaged.
 
     Returns:
-        A function of a state, a batch (image_BHWC float32, target_BY class
-        probabilities) and a key for dropout. Its metrics `loss` and `accuracy` are
-        means over the batch, from before the update.
+        A function of a state, a batch and a key for dropout. Its metrics are means
+        over the batch, from before the update: `loss`, and `accuracy`, the share of
+        examples that are right in every place.
     """
 
     gradient = jax.grad(functools.partial(_loss, model, label_smoothing), has_aux=True)
@@ -85,17 +86,17 @@ def _loss(
     key: Array,
 ) -> tuple[Array, tuple[Metrics, PyTree]]:
     """Mean loss over the batch; beside it the metrics and BatchNorm's statistics."""
-    image_BHWC, target_BY = batch
-    logits_BY, updates = model.apply(
+    inputs, target = batch
+    logits, updates = model.apply(
         {"params": params, "batch_stats": batch_stats},
-        image_BHWC,
+        *inputs,
         train=True,
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )
-    smooth_BY = optax.smooth_labels(target_BY, label_smoothing)
-    loss = cross_entropy(logits_BY, smooth_BY).mean()
-    hits_B = logits_BY.argmax(axis=-1) == target_BY.argmax(axis=-1)
+    loss = cross_entropy(logits, optax.smooth_labels(target, label_smoothing)).mean()
+    hits = logits.argmax(axis=-1) == target.argmax(axis=-1)
+    hits_B = hits.reshape(len(hits), -1).all(axis=-1)
     metrics = {"loss": loss, "accuracy": hits_B.mean()}
     return loss, (metrics, updates.get("batch_stats", {}))
 
@@ -140,7 +141,7 @@ def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
 
 def make_next_step(
     train_step: TrainStep,
-    augment: Callable[[Array, Array, Array], Batch],
+    make_batch: Callable[..., Batch],
     *,
     batch_size: int,
     batch_sharding: Any,
@@ -152,26 +153,26 @@ def make_next_step(
 
     Args:
         train_step: see `make_train_step`.
-        augment: (key, image_BHWC uint8, label_B) → (image_BHWC, target_BY).
+        make_batch: (key, *examples) → batch.
         batch_size: number of examples in a batch, over all devices.
         batch_sharding: where the batch lies.
 
     Returns:
-        A pure function (carry, image_MHWC, label_M, order_M, key) → carry. The carry
-        is the state and the sums of the steps' metrics, see `zero_metrics`; image and
-        label are the whole split, the order is the epoch's, see `epoch_order`.
+        A pure function (carry, examples, order_M, key) → carry. The carry is the state
+        and the sums of the steps' metrics, see `zero_metrics`; the examples are the
+        arrays of the whole split, the order is the epoch's, see `epoch_order`.
     """
 
     def next_step(
-        carry: Carry, image_MHWC: Array, label_M: Array, order_M: Array, key: Array
+        carry: Carry, examples: tuple[Array, ...], order_M: Array, key: Array
     ) -> Carry:
         state, sums = carry
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        steps_per_epoch = label_M.shape[0] // batch_size
+        batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        steps_per_epoch = order_M.shape[0] // batch_size
         start = (state.step % steps_per_epoch) * batch_size
         index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
         index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
-        batch = augment(augment_key, image_MHWC[index_B], label_M[index_B])
+        batch = make_batch(batch_key, *(array[index_B] for array in examples))
         state, metrics = train_step(state, batch, dropout_key)
         return state, jax.tree.map(jnp.add, sums, metrics)
 

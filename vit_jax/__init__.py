@@ -5,6 +5,9 @@ from vit_jax.attention import causal_mask as causal_mask
 from vit_jax.attention import combine_masks as combine_masks
 from vit_jax.attention import dot_product_attention as dot_product_attention
 from vit_jax.attention import padding_mask as padding_mask
+from vit_jax.seq2seq import Seq2SeqTransformer as Seq2SeqTransformer
+from vit_jax.seq2seq import greedy_decode as greedy_decode
+from vit_jax.seq2seq import sinusoidal_position as sinusoidal_position
 from vit_jax.transformer import Decoder as Decoder
 from vit_jax.transformer import DecoderBlock as DecoderBlock
 from vit_jax.transformer import Encoder as Encoder

@@ -194,8 +194,8 @@ class MultiHeadAttention(nn.Module):
             key_BNSK, value_BNSK, past_TS = self._append(key_BNSK, value_BNSK)
             mask = combine_masks(past_TS, mask)
         elif decode:
-            key_BNSK = self.variable("cache", "key", lambda: key_BNSK).value
-            value_BNSK = self.variable("cache", "value", lambda: value_BNSK).value
+            key_BNSK = self.variable("cache", "past_key", lambda: key_BNSK).value
+            value_BNSK = self.variable("cache", "past_value", lambda: value_BNSK).value
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         out_BNTK, weights_BNTS = dot_product_attention(
             query_BNTK,
@@ -226,8 +226,8 @@ class MultiHeadAttention(nn.Module):
             past_TS: bool, which of it each of the new tokens may attend to.
         """
         is_laid_out = self.has_variable("cache", "index")
-        key = self.variable("cache", "key", jnp.zeros_like, key_BNTK)
-        value = self.variable("cache", "value", jnp.zeros_like, value_BNTK)
+        key = self.variable("cache", "past_key", jnp.zeros_like, key_BNTK)
+        value = self.variable("cache", "past_value", jnp.zeros_like, value_BNTK)
         index = self.variable("cache", "index", jnp.zeros, (), jnp.int32)
         num_tokens = key_BNTK.shape[2]
         if not is_laid_out:

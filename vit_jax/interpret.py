@@ -1,13 +1,18 @@
-"""Look into a trained model: what its tokens attend to."""
+"""Look into a trained model: what its tokens attend to, and where they think they are.
+
+All of it is computed from the weights of a normal forward pass.
+"""
 
 import fnmatch
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import chex
 import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -41,6 +46,109 @@ def attention_weights(
     weights = [leaves[path][0] for path in sorted(paths, key=_by_number)]
     chex.assert_rank(weights, 4)
     return weights
+
+
+def attention_rollout(layers: Sequence[Array]) -> Array:
+    """Follow the attention through all layers: how much each input token reaches each
+    output token.
+
+    A layer passes on half of what its attention gathers, the mean over the heads, and,
+    by its residual, half of what was there before.
+
+    Args:
+        layers: weights_BNTT of each layer, the first layer first.
+
+    Returns:
+        rollout_BTT: row t tells of output token t; every row sums to 1. Without layers
+        there is nothing to follow: ValueError.
+
+    References: arXiv:2005.00928, section 3.
+    """
+    if not layers:
+        raise ValueError("there are no layers of attention to follow")
+    chex.assert_rank(layers, 4)
+    batch, _, num_tokens, _ = layers[0].shape
+    identity_TT = jnp.eye(num_tokens)
+    rollout_BTT = jnp.broadcast_to(identity_TT, (batch, num_tokens, num_tokens))
+    for weights_BNTT in layers:
+        step_BTT = (weights_BNTT.mean(axis=1) + identity_TT[None]) / 2
+        step_BTT /= step_BTT.sum(axis=-1, keepdims=True)
+        rollout_BTT = jnp.einsum("btu,bus->bts", step_BTT, rollout_BTT)
+    chex.assert_shape(rollout_BTT, (batch, num_tokens, num_tokens))
+    return rollout_BTT
+
+
+def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
+    """Tell how much each patch matters to what the classifier reads.
+
+    That is the class token, or without one the mean over all tokens.
+
+    Args:
+        map_BTT: an `attention_rollout`, or one head's weights.
+        has_class_token: whether token 0 is the class token.
+
+    Returns:
+        relevance_BP: of the patches alone; sums to 1.
+    """
+    chex.assert_rank(map_BTT, 3)
+    if has_class_token:
+        relevance_BP = map_BTT[:, 0, 1:]
+        return relevance_BP / relevance_BP.sum(axis=-1, keepdims=True)
+    return map_BTT.mean(axis=1)
+
+
+def mean_attention_distance(
+    weights_BNTT: Array, *, grid: tuple[int, int], has_class_token: bool
+) -> Array:
+    """Tell how far the patches look, on average, in units of the patch's side.
+
+    Args:
+        weights_BNTT: a layer's attention weights.
+        grid: number of rows and of columns of patches.
+        has_class_token: whether token 0 is the class token; it has no place, and is
+            left out.
+
+    Returns:
+        distance_N: of each head, the mean over images and patches.
+
+    References: arXiv:2010.11929, figure 7 and appendix D.7.
+    """
+    chex.assert_rank(weights_BNTT, 4)
+    rows, columns = grid
+    first = int(has_class_token)
+    num_tokens = rows * columns + first
+    if weights_BNTT.shape[-1] != num_tokens:
+        raise ValueError(
+            f"a grid of {rows}x{columns} patches makes {num_tokens} tokens, got "
+            f"weights of {weights_BNTT.shape[-1]}"
+        )
+    weights_BNPP = weights_BNTT[:, :, first:, first:]
+    weights_BNPP /= weights_BNPP.sum(axis=-1, keepdims=True)
+    place_P2 = jnp.stack(
+        jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1
+    ).reshape(-1, 2)
+    distance_PP = jnp.linalg.norm(place_P2[:, None] - place_P2[None, :], axis=-1)
+    distance_N = jnp.einsum("bnpq,pq->bnp", weights_BNPP, distance_PP).mean(axis=(0, 2))
+    chex.assert_shape(distance_N, (weights_BNTT.shape[1],))
+    return distance_N
+
+
+def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
+    """Compare the position embeddings of all pairs of patches.
+
+    Args:
+        position_1TD: the parameter `pos_embedding`.
+        has_class_token: whether token 0 is the class token; it is left out.
+
+    Returns:
+        similarity_PP: cosines, in [-1, 1].
+
+    References: arXiv:2010.11929, figure 7.
+    """
+    chex.assert_rank(position_1TD, 3)
+    position_PD = position_1TD[0, int(has_class_token) :]
+    position_PD /= jnp.linalg.norm(position_PD, axis=-1, keepdims=True)
+    return position_PD @ position_PD.T
 
 
 def _by_number(path: str) -> list[str | int]:

@@ -61,7 +61,7 @@ class TransformerModule(nn.Module, kw_only=True):
         mlp_size: width F of the MLPs' hidden layers; None for no MLPs at all.
         activation: the MLPs' nonlinearity.
         norm: where LayerNorm stands: "pre", before each sublayer (arXiv:2010.11929),
-            "post", after its residual (arXiv:1706.03762), or "none".
+            "post", after its residual (arXiv:1706.03762), or None, nowhere.
         residual: whether a sublayer's own input, not the normalised one, is added to
             its output.
         dropout_rate: dropout on each sublayer's output and inside the MLPs.
@@ -74,7 +74,7 @@ class TransformerModule(nn.Module, kw_only=True):
     num_heads: int
     mlp_size: int | None
     activation: Callable[[Array], Array] = nn.gelu
-    norm: str = "pre"
+    norm: str | None = "pre"
     residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
@@ -88,9 +88,9 @@ class TransformerModule(nn.Module, kw_only=True):
 
     def _normalize(self, name: str, x_BTD: Array) -> Array:
         """Apply a LayerNorm, unless there are none."""
-        if self.norm not in ("pre", "post", "none"):
-            raise ValueError(f"norm must be 'pre', 'post' or 'none', got {self.norm!r}")
-        if self.norm == "none":
+        if self.norm not in ("pre", "post", None):
+            raise ValueError(f"norm must be 'pre', 'post' or None, got {self.norm!r}")
+        if self.norm is None:
             return x_BTD
         norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
         return norm(x_BTD)
@@ -276,7 +276,7 @@ class Transformer(TransformerModule, kw_only=True):
     num_heads: int = 8
     mlp_size: int | None = 2048
     activation: Callable[[Array], Array] = nn.relu
-    norm: str = "post"
+    norm: str | None = "post"
     dropout_rate: float = 0.1
     encoder_depth: int = 6
     decoder_depth: int = 6

@@ -54,7 +54,10 @@ class ViT(nn.Module):
         width: width D of a token.
         depth: number of encoder blocks L.
         num_heads: number of attention heads; divides the width.
-        mlp_ratio: width of the MLPs' hidden layers, as a multiple of `width`.
+        mlp_ratio: width of the MLPs' hidden layers, as a multiple of `width`; None
+            for no MLPs at all.
+        norm: where LayerNorm stands, "pre", "post" or None; see `TransformerModule`.
+        residual: whether each sublayer's input is added to its output.
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
         embedding_dropout_rate: dropout on the embedded tokens. The paper has it equal
@@ -62,6 +65,7 @@ class ViT(nn.Module):
         pool: "cls" reads the class token at the end, "mean" the mean of the patches
             (and there is no class token).
         representation_size: width of a tanh layer before the head; none if None.
+        position_embedding: whether the tokens are told where their patches lie.
         position_std: standard deviation of the initial position embedding. Next to
             it the embedded patches are of order 1; with 0.02, as in the authors' code
             for ImageNet, a small model takes many epochs to notice where a patch lies.
@@ -76,12 +80,15 @@ class ViT(nn.Module):
     width: int
     depth: int
     num_heads: int
-    mlp_ratio: float = 4.0
+    mlp_ratio: float | None = 4.0
+    norm: str | None = "pre"
+    residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     embedding_dropout_rate: float = 0.0
     pool: str = "cls"
     representation_size: int | None = None
+    position_embedding: bool = True
     position_std: float = 0.3
     dtype: Any = jnp.float32
 
@@ -104,12 +111,17 @@ class ViT(nn.Module):
         self._check_fields()
         patch_BTE = patchify(image_BHWC.astype(self.dtype), self.patch_size)
         x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(patch_BTE)
-        x_BTD = self._add_position(x_BTD)
+        x_BTD = self._add_position(self._add_class_token(x_BTD))
         x_BTD = nn.Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
+        mlp_size = (
+            None if self.mlp_ratio is None else round(self.mlp_ratio * self.width)
+        )
         x_BTD = Encoder(
             depth=self.depth,
             num_heads=self.num_heads,
-            mlp_size=round(self.mlp_ratio * self.width),
+            mlp_size=mlp_size,
+            norm=self.norm,
+            residual=self.residual,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             dtype=self.dtype,
@@ -125,13 +137,19 @@ class ViT(nn.Module):
         chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
         return logits_BY.astype(jnp.float32)
 
-    def _add_position(self, x_BTD: Array) -> Array:
-        """Prepend the class token, if there is one, and add the position embedding."""
+    def _add_class_token(self, x_BTD: Array) -> Array:
+        """Prepend the class token, where it is what is read at the end."""
+        if self.pool != "cls":
+            return x_BTD
         batch, _, width = x_BTD.shape
-        if self.pool == "cls":
-            cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, width))
-            cls_B1D = jnp.broadcast_to(cls_11D, (batch, 1, width)).astype(self.dtype)
-            x_BTD = jnp.concatenate([cls_B1D, x_BTD], axis=1)
+        cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, width))
+        cls_B1D = jnp.broadcast_to(cls_11D, (batch, 1, width)).astype(self.dtype)
+        return jnp.concatenate([cls_B1D, x_BTD], axis=1)
+
+    def _add_position(self, x_BTD: Array) -> Array:
+        """Add the position embedding, if there is one."""
+        if not self.position_embedding:
+            return x_BTD
         position_1TD = self.param(
             "pos_embedding",
             nn.initializers.normal(self.position_std),

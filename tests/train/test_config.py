@@ -1,5 +1,6 @@
 """Configs: complete, typed, and refused with a line that says what is allowed."""
 
+import functools
 import importlib.util
 import pathlib
 
@@ -8,18 +9,29 @@ import pytest
 
 from tests.train.tiny import TINY, tiny_config
 from train_jax.config import FIELDS, flatten, load_config, resolve
-from train_jax.models import MODELS, count_parameters, create_model, model_fields
+from train_jax.models import (
+    MODELS,
+    count_parameters,
+    create_model,
+    init_variables,
+    model_fields,
+)
+from train_jax.tasks import Classification, Translation
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 
-# The number of parameters that each config trains, and the shape of its images.
+# The number of parameters that each config trains, and its task.
+MNIST = Classification((28, 28, 1), 10, mean=(0.5,), std=(0.5,))
+CIFAR10 = Classification((32, 32, 3), 10, mean=(0.5,) * 3, std=(0.5,) * 3)
 EXPECTED = {
-    "vit_digits": (152_202, (8, 8, 1)),
-    "vit_mnist": (605_066, (28, 28, 1)),
-    "vit_mnist_reference": (605_066, (28, 28, 1)),
-    "vit_cifar10": (8_335_114, (32, 32, 3)),
-    "resnet18_cifar10": (11_173_962, (32, 32, 3)),
-    "resnet18_mnist": (11_172_810, (28, 28, 1)),
+    "vit_digits": (152_202, Classification((8, 8, 1), 10, mean=(0.5,), std=(0.5,))),
+    "vit_mnist": (605_066, MNIST),
+    "vit_mnist_reference": (605_066, MNIST),
+    "vit_cifar10": (8_335_114, CIFAR10),
+    "resnet18_cifar10": (11_173_962, CIFAR10),
+    "resnet18_mnist": (11_172_810, MNIST),
+    "ablation_vit_mnist": (155_082, MNIST),
+    "transformer_reverse": (85_387, Translation(10, 16, 16)),
 }
 
 
@@ -27,14 +39,13 @@ EXPECTED = {
 def test_every_config_builds_its_model(path):
     config = load_config(str(path), {})
     fields = dict(config.model)
+    num_params, task = EXPECTED[path.stem]
     model = create_model(
-        fields.pop("name"), num_classes=10, dtype=config.dtype, **fields
+        fields.pop("name"), dtype=config.dtype, **task.model_fields, **fields
     )
-    num_params, shape = EXPECTED[path.stem]
     variables = jax.eval_shape(
-        model.init,
+        functools.partial(init_variables, model, inputs=task.inputs()),
         jax.random.key(0),
-        jax.ShapeDtypeStruct((1, *shape), "float32"),
     )
     assert count_parameters(variables["params"]) == num_params
 
@@ -45,7 +56,7 @@ def test_every_config_says_what_it_does(path):
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert f"python train.py --config configs/{path.name}" in (module.__doc__ or "")
+    assert f" --config configs/{path.name}\n" in (module.__doc__ or "")
 
 
 def test_resolve_gives_every_field_its_default():
@@ -65,7 +76,8 @@ def test_resolve_locks_the_config():
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_fields_with_rules(name):
     given = {"model.patch_size": 4, "model.width": 8}
-    given |= {"model.depth": 1, "model.num_heads": 2}
+    given |= {"model.depth": 1, "model.num_heads": 2, "model.mlp_size": 8}
+    given |= {"model.encoder_depth": 1, "model.decoder_depth": 1}
     known = {f"model.{field}" for field in model_fields(name)}
     config = resolve({"model.name": name} | {k: given[k] for k in given if k in known})
     assert config.model.name == name

@@ -8,7 +8,8 @@ import pytest
 
 from train_jax import sharding
 from train_jax.data import Split
-from train_jax.evaluate import evaluate, make_eval_step
+from train_jax.evaluate import evaluate
+from train_jax.tasks import Classification
 
 
 class Pixels(nn.Module):
@@ -28,7 +29,8 @@ def _split(count):
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
 def test_evaluate_counts_every_example_once(count):
     split = _split(count)
-    eval_step = jax.jit(make_eval_step(Pixels(), mean=(0.0,), std=(0.1,)))
+    task = Classification((2, 2, 1), 3, mean=(0.0,), std=(0.1,))
+    eval_step = jax.jit(task.make_eval_step(Pixels()))
     mesh = sharding.make_mesh()
     result = evaluate(
         eval_step, {}, split, batch_size=16, sharding=sharding.batch_sharding(mesh)
@@ -40,7 +42,7 @@ def test_evaluate_counts_every_example_once(count):
     accuracy = (logits_BY.argmax(axis=1) == split.label_B).mean()
     np.testing.assert_allclose(result.loss, loss, rtol=1e-5)
     assert result.accuracy == accuracy
-    np.testing.assert_allclose(result.probability_MY, probability_BY, atol=1e-5)
+    np.testing.assert_allclose(result.output_M, probability_BY, atol=1e-5)
 
 
 def test_evaluate_traces_once_for_all_splits():
@@ -52,7 +54,8 @@ def test_evaluate_traces_once_for_all_splits():
             traces.append(image_BHWC.shape)
             return jnp.zeros((len(image_BHWC), 3))
 
-    eval_step = jax.jit(make_eval_step(Counted(), mean=(0.0,), std=(1.0,)))
+    task = Classification((2, 2, 1), 3, mean=(0.0,), std=(1.0,))
+    eval_step = jax.jit(task.make_eval_step(Counted()))
     layout = sharding.batch_sharding(sharding.make_mesh())
     for count in (5, 16, 33):
         evaluate(eval_step, {}, _split(count), batch_size=16, sharding=layout)

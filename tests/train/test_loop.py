@@ -79,7 +79,7 @@ def test_summary_counts_the_whole_test_split(finished):
     ready, summary = finished
     state = final_state(ready)
     image = ready.test.image_BHWC.astype(np.float32) / 255
-    image = (image - ready.mean[0]) / ready.std[0]
+    image = (image - ready.task.mean[0]) / ready.task.std[0]
     logits = ready.model.apply(state.eval_variables, image)
     hits = np.asarray(logits).argmax(axis=1) == ready.test.label_B
     np.testing.assert_allclose(summary["test_accuracy"], hits.mean(), atol=1e-9)
@@ -132,7 +132,8 @@ def test_batchnorm_resumes_and_models_without_attention_draw_none(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     ready = set_up(tmp_path / "run", {"optimizer.name": "sgd"})
-    ready = dataclasses.replace(ready, std=(1e-38,))
+    task = dataclasses.replace(ready.task, std=(1e-38,))
+    ready = dataclasses.replace(ready, task=task)
     with pytest.raises(FloatingPointError, match="between steps 1 and 1"):
         loop.train_and_evaluate(ready)
     assert not (ready.workdir / wd.SUMMARY).exists()

@@ -29,12 +29,12 @@ def _open(tmp_path):
 
 
 def test_layers_add_up_to_the_model():
-    shape = (8, 8, 3)
+    inputs = (jnp.zeros((1, 8, 8, 3)),)
     vit = ViT(5, patch_size=4, width=8, depth=2, num_heads=2)
     resnet = ResNet(5, stage_sizes=(1, 1), width=4)
     for model, last in ((vit, (1, 5)), (resnet, (1, 5))):
-        variables = init_variables(model, jax.random.key(0), shape)
-        rows = list_layers(model, variables, shape)
+        variables = init_variables(model, jax.random.key(0), inputs)
+        rows = list_layers(model, variables, inputs)
         total = count_parameters(variables["params"])
         assert sum(row.num_params for row in rows) == total
         names = {row.name for row in rows}
@@ -46,8 +46,9 @@ def test_layers_add_up_to_the_model():
 
 def test_layers_are_printed_with_shapes_and_parameters(capsys):
     model = ViT(5, patch_size=4, width=8, depth=1, num_heads=2)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    rows = list_layers(model, variables, (8, 8, 3))
+    inputs = (jnp.zeros((1, 8, 8, 3)),)
+    variables = init_variables(model, jax.random.key(0), inputs)
+    rows = list_layers(model, variables, inputs)
     report.print_layers(rows, count_parameters(variables["params"]))
     lines = capsys.readouterr().out.splitlines()
     (embedding,) = [line for line in lines if "embedding" in line and "Dense" in line]

@@ -34,7 +34,7 @@ def _problem(batch=8):
     target = jax.nn.one_hot(jnp.arange(batch) % 3, 3)
     model, tx = Linear(), optax.sgd(0.5)
     variables = model.init(jax.random.key(1), image)
-    return model, tx, TrainState.create(variables, tx), (image, target)
+    return model, tx, TrainState.create(variables, tx), ((image,), target)
 
 
 def test_cross_entropy_of_even_logits_is_log_of_classes():
@@ -43,8 +43,9 @@ def test_cross_entropy_of_even_logits_is_log_of_classes():
 
 
 def test_train_step_is_gradient_descent_on_the_mean_loss():
-    model, tx, state, (image, target) = _problem()
-    new, metrics = make_train_step(model, tx)(state, (image, target), jax.random.key(2))
+    model, tx, state, batch = _problem()
+    (image,), target = batch
+    new, metrics = make_train_step(model, tx)(state, batch, jax.random.key(2))
 
     def loss(params):
         return cross_entropy(model.apply({"params": params}, image), target).mean()
@@ -59,9 +60,10 @@ def test_train_step_is_gradient_descent_on_the_mean_loss():
 
 
 def test_label_smoothing_spreads_the_target():
-    model, tx, state, (image, target) = _problem()
+    model, tx, state, batch = _problem()
+    (image,), target = batch
     step = make_train_step(model, tx, label_smoothing=0.3)
-    _, metrics = step(state, (image, target), jax.random.key(2))
+    _, metrics = step(state, batch, jax.random.key(2))
     logits = model.apply({"params": state.params}, image)
     expected = cross_entropy(logits, 0.7 * target + 0.1).mean()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
@@ -160,7 +162,7 @@ def test_steps_are_the_same_in_whatever_stretches(tmp_path):
     for stretches in ((5,), (1, 1, 3), (2, 3)):
         state = first_state(ready)
         runner = EpochRunner(ready, state)
-        arguments = (*runner._split, runner._order(0), runner._key)
+        arguments = (runner._examples, runner._order(0), runner._key)
         for count in stretches:
             state, _ = runner._take_steps(count, runner._put_zeros(state), *arguments)
         results.append(state)

@@ -45,7 +45,7 @@ def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None):
 
 def first_state(ready: experiment.Experiment) -> TrainState:
     """The state that the experiment starts from."""
-    variables = init_variables(ready.model, ready.key("init"), ready.image_shape)
+    variables = init_variables(ready.model, ready.key("init"), ready.task.inputs())
     state = TrainState.create(
         variables, ready.tx, ema=ready.config.ema_decay is not None
     )

@@ -1,12 +1,21 @@
-"""Attention weights captured from a normal forward pass."""
+"""Attention weights captured from a normal forward pass, and what is made of them."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from resnet_jax import ResNet
 from tests import modules
-from vit_jax import ViT
-from vit_jax.interpret import attention_weights
+from vit_jax import Transformer, ViT, patchify
+from vit_jax.interpret import (
+    attention_rollout,
+    attention_weights,
+    mean_attention_distance,
+    patch_relevance,
+    position_similarity,
+)
 
 IMAGE_BHWC = modules.normal(2, 8, 8, 1)
 DEPTH = 11  # so that the layers' names sort otherwise than their numbers
@@ -34,3 +43,110 @@ def test_a_model_without_attention_has_none():
     model = ResNet(3, stage_sizes=(1,), width=2)
     variables = modules.variables(model, *IMAGE_BHWC.shape)
     assert attention_weights(model, variables, IMAGE_BHWC) == []
+
+
+def test_captured_weights_are_softmax_of_queries_and_keys():
+    model = ViT(3, patch_size=4, width=8, depth=1, num_heads=2)
+    variables = modules.variables(model, *IMAGE_BHWC.shape)
+    params = jax.tree.map(np.asarray, variables["params"])
+    embedding, block = params["embedding"], params["encoder"]["block_0"]
+    x_BTD = np.asarray(patchify(IMAGE_BHWC, 4)) @ embedding["kernel"]
+    x_BTD += embedding["bias"]
+    cls_B1D = np.broadcast_to(params["cls"], (2, 1, 8))
+    x_BTD = np.concatenate([cls_B1D, x_BTD], axis=1) + params["pos_embedding"]
+    norm = nn.LayerNorm(epsilon=1e-6)
+    y_BTD = np.asarray(norm.apply({"params": block["attention_norm"]}, x_BTD))
+    for head in range(2):
+        columns = slice(4 * head, 4 * head + 4)
+        query, key = (
+            (y_BTD @ block["attention"][name]["kernel"])[..., columns]
+            + block["attention"][name]["bias"][columns]
+            for name in ("query", "key")
+        )
+        logits_BTT = query @ key.swapaxes(1, 2) / 4**0.5
+        exponential_BTT = np.exp(logits_BTT)
+        expected_BTT = exponential_BTT / exponential_BTT.sum(axis=-1, keepdims=True)
+        (weights_BNTT,) = attention_weights(model, variables, IMAGE_BHWC)
+        np.testing.assert_allclose(weights_BNTT[:, head], expected_BTT, atol=1e-5)
+
+
+def test_the_weights_of_a_decoder_are_found_by_their_path():
+    model = Transformer(num_heads=2, mlp_size=8, encoder_depth=1, decoder_depth=2)
+    source_BSD, target_BTD = modules.normal(2, 6, 4), modules.normal(2, 3, 4)
+    variables = modules.variables(model, source_BSD, target_BTD)
+
+    def shapes(where):
+        layers = attention_weights(
+            model, variables, source_BSD, target_BTD, where=where
+        )
+        return [layer.shape for layer in layers]
+
+    assert shapes("decoder/block_*/cross_attention") == [(2, 2, 3, 6)] * 2
+    assert shapes("decoder/block_*/attention") == [(2, 2, 3, 3)] * 2
+    assert shapes("encoder/block_*/attention") == [(2, 2, 6, 6)]
+
+
+def _weights(*shape, seed=0):
+    """Random attention weights."""
+    return jax.nn.softmax(2 * modules.normal(*shape, seed=seed), axis=-1)
+
+
+def test_rollout_of_attention_to_oneself_is_the_identity():
+    identity_BNTT = jnp.broadcast_to(jnp.eye(5), (2, 3, 5, 5))
+    rollout_BTT = attention_rollout([identity_BNTT] * 4)
+    np.testing.assert_allclose(rollout_BTT, identity_BNTT[:, 0], atol=1e-6)
+
+
+def test_rollout_multiplies_the_layers_from_the_last_to_the_first():
+    layers = [_weights(2, 3, 5, 5, seed=seed) for seed in range(3)]
+    rollout_BTT = attention_rollout(layers)
+    np.testing.assert_allclose(rollout_BTT.sum(axis=-1), 1, atol=1e-6)
+    first, second, third = (
+        np.asarray(w).mean(axis=1) / 2 + np.eye(5) / 2 for w in layers
+    )
+    np.testing.assert_allclose(rollout_BTT, third @ second @ first, atol=1e-6)
+
+
+def test_rollout_needs_a_layer():
+    with pytest.raises(ValueError, match="no layers of attention"):
+        attention_rollout([])
+
+
+def test_relevance_is_what_the_classifier_reads():
+    map_BTT = _weights(2, 5, 5)
+    by_class_token = patch_relevance(map_BTT, has_class_token=True)
+    np.testing.assert_allclose(by_class_token.sum(axis=-1), 1, atol=1e-6)
+    ratio = by_class_token / map_BTT[:, 0, 1:]
+    np.testing.assert_allclose(ratio, ratio[:, :1].repeat(4, axis=1), rtol=1e-5)
+    by_mean = patch_relevance(map_BTT, has_class_token=False)
+    np.testing.assert_allclose(by_mean, np.asarray(map_BTT).mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("has_class_token", [True, False])
+def test_distance_is_that_between_the_patches(has_class_token):
+    rows, columns = 2, 3
+    first = int(has_class_token)
+    tokens = rows * columns + first
+    stay_TT, leap_TT = np.eye(tokens), np.zeros((tokens, tokens))
+    leap_TT[:, -1] = 1.0  # all look at the patch in the last corner
+    weights_BNTT = jnp.asarray(np.stack([stay_TT, leap_TT])[None], jnp.float32)
+    distance_N = mean_attention_distance(
+        weights_BNTT, grid=(rows, columns), has_class_token=has_class_token
+    )
+    corner = [np.hypot(1 - y, 2 - x) for y in range(rows) for x in range(columns)]
+    np.testing.assert_allclose(distance_N, [0, np.mean(corner)], atol=1e-6)
+
+
+def test_distance_needs_the_grid_of_the_weights():
+    with pytest.raises(
+        ValueError, match="2x3 patches makes 7 tokens, got weights of 5"
+    ):
+        mean_attention_distance(_weights(1, 2, 5, 5), grid=(2, 3), has_class_token=True)
+
+
+def test_similarity_of_positions_is_a_cosine():
+    position_1TD = jnp.array([[[9.0, 9.0], [1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]]])
+    similarity_PP = position_similarity(position_1TD, has_class_token=True)
+    np.testing.assert_allclose(
+        similarity_PP, [[1, 0, -1], [0, 1, 0], [-1, 0, 1]], atol=1e-6
+    )

@@ -1,12 +1,21 @@
-"""Attention, the encoder block and the ViT agree with PyTorch, gradients included."""
+"""Attention, the Transformer and the ViT agree with PyTorch, gradients included."""
 
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import pytest
 
 from tests import convert, parity
-from vit_jax import EncoderBlock, MultiHeadAttention, ViT, dot_product_attention
+from vit_jax import (
+    DecoderBlock,
+    EncoderBlock,
+    MultiHeadAttention,
+    Transformer,
+    ViT,
+    combine_masks,
+    dot_product_attention,
+)
 
 OUTPUT_ATOL = 1e-5
 GRADIENT_ATOL = 1e-4
@@ -56,12 +65,52 @@ def test_encoder_block_matches_torch(source, name, case):
     record = parity.read(source, name)
     mask = _mask(record)
     assert (mask is not None) == (case["mask"] is not None)
-    module = EncoderBlock(num_heads=4, mlp_size=24)
+    module = EncoderBlock(num_heads=4, mlp_size=24, **_fields(case["norm"]))
 
     def encode(params, x_BTD):
         return module.apply({"params": params}, x_BTD, mask), None
 
     _check(encode, record, convert.encoder_block, "x")
+
+
+@pytest.mark.parametrize("source, name, case", parity.sources(parity.DECODER_BLOCK))
+def test_decoder_block_matches_torch(source, name, case):
+    record = parity.read(source, name)
+    masks = _masks(record, case["masks"])
+    module = DecoderBlock(num_heads=2, mlp_size=12, **_fields(case["norm"]))
+
+    def decode(params, x_BTD, memory_BSD):
+        masks_of_block = (masks["target"], masks["memory"])
+        return module.apply(
+            {"params": params}, x_BTD, memory_BSD, *masks_of_block
+        ), None
+
+    _check(decode, record, convert.decoder_block, "x", "memory")
+
+
+@pytest.mark.parametrize("source, name, case", parity.sources(parity.TRANSFORMER))
+def test_transformer_matches_torch(source, name, case):
+    record = parity.read(source, name)
+    masks = _masks(record, case["masks"])
+    module = Transformer(
+        num_heads=case["num_heads"],
+        mlp_size=case["mlp_size"],
+        encoder_depth=case["depth"],
+        decoder_depth=case["depth"],
+        causal=False,
+        final_norm=True,
+        **_fields(case["norm"]),
+    )
+
+    def transform(params, *tokens):
+        out = module.apply(
+            {"params": params},
+            *tokens,
+            *(masks[n] for n in ("source", "target", "memory")),
+        )
+        return out, None
+
+    _check(transform, record, convert.transformer, "source", "target")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +129,23 @@ def test_vit_matches_torch(source, name, case):
 
 def _mask(record: parity.Record) -> Any:
     return jnp.asarray(record["input/mask"]) if "input/mask" in record else None
+
+
+def _fields(norm: str) -> dict[str, Any]:
+    """The ViT authors' fields for pre-norm, PyTorch's defaults for post-norm."""
+    if norm == "pre":
+        return {"norm": "pre", "activation": nn.gelu, "norm_epsilon": 1e-6}
+    return {"norm": "post", "activation": nn.relu, "norm_epsilon": 1e-5}
+
+
+def _masks(record: parity.Record, kinds: dict[str, str]) -> dict[str, Any]:
+    """Read the recorded masks, those of padding joined to the others."""
+    inputs = parity.part(record, "input")
+    masks = {name: jnp.asarray(inputs[f"{name}_mask"]) for name in kinds}
+    return {
+        name: combine_masks(masks.get(name), masks.get(f"{name}_padding"))
+        for name in ("source", "target", "memory")
+    }
 
 
 def _check(function, record: parity.Record, convert_params, *names: str) -> Any:

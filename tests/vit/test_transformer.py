@@ -1,4 +1,4 @@
-"""The MLP and the encoder block: residuals, order of tokens, masks, dropout."""
+"""Blocks and stacks: residuals, order of tokens, masks, dropout, causality."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,26 @@ import pytest
 
 from tests import modules
 from tests.modules import apply, normal
-from vit_jax import EncoderBlock, MlpBlock, MultiHeadAttention, causal_mask
+from vit_jax import (
+    Decoder,
+    DecoderBlock,
+    Encoder,
+    EncoderBlock,
+    MlpBlock,
+    MultiHeadAttention,
+    Transformer,
+    causal_mask,
+    padding_mask,
+)
 
 X_BTD = normal(2, 5, 16)
+MEMORY_BSD = normal(2, 7, 16, seed=1)
+STACK = {"num_heads": 4, "mlp_size": 24, "depth": 2}
 
 
 def _block(**fields) -> tuple[EncoderBlock, dict]:
     module = EncoderBlock(num_heads=4, mlp_size=24, **fields)
-    return module, modules.variables(module, 2, 5, 16)
+    return module, modules.variables(module, X_BTD)
 
 
 def test_encoder_block_is_the_identity_where_its_branches_are_zero():
@@ -61,7 +73,7 @@ def test_encoder_block_hides_the_future_behind_a_causal_mask():
 
 def test_mlp_block_sees_each_token_alone():
     module = MlpBlock(24)
-    variables = modules.variables(module, 2, 5, 16)
+    variables = modules.variables(module, X_BTD)
     out_BTD = apply(module, variables, X_BTD)
     alone_BD = apply(module, variables, X_BTD[:, 2:3])[:, 0]
     np.testing.assert_allclose(out_BTD[:, 2], alone_BD, atol=1e-6)
@@ -69,7 +81,7 @@ def test_mlp_block_sees_each_token_alone():
 
 def test_mlp_block_uses_the_activation_between_its_layers():
     module = MlpBlock(24, activation=jnp.sin)
-    variables = modules.variables(module, 2, 5, 16)
+    variables = modules.variables(module, X_BTD)
     hidden, out = variables["params"]["hidden"], variables["params"]["out"]
     assert hidden["kernel"].shape == (16, 24)
     h_BTF = jnp.sin(X_BTD @ hidden["kernel"] + hidden["bias"][None, None])
@@ -79,7 +91,7 @@ def test_mlp_block_uses_the_activation_between_its_layers():
 
 def test_mlp_block_drops_hidden_units():
     module = MlpBlock(1, dropout_rate=0.5, activation=jnp.ones_like)
-    params = jax.tree.map(jnp.zeros_like, modules.variables(module, 2, 5, 16)["params"])
+    params = jax.tree.map(jnp.zeros_like, modules.variables(module, X_BTD)["params"])
     params["out"]["kernel"] = jnp.ones((1, 16))
     x_BTD = jnp.ones((8, 16, 16))
     rngs = {"dropout": jax.random.key(0)}
@@ -135,3 +147,114 @@ def test_encoder_block_computes_in_bfloat16_with_float32_parameters():
 def test_blocks_reject_input_of_other_rank(module, shape):
     with pytest.raises(AssertionError, match="rank"):
         module.init(jax.random.key(0), jnp.ones(shape))
+
+
+def _positions_that_change(module, variables, position, *args) -> list[int]:
+    """Which outputs depend on the token at a position."""
+    out_BTD = apply(module, variables, X_BTD, *args)
+    changed_BTD = apply(module, variables, X_BTD.at[:, position].multiply(-1), *args)
+    return np.flatnonzero((out_BTD != changed_BTD).any(axis=(0, 2))).tolist()
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_an_encoder_alone_sees_later_tokens_and_a_decoder_alone_does_not(norm):
+    encoder = Encoder(**STACK, norm=norm)
+    decoder = Decoder(**STACK, norm=norm)
+    variables = modules.variables(encoder, X_BTD)
+    # Without a memory a decoder has the parameters of an encoder.
+    shapes = jax.tree.map(jnp.shape, variables)
+    assert jax.tree.map(jnp.shape, modules.variables(decoder, X_BTD)) == shapes
+    for position in range(5):
+        everywhere = _positions_that_change(encoder, variables, position)
+        onwards = _positions_that_change(decoder, variables, position)
+        assert everywhere == [0, 1, 2, 3, 4]
+        assert onwards == list(range(position, 5))
+    np.testing.assert_allclose(
+        apply(encoder, variables, X_BTD, causal_mask(5)),
+        apply(decoder, variables, X_BTD),
+        atol=1e-6,
+    )
+
+
+def test_a_decoder_joins_a_mask_to_the_causal_one():
+    decoder = Decoder(**STACK)
+    variables = modules.variables(decoder, X_BTD, MEMORY_BSD)
+    mask = padding_mask(jnp.array([2, 5]), 5)
+    out_BTD = apply(decoder, variables, X_BTD, MEMORY_BSD, mask)
+    changed_BTD = X_BTD.at[:, 2].multiply(-1)
+    changed_BTD = apply(decoder, variables, changed_BTD, MEMORY_BSD, mask)
+    same_BT = (out_BTD == changed_BTD).all(axis=-1)
+    np.testing.assert_array_equal(
+        same_BT, [[True, True, False, True, True], [True, True, False, False, False]]
+    )
+
+
+def test_a_decoder_attends_to_the_memory_that_its_mask_leaves():
+    decoder = DecoderBlock(num_heads=4, mlp_size=24)
+    variables = modules.variables(decoder, X_BTD, MEMORY_BSD)
+    mask = padding_mask(jnp.array([3, 7]), 7)
+
+    def decode(memory_BSD):
+        return apply(decoder, variables, X_BTD, memory_BSD, None, mask)
+
+    out_BTD = decode(MEMORY_BSD)
+    hidden_BTD = decode(MEMORY_BSD.at[:, 3:].multiply(-1))
+    np.testing.assert_array_equal(out_BTD[0], hidden_BTD[0])
+    assert (jnp.abs(out_BTD - hidden_BTD)[1].max(axis=-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_decoding_token_by_token_equals_decoding_at_once(memory):
+    decoder = Decoder(**STACK)
+    args = (MEMORY_BSD,) if memory else ()
+    variables = modules.variables(decoder, X_BTD, *args)
+    expected_BTD = apply(decoder, variables, X_BTD, *args)
+    _, cache = decoder.apply(variables, X_BTD, *args, decode=True, mutable=["cache"])
+    outs = []
+    for part_BTD in (X_BTD[:, :1], X_BTD[:, 1:2], X_BTD[:, 2:]):
+        # What the memory's keys and values are is in the cache.
+        blank = tuple(jnp.full_like(x, jnp.nan) for x in args)
+        out_BTD, cache = decoder.apply(
+            variables | cache, part_BTD, *blank, decode=True, mutable=["cache"]
+        )
+        outs.append(out_BTD)
+    np.testing.assert_allclose(jnp.concatenate(outs, axis=1), expected_BTD, atol=1e-5)
+
+
+def test_transformer_has_the_parameters_of_torch():
+    module = Transformer(
+        num_heads=4, mlp_size=32, encoder_depth=2, decoder_depth=2, final_norm=True
+    )
+    variables = modules.variables(module, X_BTD, X_BTD)
+    leaves = jax.tree.leaves(variables)
+    assert sum(leaf.size for leaf in leaves) == 11_200
+    assert apply(module, variables, X_BTD, X_BTD).shape == (2, 5, 16)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post", None])
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_block_has_the_parts_that_its_fields_name(norm, residual):
+    module, variables = _block(norm=norm, residual=residual)
+    norms = {"attention_norm", "mlp_norm"} if norm else set()
+    assert set(variables["params"]) == {"attention", "mlp"} | norms
+    params = variables["params"]
+    params["mlp"]["out"] = jax.tree.map(jnp.zeros_like, params["mlp"]["out"])
+    out_BTD = apply(module, variables, X_BTD)
+    if norm == "post":
+        # Nothing goes into the last LayerNorm, so all tokens come out alike.
+        assert bool((out_BTD == out_BTD[:1, :1]).all()) == (not residual)
+    else:
+        assert bool((out_BTD == 0).all()) == (not residual)
+
+
+def test_a_block_without_mlp_has_attention_alone():
+    module = EncoderBlock(num_heads=4, mlp_size=None)
+    assert set(modules.variables(module, X_BTD)["params"]) == {
+        "attention",
+        "attention_norm",
+    }
+
+
+def test_blocks_name_the_norms_that_there_are():
+    with pytest.raises(ValueError, match="norm must be 'pre', 'post' or None, got"):
+        modules.shapes(EncoderBlock(num_heads=4, mlp_size=8, norm="batch"), X_BTD)

@@ -148,6 +148,30 @@ def test_vit_has_a_class_token_only_where_it_reads_one():
     assert _variables("mean")["params"]["pos_embedding"].shape == (1, 6, 16)
 
 
+def test_vit_without_position_embedding_takes_the_patches_as_a_set():
+    module = _vit(pool="mean", position_embedding=False)
+    variables = modules.variables(module, *IMAGE_BHWC.shape)
+    assert "pos_embedding" not in variables["params"]
+    rows_BHWC = IMAGE_BHWC.reshape(3, 2, 4, 12, 3)[:, ::-1].reshape(3, 8, 12, 3)
+    before_BY = apply(module, variables, IMAGE_BHWC)
+    after_BY = apply(module, variables, rows_BHWC)
+    np.testing.assert_allclose(before_BY, after_BY, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields, missing",
+    [
+        ({"mlp_ratio": None}, {"mlp", "mlp_norm"}),
+        ({"norm": None}, {"attention_norm", "mlp_norm"}),
+        ({"norm": "post", "residual": False}, set()),
+    ],
+)
+def test_vit_leaves_out_of_its_blocks_what_its_fields_say(fields, missing):
+    whole = modules.shapes(_vit(), *IMAGE_BHWC.shape)["params"]["encoder"]["block_0"]
+    part = modules.shapes(_vit(**fields), *IMAGE_BHWC.shape)["params"]["encoder"]
+    assert set(whole) - set(part["block_0"]) == missing
+
+
 DROPOUT_RATES = ["dropout_rate", "attention_dropout_rate", "embedding_dropout_rate"]
 
 

@@ -1,4 +1,4 @@
-"""Image-classification splits as numpy arrays: any TFDS set, or the bundled digits.
+"""Splits as numpy arrays: any TFDS image set, or one that needs no download.
 
 `load("mnist", "train[:90%]")` is all that the rest of the code needs to know. Importing
 this package is cheap: TFDS, TensorFlow, OpenCV and scikit-learn are imported by the
@@ -6,26 +6,27 @@ functions that use them, and a set that was read once is later read from the cac
 without any of them.
 """
 
-import dataclasses
 import os
 import pathlib
 
 from train_jax.data import cache, tfds_prepare, tfds_read
 from train_jax.data.digits import load_digits
+from train_jax.data.reverse import load_reverse
+from train_jax.data.split import Sequences as Sequences
 from train_jax.data.split import Split as Split
 from train_jax.data.split import absolute_slice, parse_split
 
 
 def load(
     name: str, split: str, *, data_dir: str | None = None, manual_dir: str | None = None
-) -> Split:
+) -> Split | Sequences:
     """Load a split of a dataset, or a slice of it.
 
     A TFDS set that is not prepared yet is prepared first, which needs TensorFlow and
     either internet or the original archives in `manual_dir`.
 
     Args:
-        name: `"digits"`, or the name of a TFDS image-classification set:
+        name: `"digits"`, `"reverse"`, or the name of a TFDS image-classification set:
             `"dataset"`, `"dataset/config"`, either with `":1.2.3"` for a version.
         split: A split or one slice of it, in the syntax and with the rounding of TFDS:
             `"train"`, `"train[:90%]"`, `"train[-5000:]"`.
@@ -42,12 +43,11 @@ def load(
     base, start, stop = parse_split(split)
     if name == "digits":
         data = load_digits(base)
+    elif name == "reverse":
+        data = load_reverse(base)
     else:
         data = _load_tfds(name, base, data_dir=data_dir, manual_dir=manual_dir)
-    cut = absolute_slice(split, start, stop, len(data.label_B))
-    return dataclasses.replace(
-        data, image_BHWC=data.image_BHWC[cut], label_B=data.label_B[cut]
-    )
+    return data[absolute_slice(split, start, stop, len(data))]
 
 
 def _load_tfds(

@@ -1,4 +1,4 @@
-"""A split in memory, and the syntax that names a slice of one."""
+"""Splits in memory, and the syntax that names a slice of one."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ _SPLIT = re.compile(rf"([\w-]+)(?:\[({_BOUND})?:({_BOUND})?\])?")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """One split of a dataset, in memory.
+    """One split of an image-classification set, in memory.
 
     Attributes:
         image_BHWC: uint8 images, 0 to 255.
@@ -26,6 +26,47 @@ class Split:
     label_B: np.ndarray
     num_classes: int
     class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.label_B)
+
+    def __getitem__(self, cut: slice) -> "Split":
+        return dataclasses.replace(
+            self, image_BHWC=self.image_BHWC[cut], label_B=self.label_B[cut]
+        )
+
+    @property
+    def examples(self) -> tuple[np.ndarray, ...]:
+        """The arrays that have an entry for each example."""
+        return self.image_BHWC, self.label_B
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sequences:
+    """One split of a set of sequences and what they turn into, in memory.
+
+    Attributes:
+        source_BS: int32 tokens, 0 to `num_symbols` - 1.
+        target_BT: int32 tokens, likewise.
+        num_symbols: Number of different tokens.
+    """
+
+    source_BS: np.ndarray
+    target_BT: np.ndarray
+    num_symbols: int
+
+    def __len__(self) -> int:
+        return len(self.source_BS)
+
+    def __getitem__(self, cut: slice) -> "Sequences":
+        return dataclasses.replace(
+            self, source_BS=self.source_BS[cut], target_BT=self.target_BT[cut]
+        )
+
+    @property
+    def examples(self) -> tuple[np.ndarray, ...]:
+        """The arrays that have an entry for each example."""
+        return self.source_BS, self.target_BT
 
 
 def parse_split(split: str) -> tuple[str, str | None, str | None]:

@@ -1,0 +1,159 @@
+"""Scaled dot-product attention, seen for the first time.
+
+    python examples/scaled_dot_product_attention.py --output attention_example
+
+Three experiments: three random tokens, sixteen images of 256 random patches, and the
+patches of a real digit. The pictures go to the folder named. Needs scikit-learn and
+matplotlib, which the extra [train] brings.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+
+from vit_jax import dot_product_attention, patchify
+
+
+def main(arguments: list[str]) -> int:
+    """Run the experiments one after another."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("attention_example")
+    )
+    output = parser.parse_args(arguments).output
+    output.mkdir(parents=True, exist_ok=True)
+    np.set_printoptions(precision=3, suppress=True, threshold=12)
+    three_tokens(output / "three_tokens.png")
+    sixteen_images(output / "sixteen_images.png")
+    patches_of_a_digit(output / "patches_of_a_digit.png")
+    return 0
+
+
+def random_tokens(shape: tuple[int, ...]) -> list[jax.Array]:
+    """Draw query, key and value from the standard normal distribution."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [jax.random.normal(key, shape) for key in keys]
+
+
+def three_tokens(path: pathlib.Path) -> None:
+    """One sequence, three tokens of 512 numbers each: small enough to be read."""
+    print("\n1. Three random tokens, shape (1, 3, 512)")
+    query_BTK, key_BTK, value_BTK = random_tokens((1, 3, 512))
+
+    # Each token asks with its query, and each token answers with its key: the inner
+    # product of the two says how well they fit. Divided by √512 these products have
+    # a spread of about one, however long the tokens are. Without that one of the
+    # weights below would be 1 and the others 0.
+    products_BTT = jnp.einsum("btk,bsk->bts", query_BTK, key_BTK)
+    print("products of queries and keys\n", np.asarray(products_BTT))
+    print("divided by the square root of 512\n", np.asarray(products_BTT / 512**0.5))
+
+    # Softmax makes a row of weights of each row of products: positive, and 1 in sum.
+    # The output is the mean of the values with these weights.
+    output_BTK, weights_BTT = dot_product_attention(
+        query_BTK, key_BTK, value_BTK, return_weights=True
+    )
+    print("attention map: softmax of each row\n", np.asarray(weights_BTT))
+    print("sums of its rows", np.asarray(weights_BTT.sum(axis=-1)))
+    print(f"output, shape {output_BTK.shape}\n", np.asarray(output_BTK))
+
+    # The same by hand, for the first token.
+    by_hand_K = sum(weights_BTT[0, 0, s] * value_BTK[0, s] for s in range(3))
+    np.testing.assert_allclose(output_BTK[0, 0], by_hand_K, atol=1e-5)
+
+    figure = Figure(figsize=(4, 3.4), layout="constrained")
+    axis = figure.subplots()
+    picture = axis.imshow(weights_BTT[0], cmap="magma", vmin=0, vmax=1)
+    for t, s in np.ndindex(3, 3):
+        weight = float(weights_BTT[0, t, s])
+        colour = "black" if weight > 0.6 else "white"
+        axis.text(s, t, f"{weight:.2f}", ha="center", va="center", color=colour)
+    names = ["token 1", "token 2", "token 3"]
+    axis.set_xticks(range(3), names)
+    axis.set_yticks(range(3), names, rotation=90, va="center")
+    axis.set_xlabel("… attends to")
+    axis.set_ylabel("each token (row) …")
+    axis.set_title("Attention map of three random tokens", fontsize=10)
+    figure.colorbar(picture, ax=axis, label="weight")
+    figure.savefig(path, dpi=120)
+
+
+def sixteen_images(path: pathlib.Path) -> None:
+    """Sixteen images of 16 × 16 patches: nothing changes but the shapes."""
+    print("\n2. Sixteen images of 256 random patches, shape (16, 256, 512)")
+    output_BTK, weights_BTT = dot_product_attention(
+        *random_tokens((16, 256, 512)), return_weights=True
+    )
+    sums_BT = weights_BTT.sum(axis=-1)
+    print(f"output {output_BTK.shape}, attention map {weights_BTT.shape}")
+    print(f"sums of the rows lie between {sums_BT.min():.6f} and {sums_BT.max():.6f}")
+    print(f"largest weight {weights_BTT.max():.3f}; even ones would be {1 / 256:.4f}")
+
+    # A row of the map tells of one patch what it thinks of the 256 patches; put back
+    # into rows and columns it is a picture of the image. As everything is random, it
+    # shows noise: no patch knows its neighbours.
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    whole, first, last = figure.subplots(1, 3)
+    whole.imshow(weights_BTT[0], cmap="magma")
+    whole.set_title("attention map of the first image", fontsize=10)
+    whole.set_xlabel("patch attended to")
+    whole.set_ylabel("patch that attends")
+    for axis, patch in ((first, 0), (last, 255)):
+        axis.imshow(weights_BTT[0, patch].reshape(16, 16), cmap="magma")
+        axis.set_title(f"row {patch}, as 16 × 16 patches", fontsize=10)
+        axis.set_xlabel("column of the patch")
+        axis.set_ylabel("row of the patch")
+    figure.savefig(path, dpi=120)
+
+
+def patches_of_a_digit(path: pathlib.Path) -> None:
+    """A real image: now the map says something, though nothing was learnt."""
+    print("\n3. The patches of a digit")
+    image_HW = load_digits().images[0] / 16
+    image_BHWC = jnp.asarray(image_HW, jnp.float32)[None, :, :, None]
+    patch_BTE = patchify(image_BHWC, 2)
+    print(f"image {image_BHWC.shape}, cut into patches {patch_BTE.shape}")
+
+    # The patches themselves serve as query, key and value: patches that look alike fit
+    # each other. Centred, so that dark ones fit dark ones, and scaled up, as four
+    # numbers between 0 and 1 would make nearly even weights.
+    token_BTE = 4 * (patch_BTE - patch_BTE.mean(axis=1, keepdims=True))
+    output_BTE, weights_BTT = dot_product_attention(
+        token_BTE, token_BTE, patch_BTE, return_weights=True
+    )
+    print("sums of the rows", np.asarray(weights_BTT.sum(axis=-1)))
+    print(f"output {output_BTE.shape}: each patch, mixed with those like it")
+
+    # In a Transformer three matrices are learnt that make query, key and value of each
+    # patch: then it is training that decides what fits, and not the likeness of pixels.
+    stroke = int(patch_BTE[0].sum(axis=-1).argmax())
+    corner = 0
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    axes = figure.subplots(1, 4)
+    axes[0].imshow(image_HW, cmap="gray")
+    axes[0].set_title("image, 4 × 4 patches", fontsize=10)
+    for line in (1.5, 3.5, 5.5):
+        axes[0].axhline(line, color="C1", linewidth=0.8)
+        axes[0].axvline(line, color="C1", linewidth=0.8)
+    axes[1].imshow(weights_BTT[0], cmap="magma")
+    axes[1].set_title("attention map", fontsize=10)
+    axes[1].set_xlabel("patch attended to")
+    axes[1].set_ylabel("patch that attends")
+    for axis, patch, name in ((axes[2], stroke, "stroke"), (axes[3], corner, "corner")):
+        axis.imshow(weights_BTT[0, patch].reshape(4, 4), cmap="magma")
+        row, column = divmod(patch, 4)
+        axis.plot(column, row, "s", mec="C0", mfc="none", ms=34, mew=2)
+        axis.set_title(f"what the {name} attends to", fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

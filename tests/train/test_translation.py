@@ -1,0 +1,97 @@
+"""Sequence to sequence in the trainer: the same loop, other examples."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train_jax import config, experiment, loop
+from train_jax import workdir as wd
+from train_jax.data import load
+from train_jax.tasks import Translation
+
+REVERSE = "configs/transformer_reverse.py"
+
+
+def test_the_target_is_the_source_back_to_front():
+    train, test = load("reverse", "train"), load("reverse", "test")
+    assert (len(train), len(test)) == (50_000, 2_000)
+    for split in (train, test):
+        np.testing.assert_array_equal(split.source_BS, split.target_BT[:, ::-1])
+        assert set(np.unique(split.source_BS)) == set(range(split.num_symbols))
+    again = load("reverse", "train[10:20]")
+    np.testing.assert_array_equal(again.source_BS, train.source_BS[10:20])
+    assert len(np.unique(train.source_BS[:100], axis=0)) == 100
+
+
+def test_each_token_is_told_from_those_before_it():
+    task = Translation(10, source_length=3, target_length=3)
+    (source_BS, known_BT), target_BTV = task.make_batch(
+        jax.random.key(0), jnp.array([[1, 2, 3]]), jnp.array([[3, 2, 1]])
+    )
+    np.testing.assert_array_equal(source_BS, [[1, 2, 3]])
+    np.testing.assert_array_equal(known_BT, [[10, 3, 2]])
+    np.testing.assert_array_equal(target_BTV.argmax(axis=-1), [[3, 2, 1]])
+    assert target_BTV.shape == (1, 3, 11)
+
+
+def _set_up(workdir, **overrides):
+    return experiment.set_up(config.load_config(REVERSE, overrides), workdir)
+
+
+def test_a_short_run_leaves_what_any_run_does(tmp_path):
+    changes = {"num_steps": "6", "dataset.train_split": "train[:256]"}
+    changes |= {"optimizer.warmup_epochs": "0", "dataset.test_split": "test[:20]"}
+    summary = loop.train_and_evaluate(_set_up(tmp_path / "run", **changes))
+    lines = (tmp_path / "run" / wd.METRICS).read_text().splitlines()
+    losses = [json.loads(line)["train_loss"] for line in lines]
+    assert losses[0] > losses[-1]
+    assert summary["steps"] == 6 and summary["dataset"] == "reverse"
+    pictures = {path.name for path in (tmp_path / "run" / wd.PLOTS).iterdir()}
+    assert pictures == {"curves.png", "cross_attention.png"}
+
+
+def test_an_answer_is_right_only_if_every_token_is(tmp_path):
+    ready = _set_up(tmp_path / "run", **{"dataset.test_split": "test[:64]"})
+    variables = ready.model.init(jax.random.key(0), *ready.task.inputs())
+    eval_step = jax.jit(ready.task.make_eval_step(ready.model))
+    source_BS, target_BT = map(jnp.asarray, ready.test.examples)
+    _, hit_B, decoded_BT = eval_step(variables, source_BS, target_BT)
+    assert not hit_B.any()
+    _, hit_B, _ = eval_step(variables, source_BS, decoded_BT)
+    assert hit_B.all()
+    _, hit_B, _ = eval_step(variables, source_BS, decoded_BT.at[:, -1].add(1))
+    assert not hit_B.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "dataset.name": "digits",
+                "dataset.train_split": "train",
+                "dataset.val_split": "test",
+            },
+            "config.model.name must be one of vit, vit_ti16, vit_s16, vit_b16, "
+            "vit_b32, vit_l16, resnet18, resnet34, resnet50 for dataset 'digits', got "
+            "'transformer'",
+        ),
+        (
+            {"augment.flip": "True"},
+            "config.augment.flip must be False for dataset 'reverse', which has no "
+            "images, got True",
+        ),
+        (
+            {"dataset.train_split": "dev"},
+            "dataset 'reverse' has no split 'dev'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, changes, message):
+    with pytest.raises(ValueError) as caught:
+        _set_up(tmp_path / "run", **changes)
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()

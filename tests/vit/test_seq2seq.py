@@ -1,0 +1,101 @@
+"""The Transformer from tokens to tokens: positions, shapes, decoding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import modules
+from tests.modules import apply
+from vit_jax import Seq2SeqTransformer, greedy_decode, sinusoidal_position
+
+SOURCE_BS = jnp.asarray(np.random.default_rng(0).integers(0, 7, (3, 6)))
+TARGET_BT = jnp.asarray(np.random.default_rng(1).integers(0, 7, (3, 5)))
+START = 7
+
+
+def _model(**fields) -> tuple[Seq2SeqTransformer, dict]:
+    model = Seq2SeqTransformer(
+        vocab_size=8,
+        width=16,
+        num_heads=4,
+        mlp_size=24,
+        encoder_depth=1,
+        decoder_depth=2,
+        **fields,
+    )
+    return model, modules.variables(model, SOURCE_BS, TARGET_BT)
+
+
+def test_position_is_the_paper_s():
+    position_TD = sinusoidal_position(50, 8)
+    assert position_TD.shape == (50, 8)
+    for t, i in ((0, 0), (3, 1), (49, 3)):
+        angle = t / 10000 ** (2 * i / 8)
+        found = position_TD[t, 2 * i : 2 * i + 2]
+        np.testing.assert_allclose(found, [np.sin(angle), np.cos(angle)], atol=1e-6)
+
+
+def test_position_needs_an_even_width():
+    with pytest.raises(ValueError, match="width must be even, got 7"):
+        sinusoidal_position(3, 7)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_logits_see_the_whole_source_and_the_target_so_far(norm):
+    model, variables = _model(norm=norm)
+    logits_BTV = apply(model, variables, SOURCE_BS, TARGET_BT)
+    assert logits_BTV.shape == (3, 5, 8) and logits_BTV.dtype == jnp.float32
+    other = apply(model, variables, SOURCE_BS.at[:, 5].set(START), TARGET_BT)
+    assert (other != logits_BTV).any(axis=(0, 2)).all()
+    other = apply(model, variables, SOURCE_BS, TARGET_BT.at[:, 3].set(START))
+    changed = (other != logits_BTV).any(axis=(0, 2))
+    np.testing.assert_array_equal(changed, [False, False, False, True, True])
+
+
+def test_the_order_of_the_source_matters():
+    model, variables = _model()
+    logits_BTV = apply(model, variables, SOURCE_BS, TARGET_BT)
+    other_BTV = apply(model, variables, SOURCE_BS[:, ::-1], TARGET_BT)
+    assert jnp.abs(logits_BTV - other_BTV).max() > 1e-2
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_greedy_decoding_with_a_cache_equals_decoding_without(norm):
+    model, variables = _model(norm=norm)
+    # What the tokens say has to outweigh the biases, or all answers are alike.
+    params = variables["params"]
+    params["head"]["bias"] = jnp.zeros(8)
+    params["embedding"]["embedding"] *= 4
+    known_BT = jnp.full((3, 1), START)
+    for _ in range(9):
+        logits_BTV = model.apply(variables, SOURCE_BS, known_BT)
+        token_B = logits_BTV[:, -1].argmax(axis=-1)
+        known_BT = jnp.concatenate([known_BT, token_B[:, None]], axis=1)
+    decode = jax.jit(
+        lambda v, s: greedy_decode(model, v, s, start_token=START, num_tokens=9)
+    )
+    decoded_BT = decode(variables, SOURCE_BS)
+    np.testing.assert_array_equal(decoded_BT, known_BT[:, 1:])
+    assert len(np.unique(decoded_BT)) > 1
+
+
+def test_greedy_decoding_is_one_compiled_loop_over_single_tokens():
+    model, variables = _model()
+
+    def decode(num_tokens):
+        return jax.make_jaxpr(
+            lambda s: greedy_decode(
+                model, variables, s, start_token=START, num_tokens=num_tokens
+            )
+        )(SOURCE_BS)
+
+    programs = [decode(num_tokens) for num_tokens in (4, 40)]
+    loops = [
+        [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "scan"]
+        for program in programs
+    ]
+    assert [eqn.params["length"] for [eqn] in loops] == [4, 40]
+    # No more work in the program for more tokens: the loop turns more often.
+    sizes = [len(program.jaxpr.eqns) for program in programs]
+    assert sizes[0] == sizes[1]

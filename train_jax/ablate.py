@@ -1,0 +1,229 @@
+"""Train variants of a model side by side, and compare them in one table.
+
+python -m train_jax.ablate --config configs/ablation_vit_mnist.py
+"""
+
+import contextlib
+import csv
+import dataclasses
+import pathlib
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import rich.console
+import rich.table
+from matplotlib.figure import Figure
+
+from train_jax import cli, experiment, loop
+from train_jax import workdir as wd
+from train_jax.config import Config, load_config, read_config_file
+
+FAILURE, LOG = "failure.json", "log.txt"
+TABLE, PICTURE = "ablation.csv", "ablation.png"
+
+_PROGRAM = "python -m train_jax.ablate"
+_DESCRIPTION = """\
+Train every variant that the config's get_variants() names, with every one of its SEEDS,
+and compare them. A second start with the same folder trains what is missing.
+"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+    """One variant, trained with one seed.
+
+    Attributes:
+        variant: its name.
+        config: complete.
+        folder: its workdir.
+    """
+
+    variant: str
+    config: Config
+    folder: pathlib.Path
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of it: a summary, {"error": …}, or None if it is still to do."""
+        for name in (wd.SUMMARY, FAILURE):
+            if (self.folder / name).exists():
+                return wd.read_json(self.folder / name)
+        return None
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line, train what is missing, and return the exit code."""
+    parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        help="folder for the results (default: runs/<name of the config>)",
+    )
+    options, overrides = cli.parse(parser, arguments)
+    workdir = options.workdir or pathlib.Path("runs", pathlib.Path(options.config).stem)
+    try:
+        trials = plan(options.config, overrides, workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cli.complain(_PROGRAM, ValueError(f"--workdir {workdir}: {error.strerror}"))
+        return 2
+    except ValueError as error:
+        cli.complain(_PROGRAM, error)
+        return 2
+    try:
+        for number, trial in enumerate(trials, start=1):
+            _report(trial, number, len(trials))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
+    write_results(trials, workdir)
+    return 0
+
+
+def plan(
+    config_path: str, overrides: Mapping[str, str], workdir: pathlib.Path
+) -> list[Trial]:
+    """List every variant with every seed, each with a complete config.
+
+    Raises:
+        ValueError: naming the variant and what is wrong with it.
+    """
+    variants = read_config_file(config_path, "get_variants")
+    seeds = read_config_file(config_path, "SEEDS")
+    trials = []
+    for variant, changes in variants.items():
+        for seed in seeds:
+            changed = {name: repr(value) for name, value in changes.items()}
+            try:
+                config = load_config(
+                    config_path, {**overrides, **changed, "seed": str(seed)}
+                )
+                folder = workdir / _slug(variant) / f"seed_{seed}"
+                wd.check(folder, config, overwrite=False)
+            except ValueError as error:
+                raise ValueError(f"variant {variant!r}: {error}") from error
+            trials.append(Trial(variant, config, folder))
+    return trials
+
+
+def run(trial: Trial) -> dict[str, Any]:
+    """Train one variant with one seed; what goes wrong with it is its result.
+
+    What the run prints goes to a file in its folder.
+    """
+    try:
+        ready = experiment.set_up(trial.config, trial.folder)
+    except ValueError as error:  # this variant cannot be built
+        return _record_failure(trial, error)
+    with (trial.folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
+        try:
+            return loop.train_and_evaluate(ready)
+        except (FloatingPointError, jax.errors.JaxRuntimeError) as error:
+            return _record_failure(trial, error)  # it diverged, or memory ran out
+
+
+def _record_failure(trial: Trial, error: Exception) -> dict[str, Any]:
+    """Write down why a trial failed, so that it is not tried again."""
+    result = {"error": " ".join(str(error).split())}
+    wd.prepare(trial.folder, trial.config, overwrite=False)
+    wd.write_json(trial.folder / FAILURE, result)
+    return result
+
+
+def _report(trial: Trial, number: int, count: int) -> None:
+    """Run a trial, unless that is done, and print a line about it."""
+    result, started = trial.result(), time.monotonic()
+    took = "done before"
+    if result is None:
+        result = run(trial)
+        took = f"{time.monotonic() - started:.0f} s"
+    outcome = result.get("error") or f"test accuracy {result['test_accuracy']:.2%}"
+    name = f"{trial.variant}, seed {trial.config.seed}"
+    print(
+        f"{number:>{len(str(count))}}/{count}  {name}: {outcome} ({took})", flush=True
+    )
+
+
+def write_results(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
+    """Write a line a run as CSV, print a line a variant, and draw them."""
+    results = {trial: trial.result() or {} for trial in trials}
+    columns = ("test_accuracy", "test_loss", "val_accuracy", "num_params")
+    columns += ("images_per_second", "train_seconds", "error")
+    with (workdir / TABLE).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["variant", "seed", *columns])
+        for trial, result in results.items():
+            values = [result.get(column, "") for column in columns]
+            writer.writerow([trial.variant, trial.config.seed, *values])
+
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for trial, result in results.items():
+        variants.setdefault(trial.variant, []).append(result)
+    _print_table(variants)
+    _plot(variants, workdir / PICTURE)
+    print(f"results in {workdir}")
+
+
+def _print_table(variants: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Print mean and standard deviation of each variant, and what failed."""
+    table = rich.table.Table("variant")
+    for heading in ("parameters", "images/s", "test accuracy, %", "difference", "runs"):
+        table.add_column(heading, justify="right")
+    reference = _accuracies(next(iter(variants.values())))
+    for name, results in variants.items():
+        accuracies = _accuracies(results)
+        if not accuracies:
+            table.add_row(name, "", "", "failed", "", f"0/{len(results)}")
+            continue
+        done = [result for result in results if "error" not in result]
+        mean = statistics.mean(accuracies)
+        difference = f"{mean - statistics.mean(reference):+.2f}" if reference else ""
+        table.add_row(
+            name,
+            f"{done[0]['num_params']:,}",
+            f"{statistics.median(r['images_per_second'] for r in done):,.0f}",
+            f"{mean:.2f} ± {_deviation(accuracies):.2f}",
+            difference,
+            f"{len(done)}/{len(results)}",
+        )
+    rich.console.Console().print(table)
+
+
+def _plot(variants: Mapping[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
+    """Draw each variant's runs and their mean."""
+    figure = Figure(figsize=(8, 0.35 * len(variants) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    for row, results in enumerate(variants.values()):
+        accuracies = _accuracies(results)
+        if accuracies:
+            axis.plot(accuracies, [row] * len(accuracies), "o", color="C0", alpha=0.5)
+            axis.plot(statistics.mean(accuracies), row, "|", color="black", ms=14)
+        else:
+            axis.text(0.5, row, "failed", transform=axis.get_yaxis_transform())
+    axis.set_yticks(range(len(variants)), list(variants))
+    axis.invert_yaxis()
+    axis.set_xlabel("test accuracy (%): each run, and their mean")
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _accuracies(results: Sequence[dict[str, Any]]) -> list[float]:
+    """The test accuracies, in percent, of the runs that came to an end."""
+    return [100 * r["test_accuracy"] for r in results if "test_accuracy" in r]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _slug(name: str) -> str:
+    """Turn a variant's name into one for a folder."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,233 @@
+"""Draw what a trained ViT looks at: python -m train_jax.explain --workdir RUN."""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+
+from train_jax import cli, plots
+from train_jax import workdir as wd
+from train_jax.augment import normalize
+from train_jax.tasks import Classification
+from train_jax.trained import TrainedModel, load_trained
+from vit_jax.interpret import (
+    attention_rollout,
+    attention_weights,
+    mean_attention_distance,
+    patch_relevance,
+    position_similarity,
+)
+
+_PROGRAM = "python -m train_jax.explain"
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line, draw, and return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        explainer = Explainer(load_trained(options.workdir))
+        images = explainer.choose(options.images, options.file)
+        explainer.check(options.layer, options.head)
+    except ValueError as error:
+        cli.complain(_PROGRAM, error)
+        return 2
+    folder = options.workdir / wd.PLOTS
+    folder.mkdir(exist_ok=True)
+    for name, image_HWC in images.items():
+        path = folder / f"explain_{name}.png"
+        explainer.draw_image(image_HWC, path, layer=options.layer, head=options.head)
+        print(path)
+    for path in explainer.draw_model(folder):
+        print(path)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
+        description="Draw what a trained ViT looks at, into the run's plots/.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, required=True, help="folder of the run"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 3],
+        metavar="I",
+        help="numbers of test images, from 0 (default: 0 1 2 3)",
+    )
+    parser.add_argument(
+        "--file", type=pathlib.Path, help="a PNG to explain instead of test images"
+    )
+    parser.add_argument(
+        "--layer", type=int, help="whose heads to draw, from 1 (default: the last)"
+    )
+    parser.add_argument("--head", type=int, help="only this head, from 1")
+    return parser
+
+
+@dataclasses.dataclass
+class Explainer:
+    """Draws what a trained ViT makes of images."""
+
+    trained: TrainedModel
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a model that attends to no patches."""
+        task, model = self.trained.task, self.trained.model
+        self.depth: int = getattr(model, "depth", 0)
+        if not isinstance(task, Classification) or not self.depth:
+            name = self.trained.config.model.name
+            raise ValueError(
+                f"config.model.name must be a ViT to be explained, got {name!r}"
+            )
+        self.task: Classification = task
+        self.fields: Any = model
+        params = self.trained.variables["params"]
+        self.has_class_token = "cls" in params
+        height, width, _ = task.image_shape
+        patch_size = self.fields.patch_size
+        self.grid = (height // patch_size, width // patch_size)
+        self._capture = jax.jit(functools.partial(attention_weights, model))
+        self._classify = jax.jit(functools.partial(model.apply, train=False))
+
+    def choose(
+        self, indices: list[int], file: pathlib.Path | None
+    ) -> dict[str, np.ndarray]:
+        """Take images from the test split, or one from a file, by name.
+
+        Raises:
+            ValueError: if there is no such image, or it has another size.
+        """
+        if file is not None:
+            return {file.stem: self._read(file)}
+        test: Any = self.trained.test
+        for index in indices:
+            if not 0 <= index < len(test):
+                raise ValueError(
+                    f"--images must be in [0, {len(test) - 1}], got {index}"
+                )
+        return {str(index): test.image_BHWC[index] for index in indices}
+
+    def check(self, layer: int | None, head: int | None) -> None:
+        """Raise ValueError for a layer or a head that does not exist."""
+        for flag, value, most in (
+            ("--layer", layer, self.depth),
+            ("--head", head, self.fields.num_heads),
+        ):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{flag} must be in [1, {most}], got {value}")
+
+    def draw_image(
+        self,
+        image_HWC: np.ndarray,
+        path: pathlib.Path,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> None:
+        """Draw an image, its prediction, the rollout and a layer's heads.
+
+        Args:
+            image_HWC: uint8.
+            path: the PNG to write.
+            layer: from 1; the last one if None.
+            head: from 1; all of them if None.
+        """
+        task, variables = self.task, self.trained.variables
+        image_BHWC = jnp.asarray(image_HWC)[None]
+        input_BHWC = normalize(image_BHWC, mean=task.mean, std=task.std)
+        probability_Y = jax.nn.softmax(self._classify(variables, input_BHWC))[0]
+        layers = self._capture(variables, input_BHWC)
+        layer = self.depth if layer is None else layer
+        heads = range(1, self.fields.num_heads + 1) if head is None else [head]
+
+        maps = {"rollout": attention_rollout(layers)}
+        for number in heads:
+            title = f"layer {layer}, head {number}"
+            maps[title] = layers[layer - 1][:, number - 1]
+        relevance = {
+            title: np.asarray(
+                patch_relevance(map_BTT, has_class_token=self.has_class_token)[0]
+            ).reshape(self.grid)
+            for title, map_BTT in maps.items()
+        }
+        plots.plot_explanation(
+            image_HWC,
+            np.asarray(probability_Y),
+            self.trained.test.class_names,  # type: ignore
+            relevance,
+            path,
+            patch_size=self.fields.patch_size,
+        )
+
+    def draw_model(self, folder: pathlib.Path, *, num_images: int = 128) -> list:
+        """Draw how far the heads look, and how alike the positions are.
+
+        Args:
+            folder: the PNGs go there.
+            num_images: how many test images the distance is averaged over.
+
+        Returns:
+            The files written.
+        """
+        task, variables = self.task, self.trained.variables
+        test: Any = self.trained.test
+        image_BHWC = jnp.asarray(test.image_BHWC[:num_images])
+        layers = self._capture(
+            variables, normalize(image_BHWC, mean=task.mean, std=task.std)
+        )
+        distance_LN = np.stack(
+            [
+                mean_attention_distance(
+                    weights_BNTT, grid=self.grid, has_class_token=self.has_class_token
+                )
+                for weights_BNTT in layers
+            ]
+        )
+        written = [folder / "attention_distance.png"]
+        plots.plot_attention_distance(distance_LN * self.fields.patch_size, written[0])
+        if "pos_embedding" in variables["params"]:
+            similarity_PP = position_similarity(
+                variables["params"]["pos_embedding"],
+                has_class_token=self.has_class_token,
+            )
+            written.append(folder / "position_similarity.png")
+            plots.plot_position_similarity(
+                np.asarray(similarity_PP), self.grid, written[1]
+            )
+        return written
+
+    def _read(self, file: pathlib.Path) -> np.ndarray:
+        """Read a PNG as the model wants its images."""
+        try:
+            pixels = matplotlib.image.imread(file)
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"--file {str(file)!r} is no readable PNG") from error
+        height, width, channels = self.task.image_shape
+        if pixels.dtype != np.uint8:
+            pixels = np.rint(pixels * 255).astype(np.uint8)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
+        if channels == 1:
+            pixels = np.rint(pixels.mean(axis=-1, keepdims=True)).astype(np.uint8)
+        if pixels.shape != self.task.image_shape:
+            got = "x".join(map(str, pixels.shape))
+            raise ValueError(
+                f"--file must be an image of {height}x{width}x{channels}, got {got}"
+            )
+        return pixels
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

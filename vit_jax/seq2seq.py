@@ -1,0 +1,208 @@
+"""The Transformer from tokens to tokens: embeddings, logits, greedy decoding.
+
+References: "Attention Is All You Need", arXiv:1706.03762.
+"""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.dense import Dense
+from vit_jax.transformer import Transformer
+
+Array = jax.Array
+
+
+def sinusoidal_position(num_positions: int, width: int) -> Array:
+    """Compute the position encoding whose wavelengths grow from 2π to 10000·2π.
+
+    Args:
+        num_positions: number of tokens T.
+        width: width D of a token, even.
+
+    Returns:
+        position_TD: float32, sines in the even columns and cosines in the odd ones.
+
+    References: arXiv:1706.03762, section 3.5.
+    """
+    if width % 2:
+        raise ValueError(f"width must be even, got {width}")
+    frequency_K = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angle_TK = np.arange(num_positions)[:, None] * frequency_K[None, :]
+    position_TK2 = np.stack([np.sin(angle_TK), np.cos(angle_TK)], axis=-1)
+    position_TD = position_TK2.reshape(num_positions, width)
+    return jnp.asarray(position_TD, jnp.float32)
+
+
+class Seq2SeqTransformer(nn.Module):
+    """Translate sequences of tokens: a Transformer between embeddings and logits.
+
+    Source and target share one vocabulary and one embedding.
+
+    Attributes:
+        vocab_size: number of different tokens V.
+        width: width D of an embedded token, even.
+        num_heads: number of attention heads; divides the width.
+        mlp_size: width F of the MLPs' hidden layers.
+        encoder_depth: number of blocks of the encoder.
+        decoder_depth: number of blocks of the decoder.
+        norm: "pre", "post" or None, see `TransformerModule`.
+        dropout_rate: dropout on embedded tokens, sublayers and inside the MLPs.
+        attention_dropout_rate: dropout on the attention weights.
+        dtype: dtype of the computation; parameters stay float32.
+
+    References: arXiv:1706.03762, figure 1 and section 3.4.
+    """
+
+    vocab_size: int
+    width: int
+    num_heads: int
+    mlp_size: int
+    encoder_depth: int
+    decoder_depth: int
+    norm: str | None = "pre"
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts that encoding and decoding share."""
+        self.embedding = nn.Embed(self.vocab_size, self.width, dtype=self.dtype)
+        self.dropout = nn.Dropout(self.dropout_rate)
+        self.transformer = Transformer(
+            num_heads=self.num_heads,
+            mlp_size=self.mlp_size,
+            encoder_depth=self.encoder_depth,
+            decoder_depth=self.decoder_depth,
+            norm=self.norm,
+            final_norm=self.norm == "pre",
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            dtype=self.dtype,
+        )
+        self.head = Dense(self.vocab_size, dtype=self.dtype)
+
+    def __call__(
+        self, source_BS: Array, target_BT: Array, *, train: bool = False
+    ) -> Array:
+        """Compute the logits of each target token's successor.
+
+        Args:
+            source_BS: token numbers below V.
+            target_BT: the tokens known so far, a start token first.
+            train: whether dropout is active (needs the rng "dropout").
+
+        Returns:
+            logits_BTV: float32.
+        """
+        memory_BSD = self.encode(source_BS, train=train)
+        return self.decode(target_BT, memory_BSD, train=train)
+
+    def encode(self, source_BS: Array, *, train: bool = False) -> Array:
+        """Encode the source: memory_BSD."""
+        chex.assert_rank(source_BS, 2)
+        position_TD = sinusoidal_position(source_BS.shape[1], self.width)
+        x_BSD = self._embed(source_BS, position_TD, train=train)
+        return self.transformer.encoder(x_BSD, train=train)
+
+    def decode(
+        self, target_BT: Array, memory_BSD: Array, *, train: bool = False
+    ) -> Array:
+        """Compute the logits of each target token's successor, given the memory."""
+        chex.assert_rank(target_BT, 2)
+        position_TD = sinusoidal_position(target_BT.shape[1], self.width)
+        x_BTD = self._embed(target_BT, position_TD, train=train)
+        x_BTD = self.transformer.decoder(x_BTD, memory_BSD, train=train)
+        return self._logits(x_BTD)
+
+    def lay_out_cache(self, target_BT: Array, memory_BSD: Array) -> None:
+        """Prepare `decode_next` for targets of T tokens: fills the collection `cache`.
+
+        Args:
+            target_BT: any tokens; only the shape matters.
+            memory_BSD: what `encode` returns.
+        """
+        position_TD = sinusoidal_position(target_BT.shape[1], self.width)
+        x_BTD = self._embed(target_BT, position_TD, train=False)
+        self.transformer.decoder(x_BTD, memory_BSD, decode=True)
+
+    def decode_next(
+        self, token_B: Array, position_1D: Array, memory_BSD: Array
+    ) -> Array:
+        """Compute the next token's logits from the newest token and the cache.
+
+        Args:
+            token_B: the newest token of each sequence.
+            position_1D: its row of `sinusoidal_position`.
+            memory_BSD: what `encode` returns; its keys and values are in the cache.
+
+        Returns:
+            logits_BV: float32.
+        """
+        x_B1D = self._embed(token_B[:, None], position_1D, train=False)
+        x_B1D = self.transformer.decoder(x_B1D, memory_BSD, decode=True)
+        return self._logits(x_B1D)[:, 0]
+
+    def _embed(self, token_BT: Array, position_TD: Array, *, train: bool) -> Array:
+        """Look the tokens up, add their position."""
+        x_BTD = self.embedding(token_BT) * self.width**0.5
+        x_BTD = x_BTD + position_TD[None].astype(self.dtype)
+        return self.dropout(x_BTD, deterministic=not train)
+
+    def _logits(self, x_BTD: Array) -> Array:
+        logits_BTV = self.head(x_BTD)
+        chex.assert_shape(logits_BTV, (*x_BTD.shape[:2], self.vocab_size))
+        return logits_BTV.astype(jnp.float32)
+
+
+def greedy_decode(
+    model: Seq2SeqTransformer,
+    variables: Any,
+    source_BS: Array,
+    *,
+    start_token: int,
+    num_tokens: int,
+) -> Array:
+    """Translate by taking the likeliest next token, one after another.
+
+    The loop compiles to one, and each turn computes the newest token alone: keys and
+    values of the earlier ones are kept.
+
+    Args:
+        model: the model.
+        variables: its variables.
+        source_BS: token numbers.
+        start_token: the token that every target begins with.
+        num_tokens: number of tokens T to decode.
+
+    Returns:
+        target_BT: int32, without the start token.
+    """
+    batch = source_BS.shape[0]
+    memory_BSD = model.apply(variables, source_BS, method="encode")
+    start_BT = jnp.full((batch, num_tokens), start_token, jnp.int32)
+    _, cache = model.apply(
+        variables, start_BT, memory_BSD, method="lay_out_cache", mutable=["cache"]
+    )
+
+    def decode_next(carry, position_D):
+        cache, token_B = carry
+        logits_BV, cache = model.apply(
+            {**variables, **cache},
+            token_B,
+            position_D[None],
+            memory_BSD,
+            method="decode_next",
+            mutable=["cache"],
+        )
+        token_B = logits_BV.argmax(axis=-1).astype(jnp.int32)
+        return (cache, token_B), token_B
+
+    position_TD = sinusoidal_position(num_tokens, model.width)
+    _, target_TB = jax.lax.scan(decode_next, (cache, start_BT[:, 0]), position_TD)
+    chex.assert_shape(target_TB, (num_tokens, batch))
+    return target_TB.T
