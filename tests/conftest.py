@@ -19,5 +19,6 @@ def compilation_cache():
     """Compile a program once for the session, however many tests run it."""
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         yield
         jax.config.update("jax_compilation_cache_dir", None)

@@ -60,12 +60,14 @@ def apply(
     capture_intermediates: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Call `module.apply` compiled."""
-    compiled = _compiled(module, train, mutable, capture_intermediates)
-    return compiled(variables, *args, **kwargs)
+    """Call `module.apply` compiled; flags and names are no arrays."""
+    static = {"mutable": mutable, "capture_intermediates": capture_intermediates}
+    static |= {k: v for k, v in kwargs.items() if isinstance(v, bool | str)}
+    arrays = {k: v for k, v in kwargs.items() if k not in static}
+    compiled = _compiled(module, train=train, **static)
+    return compiled(variables, *args, **arrays)
 
 
 @functools.cache
-def _compiled(module, train, mutable, capture_intermediates):
-    static = {"mutable": mutable, "capture_intermediates": capture_intermediates}
-    return jax.jit(functools.partial(module.apply, train=train, **static))
+def _compiled(module: nn.Module, **static: Any):
+    return jax.jit(functools.partial(module.apply, **static))

@@ -33,10 +33,11 @@ def test_attention_example_prints_and_draws(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
-def test_notebook_runs_from_top_to_bottom(tmp_path):
+def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
 
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     path = EXAMPLES / "vit_line_by_line.ipynb"
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(

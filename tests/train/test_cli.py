@@ -123,7 +123,7 @@ def test_workdir_of_another_config(tmp_path, capsys):
 def start(workdir: pathlib.Path) -> subprocess.Popen:
     """Start a run of a few seconds in a process of its own."""
     arguments = ["--config", CONFIG, "--workdir", str(workdir), *SMALL]
-    longer = ["--config.num_epochs=60", "--config.dataset.train_split=train[:1200]"]
+    longer = ["--config.num_epochs=24", "--config.dataset.train_split=train[:1200]"]
     return subprocess.Popen(
         [sys.executable, "train.py", *arguments, *longer],
         stdout=subprocess.DEVNULL,
@@ -156,7 +156,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     with start(whole) as process:
         assert process.wait() == 0, process.stderr and process.stderr.read()
     generator = np.random.default_rng(0)
-    for epochs in (1, 30):
+    for epochs in (1, 12):
         with start(killed) as process:
             while epochs_done(killed) < epochs and process.poll() is None:
                 time.sleep(0.02)
@@ -169,4 +169,4 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert epochs_done(killed) == 60
+    assert epochs_done(killed) == 24

@@ -2,13 +2,13 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 
 from resnet_jax import ResNet
+from tests import modules
 from train_jax import report
 from train_jax import workdir as wd
-from train_jax.models import count_parameters, init_variables, list_layers
+from train_jax.models import count_parameters, list_layers
 from vit_jax import ViT
 
 RECORD = {
@@ -33,7 +33,7 @@ def test_layers_add_up_to_the_model():
     vit = ViT(5, patch_size=4, width=8, depth=2, num_heads=2)
     resnet = ResNet(5, stage_sizes=(1, 1), width=4)
     for model, last in ((vit, (1, 5)), (resnet, (1, 5))):
-        variables = init_variables(model, jax.random.key(0), inputs)
+        variables = modules.variables(model, *inputs)
         rows = list_layers(model, variables, inputs)
         total = count_parameters(variables["params"])
         assert sum(row.num_params for row in rows) == total
@@ -47,7 +47,7 @@ def test_layers_add_up_to_the_model():
 def test_layers_are_printed_with_shapes_and_parameters(capsys):
     model = ViT(5, patch_size=4, width=8, depth=1, num_heads=2)
     inputs = (jnp.zeros((1, 8, 8, 3)),)
-    variables = init_variables(model, jax.random.key(0), inputs)
+    variables = modules.variables(model, *inputs)
     rows = list_layers(model, variables, inputs)
     report.print_layers(rows, count_parameters(variables["params"]))
     lines = capsys.readouterr().out.splitlines()

@@ -1,10 +1,12 @@
 """A run small enough for a test: 8×8 digits, a ViT of one block."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import jax
 
+from resnet_jax import ResNet
 from train_jax import experiment, sharding
 from train_jax.config import Config, resolve
 from train_jax.models import init_variables
@@ -27,6 +29,8 @@ TINY = {
     "optimizer.warmup_epochs": 0.0,
 }
 RESNET = {"model.name": "resnet18", "model.width": 8}
+# In place of the 18 layers, whose compilation would be most of the tests' time.
+SMALL_RESNET = ResNet(10, stage_sizes=(1, 1), width=8)
 
 
 def tiny_config(changes: dict[str, Any] | None = None) -> Config:
@@ -40,7 +44,10 @@ def tiny_config(changes: dict[str, Any] | None = None) -> Config:
 
 def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None):
     """The tiny experiment."""
-    return experiment.set_up(tiny_config(changes), workdir)
+    ready = experiment.set_up(tiny_config(changes), workdir)
+    if ready.config.model.name == "resnet18":
+        ready = dataclasses.replace(ready, model=SMALL_RESNET)
+    return ready
 
 
 def first_state(ready: experiment.Experiment) -> TrainState:

@@ -209,14 +209,13 @@ def test_decoding_token_by_token_equals_decoding_at_once(memory):
     args = (MEMORY_BSD,) if memory else ()
     variables = modules.variables(decoder, X_BTD, *args)
     expected_BTD = apply(decoder, variables, X_BTD, *args)
-    _, cache = decoder.apply(variables, X_BTD, *args, decode=True, mutable=["cache"])
+    how = {"decode": True, "mutable": ("cache",)}
+    _, cache = apply(decoder, variables, X_BTD, *args, **how)
     outs = []
     for part_BTD in (X_BTD[:, :1], X_BTD[:, 1:2], X_BTD[:, 2:]):
         # What the memory's keys and values are is in the cache.
         blank = tuple(jnp.full_like(x, jnp.nan) for x in args)
-        out_BTD, cache = decoder.apply(
-            variables | cache, part_BTD, *blank, decode=True, mutable=["cache"]
-        )
+        out_BTD, cache = apply(decoder, variables | cache, part_BTD, *blank, **how)
         outs.append(out_BTD)
     np.testing.assert_allclose(jnp.concatenate(outs, axis=1), expected_BTD, atol=1e-5)
 

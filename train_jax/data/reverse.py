@@ -1,6 +1,5 @@
 """Sequences to be reversed: a task for a Transformer that needs no download."""
 
-import jax
 import numpy as np
 
 from train_jax.data.split import Sequences, check_split_name
@@ -12,6 +11,8 @@ _NUM_SYMBOLS = 10
 
 def load_reverse(base: str) -> Sequences:
     """Draw random sequences of 16 digits; the target is the source back to front."""
+    import jax
+
     check_split_name(base, tuple(_SIZES), "reverse")
     key = jax.random.fold_in(jax.random.key(0), list(_SIZES).index(base))
     shape = (_SIZES[base], _LENGTH)
