@@ -100,15 +100,21 @@ def sixteen_images(path: pathlib.Path) -> None:
     # shows noise: no patch knows its neighbours.
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     whole, first, last = figure.subplots(1, 3)
-    whole.imshow(weights_BTT[0], cmap="magma")
+    most = 8 / 256  # eight times an even weight, or the few large ones hide the rest
+    whole.imshow(weights_BTT[0], cmap="magma", vmax=most)
     whole.set_title("attention map of the first image", fontsize=10)
     whole.set_xlabel("patch attended to")
     whole.set_ylabel("patch that attends")
     for axis, patch in ((first, 0), (last, 255)):
-        axis.imshow(weights_BTT[0, patch].reshape(16, 16), cmap="magma")
+        picture = axis.imshow(
+            weights_BTT[0, patch].reshape(16, 16), cmap="magma", vmax=most
+        )
         axis.set_title(f"row {patch}, as 16 × 16 patches", fontsize=10)
+        axis.set_xticks([0, 5, 10, 15])
+        axis.set_yticks([0, 5, 10, 15])
         axis.set_xlabel("column of the patch")
         axis.set_ylabel("row of the patch")
+    figure.colorbar(picture, ax=last, label="weight", extend="max", shrink=0.6)
     figure.savefig(path, dpi=120)
 
 
@@ -123,7 +129,7 @@ def patches_of_a_digit(path: pathlib.Path) -> None:
     # The patches themselves serve as query, key and value: patches that look alike fit
     # each other. Centred, so that dark ones fit dark ones, and scaled up, as four
     # numbers between 0 and 1 would make nearly even weights.
-    token_BTE = 4 * (patch_BTE - patch_BTE.mean(axis=1, keepdims=True))
+    token_BTE = 2.5 * (patch_BTE - patch_BTE.mean(axis=1, keepdims=True))
     output_BTE, weights_BTT = dot_product_attention(
         token_BTE, token_BTE, patch_BTE, return_weights=True
     )
@@ -132,8 +138,7 @@ def patches_of_a_digit(path: pathlib.Path) -> None:
 
     # In a Transformer three matrices are learnt that make query, key and value of each
     # patch: then it is training that decides what fits, and not the likeness of pixels.
-    stroke = int(patch_BTE[0].sum(axis=-1).argmax())
-    corner = 0
+    stroke, corner = 5, 0
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.subplots(1, 4)
     axes[0].imshow(image_HW, cmap="gray")

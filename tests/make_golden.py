@@ -7,6 +7,7 @@ PyTorch changes in its initialisation does not matter.
 import functools
 import itertools
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +124,11 @@ def transformer(
     def forward(module, source, target):
         return {"out": module(source, target, **_torch_masks(allowed))}
 
-    module = nn.Transformer(width, num_heads, depth, depth, mlp_size, **_layer(norm))
+    with warnings.catch_warnings():  # of a fast path that pre-norm cannot take
+        warnings.filterwarnings("ignore", "enable_nested_tensor", UserWarning)
+        module = nn.Transformer(
+            width, num_heads, depth, depth, mlp_size, **_layer(norm)
+        )
     num_source = 7 if masks else 5
     tokens = {
         "source": _normal(rng, 2, num_source, width),
@@ -200,7 +205,8 @@ def _record(
     margins = [np.inf]
 
     def measure_margin(relu, inputs):
-        margins.append(inputs[0].detach().abs().min().item())
+        if relu.training:  # only then there are gradients
+            margins.append(inputs[0].detach().abs().min().item())
 
     for layer in module.modules():
         if isinstance(layer, nn.ReLU):

@@ -257,7 +257,7 @@ def plot_attention_distance(distance_LN: np.ndarray, path: pathlib.Path) -> None
     axis.set_xticks(np.arange(1, depth + 1))
     axis.set_ylabel("mean attention distance (pixels)")
     axis.set_title(f"Each of the {num_heads} heads of each layer", fontsize=10)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * distance_LN.max())
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
