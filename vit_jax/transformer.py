@@ -263,6 +263,8 @@ class Decoder(TransformerModule, kw_only=True):
 class Transformer(TransformerModule, kw_only=True):
     """Encoder and decoder together; the defaults are those of the paper.
 
+    What `torch.nn.Transformer` calls `dropout` is both of the rates here.
+
     Attributes:
         encoder_depth: number of blocks of the encoder.
         decoder_depth: number of blocks of the decoder.
