@@ -1,6 +1,5 @@
 """Train a model as a config says: `python train.py --config configs/vit_digits.py`."""
 
-import pathlib
 import sys
 
 from train_jax import cli
@@ -15,11 +14,6 @@ def main(arguments: list[str]) -> int:
     """Parse the command line, run the experiment, and return the exit code."""
     parser = cli.make_parser("train.py", _DESCRIPTION)
     parser.add_argument(
-        "--workdir",
-        type=pathlib.Path,
-        help="folder for the results (default: runs/<name of the config>)",
-    )
-    parser.add_argument(
         "--overwrite", action="store_true", help="delete the run that lies there first"
     )
     options, overrides = cli.parse(parser, arguments)
@@ -27,10 +21,9 @@ def main(arguments: list[str]) -> int:
     from train_jax import experiment, loop, report
     from train_jax.config import load_config
 
-    workdir = options.workdir or pathlib.Path("runs", pathlib.Path(options.config).stem)
     try:
         config = load_config(options.config, overrides)
-        ready = experiment.set_up(config, workdir, overwrite=options.overwrite)
+        ready = experiment.set_up(config, options.workdir, overwrite=options.overwrite)
     except ValueError as error:
         cli.complain("train.py", error)
         return 2
@@ -42,7 +35,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes the run", file=sys.stderr)
         return 130
-    report.print_summary(summary, workdir)
+    report.print_summary(summary, options.workdir)
     return 0
 
 

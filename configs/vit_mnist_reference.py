@@ -4,8 +4,8 @@
 
 After epochs 1 to 4: 94.15, 95.84, 96.62, 97.21 % of the test split (1 seed).
 
-Dropout 0.1 stands in the MLPs and on the branches, not on the embedded tokens: there
-it costs a point and a half of the first epoch's accuracy.
+Dropout 0.1 stands in the MLPs and on the branches, not on the embedded tokens: with it
+there too the first epoch ended at 92.2 %, without at 93.6 (1 seed each).
 
 AdamW with PyTorch's defaults, which decay all parameters alike, and no validation
 split: the curve of the test split over the epochs is what is compared. For a result

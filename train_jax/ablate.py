@@ -58,19 +58,10 @@ class Trial:
 def main(arguments: list[str]) -> int:
     """Parse the command line, train what is missing, and return the exit code."""
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
-    parser.add_argument(
-        "--workdir",
-        type=pathlib.Path,
-        help="folder for the results (default: runs/<name of the config>)",
-    )
     options, overrides = cli.parse(parser, arguments)
-    workdir = options.workdir or pathlib.Path("runs", pathlib.Path(options.config).stem)
+    workdir = options.workdir
     try:
         trials = plan(options.config, overrides, workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        cli.complain(_PROGRAM, ValueError(f"--workdir {workdir}: {error.strerror}"))
-        return 2
     except ValueError as error:
         cli.complain(_PROGRAM, error)
         return 2
@@ -90,11 +81,12 @@ def plan(
     """List every variant with every seed, each with a complete config.
 
     Raises:
-        ValueError: naming the variant and what is wrong with it.
+        ValueError: naming the variant and what is wrong with it; also if the data are
+            missing or the folder cannot be written, for that is no variant's fault.
     """
     variants = read_config_file(config_path, "get_variants")
     seeds = read_config_file(config_path, "SEEDS")
-    trials = []
+    trials, datasets = [], []
     for variant, changes in variants.items():
         for seed in seeds:
             changed = {name: repr(value) for name, value in changes.items()}
@@ -104,9 +96,14 @@ def plan(
                 )
                 folder = workdir / _slug(variant) / f"seed_{seed}"
                 wd.check(folder, config, overwrite=False)
+                if config.dataset not in datasets:
+                    experiment.load_splits(config)
+                    datasets.append(config.dataset)
             except ValueError as error:
                 raise ValueError(f"variant {variant!r}: {error}") from error
             trials.append(Trial(variant, config, folder))
+    for trial in trials:
+        wd.prepare(trial.folder, trial.config, overwrite=False)
     return trials
 
 
@@ -129,7 +126,6 @@ def run(trial: Trial) -> dict[str, Any]:
 def _record_failure(trial: Trial, error: Exception) -> dict[str, Any]:
     """Write down why a trial failed, so that it is not tried again."""
     result = {"error": " ".join(str(error).split())}
-    wd.prepare(trial.folder, trial.config, overwrite=False)
     wd.write_json(trial.folder / FAILURE, result)
     return result
 
@@ -205,7 +201,7 @@ def _plot(variants: Mapping[str, list[dict[str, Any]]], path: pathlib.Path) -> N
         else:
             axis.text(0.5, row, "failed", transform=axis.get_yaxis_transform())
     axis.set_yticks(range(len(variants)), list(variants))
-    axis.invert_yaxis()
+    axis.set_ylim(len(variants) - 0.5, -0.5)
     axis.set_xlabel("test accuracy (%): each run, and their mean")
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)

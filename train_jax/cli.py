@@ -1,6 +1,7 @@
 """What the commands share: a config, its fields as flags, and a line for a mistake."""
 
 import argparse
+import pathlib
 import sys
 
 _HELP = """\
@@ -10,7 +11,7 @@ Every field of the config can be set on the command line, for example
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Make a parser for a command that takes --config.
+    """Make a parser for a command that takes --config and --workdir.
 
     Args:
         program: how the command is called.
@@ -24,6 +25,11 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config", required=True, help="a Python file with get_config()"
+    )
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        help="folder for the results (default: runs/<name of the config>)",
     )
     return parser
 
@@ -39,6 +45,8 @@ def parse(
         if not argument.startswith("--config.") or not equals:
             parser.error(f"expected --config.FIELD=VALUE, got {argument!r}")
         overrides[field] = value
+    if options.workdir is None:
+        options.workdir = pathlib.Path("runs", pathlib.Path(options.config).stem)
     return options, overrides
 
 

@@ -78,7 +78,7 @@ def set_up(
         ValueError: naming what is wrong, what was given and what is allowed.
     """
     wd.check(workdir, config, overwrite=overwrite)
-    train, val, test = _load_splits(config)
+    train, val, test = load_splits(config)
     mesh = sharding.make_mesh()
     _check_batch(config, num_examples=len(train), num_devices=mesh.size)
     steps_per_epoch = len(train) // config.batch_size
@@ -103,14 +103,19 @@ def set_up(
     )
 
 
-def _load_splits(config: Config) -> list[Split | Sequences]:
+def load_splits(config: Config) -> list[Split | Sequences]:
     """Load the training, validation and test split."""
     dataset = config.dataset
     splits = (dataset.train_split, dataset.val_split, dataset.test_split)
-    return [
-        load(dataset.name, s, data_dir=dataset.data_dir, manual_dir=dataset.manual_dir)
-        for s in splits
-    ]
+    return [load_split(config, split) for split in splits]
+
+
+def load_split(config: Config, split: str) -> Split | Sequences:
+    """Load a split of the config's dataset."""
+    dataset = config.dataset
+    return load(
+        dataset.name, split, data_dir=dataset.data_dir, manual_dir=dataset.manual_dir
+    )
 
 
 def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None:

@@ -115,7 +115,7 @@ def plot_misclassified(
 
 def plot_attention(
     image_BHWC: np.ndarray,
-    weights_BNTT: np.ndarray,
+    relevance_BP: np.ndarray,
     titles: Sequence[str],
     path: pathlib.Path,
     *,
@@ -125,17 +125,14 @@ def plot_attention(
 
     Args:
         image_BHWC: uint8.
-        weights_BNTT: a layer's attention weights.
+        relevance_BP: of each patch.
         titles: one for each image.
         path: the PNG to write.
-        has_class_token: whether token 0 is the class token; then its attention is
-            drawn, otherwise the mean over all patches.
+        has_class_token: whether it is the class token that attends, or all patches.
     """
     batch, height, width, _ = image_BHWC.shape
-    mean_BTT = weights_BNTT.mean(axis=1)
-    score_BT = mean_BTT[:, 0, 1:] if has_class_token else mean_BTT.mean(axis=1)
-    patch_size = round((height * width / score_BT.shape[1]) ** 0.5)
-    score_BRC = score_BT.reshape(batch, height // patch_size, width // patch_size)
+    patch_size = round((height * width / relevance_BP.shape[1]) ** 0.5)
+    grid = (height // patch_size, width // patch_size)
 
     figure = Figure(figsize=(1.5 * batch, 3.6), layout="constrained")
     reader = "the class token" if has_class_token else "all patches"
@@ -147,7 +144,7 @@ def plot_attention(
         _show(axes[1, column], image_BHWC[column])
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
         axes[1, column].imshow(
-            score_BRC[column], cmap="magma", alpha=0.65, extent=extent
+            relevance_BP[column].reshape(grid), cmap="magma", alpha=0.65, extent=extent
         )
     for axis in axes.flat:
         axis.axis("off")

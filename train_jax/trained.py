@@ -11,8 +11,8 @@ from train_jax import sharding
 from train_jax import workdir as wd
 from train_jax.checkpoint import Checkpoints
 from train_jax.config import Config, resolve
-from train_jax.data import Sequences, Split, load
-from train_jax.experiment import make_model, make_optimizer, make_task
+from train_jax.data import Sequences, Split
+from train_jax.experiment import load_split, make_model, make_optimizer, make_task
 from train_jax.models import init_variables
 from train_jax.state import TrainState
 from train_jax.tasks import Task
@@ -57,13 +57,7 @@ def load_trained(workdir: pathlib.Path) -> TrainedModel:
         step = checkpoints.latest_step()
         if step is None:
             raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
-        dataset = config.dataset
-        test = load(
-            dataset.name,
-            dataset.test_split,
-            data_dir=dataset.data_dir,
-            manual_dir=dataset.manual_dir,
-        )
+        test = load_split(config, config.dataset.test_split)
         task = make_task(config, test)
         model = make_model(config, task)
         everywhere = sharding.replicated(sharding.make_mesh())

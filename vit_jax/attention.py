@@ -174,18 +174,9 @@ class MultiHeadAttention(nn.Module):
         chex.assert_rank(query_BTD, 3)
         is_self_attention = memory_BSD is None
         memory_BSD = query_BTD if is_self_attention else memory_BSD
-        width = query_BTD.shape[-1]
-        chex.assert_shape(memory_BSD, (query_BTD.shape[0], None, width))
-        if self.num_heads < 1 or width % self.num_heads:
-            raise ValueError(
-                "width must be divisible by num_heads, got width "
-                f"{width} and num_heads {self.num_heads}"
-            )
-        if mask is not None and mask.ndim not in (2, 4):
-            raise ValueError(
-                "mask must have the axes (T, S) or (B, N, T, S), got shape "
-                f"{mask.shape}"
-            )
+        batch, _, width = query_BTD.shape
+        chex.assert_shape(memory_BSD, (batch, None, width))
+        self._check(width, mask)
 
         query_BNTK = self._heads("query", query_BTD)
         key_BNSK = self._heads("key", memory_BSD)
@@ -194,8 +185,7 @@ class MultiHeadAttention(nn.Module):
             key_BNSK, value_BNSK, past_TS = self._append(key_BNSK, value_BNSK)
             mask = combine_masks(past_TS, mask)
         elif decode:
-            key_BNSK = self.variable("cache", "past_key", lambda: key_BNSK).value
-            value_BNSK = self.variable("cache", "past_value", lambda: value_BNSK).value
+            key_BNSK, value_BNSK = self._recall(key_BNSK, value_BNSK)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         out_BNTK, weights_BNTS = dot_product_attention(
             query_BNTK,
@@ -211,12 +201,31 @@ class MultiHeadAttention(nn.Module):
         chex.assert_shape(out_BTD, query_BTD.shape)
         return out_BTD
 
+    def _check(self, width: int, mask: Array | None) -> None:
+        """Raise ValueError for a width or a mask that does not fit."""
+        if self.num_heads < 1 or width % self.num_heads:
+            raise ValueError(
+                "width must be divisible by num_heads, got width "
+                f"{width} and num_heads {self.num_heads}"
+            )
+        if mask is not None and mask.ndim not in (2, 4):
+            raise ValueError(
+                "mask must have the axes (T, S) or (B, N, T, S), got shape "
+                f"{mask.shape}"
+            )
+
     def _heads(self, name: str, x_BTD: Array) -> Array:
         """Project and split the width into heads: (B, T, D) → (B, N, T, K)."""
         batch, length, width = x_BTD.shape
         x_BTD = Dense(width, dtype=self.dtype, name=name)(x_BTD)
         x_BTNK = x_BTD.reshape(batch, length, self.num_heads, width // self.num_heads)
         return x_BTNK.swapaxes(1, 2)
+
+    def _recall(self, key_BNSK: Array, value_BNSK: Array) -> tuple[Array, Array]:
+        """The memory's keys and values: those of the first call, ever after."""
+        key = self.variable("cache", "past_key", lambda: key_BNSK)
+        value = self.variable("cache", "past_value", lambda: value_BNSK)
+        return key.value, value.value
 
     def _append(self, key_BNTK: Array, value_BNTK: Array) -> tuple[Array, Array, Array]:
         """Put the new tokens' keys and values into the cache, behind the earlier ones.

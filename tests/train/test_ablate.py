@@ -122,6 +122,7 @@ def test_a_variant_is_trained_as_its_config_says(arguments, tmp_path, capsys):
         ("model.mlp_ratio", "model.mlp", "variant 'no feed-forward': config.model.mlp"),
         ("def get_variants", "def variants", "has no attribute 'get_variants'"),
         ("SEEDS = (0, 1)", "SEEDS = (-1,)", "config.seed must be an integer"),
+        ('"train[:128]"', '"dev"', "variant 'baseline': dataset 'digits' has no split"),
     ],
 )
 def test_mistakes_in_the_config_are_found_before_training(

@@ -16,7 +16,7 @@ from train_jax.data import Split
 from train_jax.models import IMAGE_MODELS
 from train_jax.step import Batch, cross_entropy
 from train_jax.tasks.task import EvalStep
-from vit_jax.interpret import attention_weights
+from vit_jax.interpret import attention_weights, patch_relevance
 
 Array = jax.Array
 
@@ -100,10 +100,14 @@ class Classification:
             normalize(jnp.asarray(image_BHWC), mean=self.mean, std=self.std),
         )
         if weights:
+            has_class_token = "cls" in variables["params"]
+            relevance_BP = patch_relevance(
+                weights[-1].mean(axis=1), has_class_token=has_class_token
+            )
             plots.plot_attention(
                 image_BHWC,
-                np.asarray(weights[-1]),
+                np.asarray(relevance_BP),
                 [names[label] for label in predicted_M[:8]],
                 folder / "attention.png",
-                has_class_token="cls" in variables["params"],
+                has_class_token=has_class_token,
             )
