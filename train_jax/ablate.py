@@ -11,10 +11,11 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import rich.box
 import rich.console
 import rich.table
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from train_jax import cli, experiment, loop
 from train_jax import workdir as wd
 from train_jax.config import Config, load_config, read_config_file
+from train_jax.interrupt import StopRequest
 
 FAILURE, LOG = "failure.json", "log.txt"
 TABLE, PICTURE = "ablation.csv", "ablation.png"
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> int:
     """Parse the command line, train what is missing, and return the exit code."""
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     options, overrides = cli.parse(parser, arguments)
+    cli.silence_libraries()
     workdir = options.workdir
     try:
         trials = plan(options.config, overrides, workdir)
@@ -66,11 +69,15 @@ def main(arguments: list[str]) -> int:
         cli.complain(_PROGRAM, error)
         return 2
     try:
-        for number, trial in enumerate(trials, start=1):
-            _report(trial, number, len(trials))
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
+        with StopRequest() as should_stop:
+            for number, trial in enumerate(trials, start=1):
+                _report(trial, number, len(trials), should_stop)
+    except loop.Stopped as stopped:
+        print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
+        return cli.STOPPED
+    except loop.Failed as error:
+        cli.complain(_PROGRAM, error)
+        return cli.FAILED
     write_results(trials, workdir)
     return 0
 
@@ -107,7 +114,9 @@ def plan(
     return trials
 
 
-def run(trial: Trial) -> dict[str, Any]:
+def run(
+    trial: Trial, should_stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Train one variant with one seed; what goes wrong with it is its result.
 
     What the run prints goes to a file in its folder.
@@ -118,9 +127,9 @@ def run(trial: Trial) -> dict[str, Any]:
         return _record_failure(trial, error)
     with (trial.folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
-            return loop.train_and_evaluate(ready)
-        except (FloatingPointError, jax.errors.JaxRuntimeError) as error:
-            return _record_failure(trial, error)  # it diverged, or memory ran out
+            return loop.train_and_evaluate(ready, should_stop)
+        except (loop.Diverged, jax.errors.JaxRuntimeError) as error:
+            return _record_failure(trial, error)  # or memory ran out
 
 
 def _record_failure(trial: Trial, error: Exception) -> dict[str, Any]:
@@ -130,12 +139,14 @@ def _record_failure(trial: Trial, error: Exception) -> dict[str, Any]:
     return result
 
 
-def _report(trial: Trial, number: int, count: int) -> None:
+def _report(
+    trial: Trial, number: int, count: int, should_stop: Callable[[], bool]
+) -> None:
     """Run a trial, unless that is done, and print a line about it."""
     result, started = trial.result(), time.monotonic()
     took = "done before"
     if result is None:
-        result = run(trial)
+        result = run(trial, should_stop)
         took = f"{time.monotonic() - started:.0f} s"
     outcome = result.get("error") or f"test accuracy {result['test_accuracy']:.2%}"
     name = f"{trial.variant}, seed {trial.config.seed}"
@@ -166,8 +177,8 @@ def write_results(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
 
 def _print_table(variants: Mapping[str, list[dict[str, Any]]]) -> None:
     """Print mean and standard deviation of each variant, and what failed."""
-    table = rich.table.Table("variant")
-    for heading in ("parameters", "images/s", "test accuracy, %", "difference", "runs"):
+    table = rich.table.Table("variant", box=rich.box.SIMPLE)
+    for heading in ("parameters", "images/s", "accuracy, %", "change", "runs"):
         table.add_column(heading, justify="right")
     reference = _accuracies(next(iter(variants.values())))
     for name, results in variants.items():

@@ -1,57 +1,250 @@
-"""Saving and restoring the training state, with Orbax."""
+"""Saving and restoring the training state, with Orbax, and telling damage."""
 
+import contextlib
+import hashlib
+import json
 import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
+from train_jax import processes
 from train_jax.state import TrainState
+
+# The items of a checkpoint, and the file with the checksums of all others.
+_STATE, _ABOUT, _SEAL = "state", "about", "checksums.json"
+
+# The score of a state that was not evaluated, below every accuracy.
+NOT_SCORED = -1.0
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written, or none can be read."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, each in a folder named by its step.
+    """The checkpoints of a run, each in a folder named by its step.
 
     A save goes on in the background while training continues. A checkpoint appears
-    under its name only when it is complete, so that a run killed while it saves
-    leaves the previous one as the latest.
+    under its name only when it is complete and sealed with the checksums of its files,
+    so that a run killed while it saves leaves the one before as the newest.
+
+    Attributes:
+        directory: where they lie.
+        newest: step of the newest one that is complete; None if there is none.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int):
-        """Open the folder, creating it if need be.
+        """Open the folder, creating it if need be, and put damaged ones aside.
 
         Args:
             directory: where the checkpoints lie.
-            keep: how many of the newest are kept.
+            keep: how many of the newest are kept, beside the best one.
+
+        Raises:
+            CheckpointError: if there are some, but all of them are damaged.
         """
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self.directory = directory.absolute()
+        self.newest = find_newest(directory)
+        processes.wait_for_all("checkpoints looked through")
+        if processes.is_main():
+            _put_damaged_aside(self.directory)
+        processes.wait_for_all("damaged checkpoints put aside")
+        policies = [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(n=1, get_metric_fn=_score),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_score,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            ),
+        )
+        self._saving: int | None = None
 
-    def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, state: TrainState) -> None:
-        """Start to save the state as that of `step`; returns before it is written."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
-
-    def restore(self, step: int, template: TrainState, sharding: Any) -> TrainState:
-        """Read a state back.
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        about: Mapping[str, Any],
+        *,
+        score: float = NOT_SCORED,
+    ) -> None:
+        """Start to save the state as that of `step`; returns before it is written.
 
         Args:
-            step: of a complete checkpoint.
-            template: a state, concrete or abstract, of the same structure.
-            sharding: how the arrays are to lie on the devices.
+            step: number of steps done.
+            state: the state.
+            about: what else there is to know, as values that JSON knows.
+            score: the higher, the better.
+
+        Raises:
+            CheckpointError: if the save before this one failed, or this one does.
         """
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            template,
-        )
-        restored: Any = self._manager.restore(
-            step, args=ocp.args.StandardRestore(abstract)
-        )
-        return restored
+        self.wait()
+        items = {
+            _STATE: ocp.args.StandardSave(state),
+            _ABOUT: ocp.args.JsonSave(dict(about)),
+        }
+        self._saving = step
+        with self._explaining_errors():
+            self._manager.save(
+                step, args=ocp.args.Composite(**items), metrics={"score": score}
+            )
+
+    def wait(self) -> None:
+        """Wait for the save that is under way.
+
+        Raises:
+            CheckpointError: if it fails.
+        """
+        with self._explaining_errors():
+            self._manager.wait_until_finished()
+        if self._saving is not None:
+            self.newest, self._saving = self._saving, None
+
+    @property
+    def last_good(self) -> str:
+        """Say which checkpoint there is to go on from."""
+        if self.newest is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.directory / str(self.newest)}"
 
     def close(self) -> None:
-        """Wait for the saves that are under way, and let go of the folder."""
-        self._manager.close()
+        """Let go of the folder; after `wait`, or after an error."""
+        self._saving = None
+        # What went wrong with a save was said by `wait`.
+        with contextlib.suppress(ValueError, OSError):
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _explaining_errors(self) -> Iterator[None]:
+        """Turn what Orbax raises when it cannot write into a CheckpointError."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            # TensorStore reports what the file system says as a ValueError.
+            step, self._saving = self._saving, None
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written: {reason}"
+            ) from error
+
+    def _seal(self) -> None:
+        """Write the checksums of the checkpoint that is about to be complete."""
+        # Orbax gives the folder its name right after this; the files beside the items,
+        # its notes of times, change once more.
+        (folder,) = (
+            path
+            for path in self.directory.iterdir()
+            if path.name.partition(".")[0] == str(self._saving)
+        )
+        checksums = {
+            str(path.relative_to(folder)): _checksum(path)
+            for path in sorted(folder.glob("*/**/*"))
+            if path.is_file()
+        }
+        (folder / _SEAL).write_text(json.dumps(checksums, indent=2) + "\n")
+
+
+def find_newest(directory: pathlib.Path) -> int | None:
+    """Find the newest complete checkpoint, and name those that are damaged.
+
+    Returns:
+        Its step; None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: if there are some, but all of them are damaged.
+    """
+    steps = _steps(directory)
+    for step in reversed(steps):
+        damage = _damage(directory / str(step))
+        if damage is None:
+            return step
+        print(f"warning: checkpoint {directory / str(step)} {damage}", file=sys.stderr)
+    if steps:
+        raise CheckpointError(
+            f"all checkpoints in {str(directory)!r} are damaged; --overwrite starts "
+            "anew"
+        )
+    return None
+
+
+def read_about(directory: pathlib.Path, step: int) -> dict[str, Any]:
+    """Read what was saved about a complete checkpoint."""
+    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+    with contextlib.closing(handler):
+        return handler.restore(directory.absolute() / str(step) / _ABOUT)
+
+
+def restore(
+    directory: pathlib.Path, step: int, template: TrainState, layout: Any
+) -> TrainState:
+    """Read a state back.
+
+    Args:
+        directory: where the checkpoints lie.
+        step: of a complete checkpoint.
+        template: a state, concrete or abstract, of the same structure.
+        layout: tree of shardings, how the arrays are to lie on the devices; they may
+            have lain on any others.
+    """
+    abstract = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        template,
+        layout,
+    )
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        return checkpointer.restore(directory.absolute() / str(step) / _STATE, abstract)
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints, in ascending order."""
+    if not directory.is_dir():
+        return []
+    return sorted(
+        int(path.name) for path in directory.iterdir() if path.name.isdecimal()
+    )
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """Say what is wrong with a checkpoint, if something is."""
+    try:
+        checksums = json.loads((folder / _SEAL).read_text())
+        for name, checksum in checksums.items():
+            if _checksum(folder / name) != checksum:
+                return f"is damaged: {name} has changed since it was written"
+    except FileNotFoundError as error:
+        return (
+            f"is damaged: {pathlib.Path(error.filename).relative_to(folder)} is missing"
+        )
+    except (ValueError, AttributeError):
+        return f"is damaged: {_SEAL} is not readable"
+    return None
+
+
+def _put_damaged_aside(directory: pathlib.Path) -> None:
+    """Rename the folders of damaged checkpoints, so that their steps are free."""
+    for step in _steps(directory):
+        folder = directory / str(step)
+        if _damage(folder) is not None:
+            aside = folder.with_name(f"damaged_{step}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
+def _checksum(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]

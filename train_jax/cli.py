@@ -1,8 +1,13 @@
 """What the commands share: a config, its fields as flags, and a line for a mistake."""
 
 import argparse
+import logging
 import pathlib
 import sys
+
+# Exit codes of a run that cannot go on, and of one that was asked to stop and goes on
+# when it is started again (EX_TEMPFAIL). Wrong input is 2, as with argparse.
+FAILED, STOPPED = 1, 75
 
 _HELP = """\
 Every field of the config can be set on the command line, for example
@@ -34,6 +39,21 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for training with several processes."""
+    group = parser.add_argument_group(
+        "several processes",
+        "Start the command in each; on TPU pods, SLURM and Open MPI without flags.",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help='of process 0; "auto" to ask the cluster',
+    )
+    group.add_argument("--num_processes", type=int, help="how many there are")
+    group.add_argument("--process_id", type=int, help="which one this is, from 0")
+
+
 def parse(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -48,6 +68,11 @@ def parse(
     if options.workdir is None:
         options.workdir = pathlib.Path("runs", pathlib.Path(options.config).stem)
     return options, overrides
+
+
+def silence_libraries() -> None:
+    """Keep Orbax from logging, with tracebacks, what it raises as well."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def complain(program: str, error: Exception) -> None:

@@ -33,11 +33,13 @@ def _is_number(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
-def _integer(low: int) -> Rule:
+def _integer(low: int, high: float = math.inf) -> Rule:
     def passes(value):
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return is_integer and low <= value <= high
 
-    return Rule(passes, f"an integer, at least {low}")
+    in_words = f", at least {low}" if high == math.inf else f" in [{low}, {high}]"
+    return Rule(passes, f"an integer{in_words}")
 
 
 def _number(low: float, high: float = math.inf, *, high_open: bool = False) -> Rule:
@@ -104,11 +106,27 @@ FIELDS: dict[str, tuple[Any, Rule]] = {
     "label_smoothing": (0.0, _number(0, 1, high_open=True)),
     "ema_decay": (None, _or_none(_number(0, 1, high_open=True))),
     "dtype": ("float32", _one_of("float32", "bfloat16")),
-    "seed": (0, _integer(0)),
+    "seed": (0, _integer(0, 2**31 - 1)),
+    "num_seeds": (1, _integer(1, 1024)),
+    "fsdp": (False, _BOOLEAN),
+    "debug_nans": (False, _BOOLEAN),
     "checkpoint.every_epochs": (1, _integer(1)),
     "checkpoint.keep": (2, _integer(1)),
 }
 
+# The fields that `sweep` may give several values: those that a compiled step can take
+# as arguments. `config.sweep.optimizer.learning_rate` is one run for each value.
+SWEEPABLE = (
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "optimizer.momentum",
+    "optimizer.b1",
+    "optimizer.b2",
+    "optimizer.eps",
+    "label_smoothing",
+    "ema_decay",
+)
 
 # What a mistake in a config file, which is a program, is likely to raise.
 _FILE_FAULTS = (
@@ -145,7 +163,7 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
         )
     fields: Any = config
     given = {field: _parse(text) for field, text in overrides.items()}
-    return resolve(flatten(ConfigDict(fields)) | given)
+    return resolve(flatten(fields) | given)
 
 
 def resolve(given: Mapping[str, Any]) -> Config:
@@ -163,8 +181,9 @@ def resolve(given: Mapping[str, Any]) -> Config:
     for field, parameter in model_fields(name).items():
         rules[f"model.{field}"] = (parameter.default, _rule_of(parameter))
 
+    swept = {k: v for k, v in given.items() if k.startswith("sweep.")}
     for field in given:
-        if field not in rules:
+        if field not in rules and field not in swept:
             raise ValueError(f"config.{field} is unknown{_suggest(field, rules)}")
     complete = {}
     for field, (default, rule) in rules.items():
@@ -175,14 +194,17 @@ def resolve(given: Mapping[str, Any]) -> Config:
             )
         _check(field, value, rule)
         complete[field] = tuple(value) if isinstance(value, list) else value
+    for field, values in swept.items():
+        if values is not None:
+            complete[field] = _check_sweep(field, values, rules)
     return _nest(complete).lock()
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Map every dotted field name of a config to its value."""
     flat = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -227,11 +249,36 @@ def _parse(text: str) -> Any:
 
 def _nest(flat: Mapping[str, Any]) -> ConfigDict:
     """Turn dotted field names into sections."""
-    nested: dict[str, Any] = {}
+    nested: dict[str, Any] = {"sweep": {}}
     for field, value in flat.items():
-        section, _, key = field.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[key] = value
+        *sections, key = field.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[key] = value
     return ConfigDict(nested)
+
+
+def _check_sweep(
+    sweep: str, values: Any, rules: Mapping[str, tuple[Any, Rule]]
+) -> tuple[Any, ...]:
+    """Make sure that a field can be swept, and over these values."""
+    field = sweep.removeprefix("sweep.")
+    if field not in SWEEPABLE:
+        raise ValueError(
+            f"config.{field} cannot be swept in one program; those that can: "
+            + ", ".join(SWEEPABLE)
+        )
+    rule = rules[field][1]
+    is_sequence = isinstance(values, tuple | list) and len(values) > 0
+    if not is_sequence or not all(v is not None and rule.passes(v) for v in values):
+        raise ValueError(
+            f"config.{sweep} must be a tuple of values, each of them "
+            f"{rule.allowed.removesuffix(', or None')}, got {values!r}"
+        )
+    if len(set(values)) < len(values):
+        raise ValueError(f"config.{sweep} must have different values, got {values!r}")
+    return tuple(values)
 
 
 def _check(field: str, value: Any, rule: Rule) -> None:

@@ -1,23 +1,17 @@
 """The steps of an epoch: compiled once, run in stretches of about two seconds."""
 
-import math
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from train_jax import sharding
+from train_jax import processes, sharding
 from train_jax.experiment import Experiment
 from train_jax.state import TrainState
-from train_jax.step import (
-    Carry,
-    epoch_order,
-    make_next_step,
-    make_train_step,
-    zero_metrics,
-)
+from train_jax.step import epoch_order, make_next_step, make_train_step
 
 # Python looks at the metrics about this often, to show progress. Every stretch costs
 # a start: on CPU its 100 MB of fresh memory take two thirds of the time of a step of
@@ -25,122 +19,188 @@ from train_jax.step import (
 _SECONDS_BETWEEN_REPORTS = 2.0
 
 
-class EpochRunner:
-    """Runs an experiment's steps, an epoch at a time."""
+class NonFiniteError(FloatingPointError):
+    """The loss is not finite any more.
 
-    def __init__(self, experiment: Experiment, state: TrainState):
+    Attributes:
+        step: the first step in which it was not, counted from 1.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"the loss is not finite in step {step}; a lower "
+            "config.optimizer.learning_rate, a longer warm-up or a clip_norm may help"
+        )
+        self.step = step
+
+
+class EpochRunner:
+    """Takes an experiment's steps, an epoch at a time.
+
+    Attributes:
+        seconds: how long the steps of the current epoch have taken so far.
+    """
+
+    def __init__(
+        self, experiment: Experiment, state: TrainState, *, seconds: float = 0.0
+    ):
         """Put the training split on the devices and compile the steps.
 
         Args:
             experiment: what to train.
             state: a state of the kind that `run` will be given.
+            seconds: how long the steps of the epoch that it is in took before.
         """
         self._experiment = experiment
-        self._everywhere = sharding.replicated(experiment.mesh)
-        self._examples = jax.device_put(experiment.train.examples, self._everywhere)
-        self._key = jax.device_put(experiment.key("steps"), self._everywhere)
+        self.seconds = seconds
+        everywhere = sharding.replicated(experiment.mesh)
+        self._constants = (
+            sharding.put(experiment.train.examples, everywhere),
+            experiment.key("steps"),
+            sharding.put(experiment.runs.swept_values(), everywhere),
+        )
+        self._order_key = experiment.key("order")
+        shuffle = functools.partial(epoch_order, num_examples=len(experiment.train))
+        self._shuffle = jax.jit(
+            experiment.runs.vmap(shuffle, in_axes=(0, None)), out_shardings=everywhere
+        )
         started = time.perf_counter()
         self._take_steps = _compile_steps(
             _next_step(experiment),
-            (self._put_zeros(state), self._examples, self._order(0), self._key),
-            self._everywhere,
+            (state, self.order(0), *self._constants),
+            experiment.state_sharding(state),
         )
         print(f"compiled in {time.perf_counter() - started:.1f} s")
 
     def run(
-        self, state: TrainState, show: Callable[..., None]
-    ) -> tuple[TrainState, dict[str, Any]]:
+        self,
+        state: TrainState,
+        show: Callable[..., None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[TrainState, dict[str, Any] | None]:
         """Take the remaining steps of the epoch that the state is in.
 
         Args:
             state: is donated.
             show: called with the progress now and then.
+            should_stop: asked now and then whether to leave the epoch.
 
         Returns:
-            The new state and the training's part of the epoch's record.
+            The new state and the training's part of the epoch's record, in which the
+            metrics lead with the run axis R; no record if it was stopped before the
+            epoch's end.
 
         Raises:
-            FloatingPointError: if the loss is not finite any more.
+            NonFiniteError: if the loss is not finite any more, in all runs.
         """
         experiment = self._experiment
-        batch_size = experiment.config.batch_size
-        first_step = step = int(state.step)
-        epoch = step // experiment.steps_per_epoch
-        epoch_end = (epoch + 1) * experiment.steps_per_epoch
-        last_step = min(epoch_end, experiment.total_steps)
-        arguments = (self._examples, self._order(epoch), self._key)
-        totals = {"loss": 0.0, "accuracy": 0.0}
-        stretch = 1
-        started = time.perf_counter()
-        while step < last_step:
-            stretch = min(stretch, last_step - step)
-            stretch_started = time.perf_counter()
-            state, sums = self._take_steps(stretch, self._put_zeros(state), *arguments)
-            sums = {name: float(value) for name, value in sums.items()}
-            seconds = time.perf_counter() - stretch_started
-            _check_finite(sums["loss"], step + 1, step + stretch)
-            totals = {name: totals[name] + sums[name] for name in totals}
+        step = state.steps_done
+        epoch, steps_before = divmod(step, experiment.steps_per_epoch)
+        end = min(
+            step - steps_before + experiment.steps_per_epoch, experiment.total_steps
+        )
+        if not steps_before:
+            self.seconds = 0.0
+        loss_R = self._sums(state)["loss"] if steps_before else 0.0
+        order, stretch, is_asked = self.order(epoch), 1, False
+        while step < end and not is_asked:
+            stretch = min(stretch, end - step)
+            started = time.perf_counter()
+            state = self.take_steps(stretch, state, order)
+            sums = self._sums(state)
+            seconds, is_asked = processes.agree(
+                time.perf_counter() - started, should_stop()
+            )
             step += stretch
+            self.seconds += seconds
             show(
                 step,
                 epoch=epoch + 1,
-                loss=sums["loss"] / stretch,
-                images_per_second=stretch * batch_size / seconds,
+                loss=float(np.nanmean(sums["loss"] - loss_R)) / stretch,
+                images_per_second=stretch * experiment.examples_per_step / seconds,
             )
+            loss_R = sums["loss"]
             stretch = max(1, round(stretch * _SECONDS_BETWEEN_REPORTS / seconds))
-        seconds = time.perf_counter() - started
-        num_steps = step - first_step
+        if step < end:
+            return state, None
+        num_steps = step - epoch * experiment.steps_per_epoch
+        sums = self._sums(state)
         return state, {
             "epoch": epoch + 1,
             "step": step,
-            "train_loss": totals["loss"] / num_steps,
-            "train_accuracy": totals["accuracy"] / num_steps,
-            "learning_rate": float(jnp.asarray(experiment.schedule(step - 1))),
-            "images_per_second": num_steps * batch_size / seconds,
-            "seconds": seconds,
+            "train_loss": sums["loss"] / num_steps,
+            "train_accuracy": sums["accuracy"] / num_steps,
+            "learning_rate": experiment.learning_rate(step - 1),
+            "images_per_second": num_steps
+            * experiment.examples_per_step
+            / self.seconds,
+            "seconds": self.seconds,
         }
 
-    def _put_zeros(self, state: TrainState) -> Carry:
-        """Join the state with metrics to sum up from zero."""
-        return state, jax.device_put(zero_metrics(), self._everywhere)
+    def take_steps(
+        self, num_steps: int, state: TrainState, order: jax.Array
+    ) -> TrainState:
+        """Take steps of an epoch in the order that `order` gave; donates the state."""
+        return self._take_steps(num_steps, state, order, *self._constants)
 
-    def _order(self, epoch: int) -> jax.Array:
+    def order(self, epoch: int) -> jax.Array:
         """The order of the examples in an epoch."""
-        num_examples = len(self._experiment.train)
-        order_M = epoch_order(self._experiment.key("order"), epoch, num_examples)
-        return jax.device_put(order_M, self._everywhere)
+        return self._shuffle(self._order_key, np.int32(epoch))
+
+    def _sums(self, state: TrainState) -> dict[str, np.ndarray]:
+        """The epoch's metrics so far, summed over steps; NaN in runs that diverged.
+
+        Raises:
+            NonFiniteError: if all of them did.
+        """
+        finite_steps, sums = self._experiment.runs.rows(
+            jax.device_get((state.finite_steps, state.epoch_sums))
+        )
+        is_finite_R = finite_steps == state.steps_done
+        if not is_finite_R.any():
+            raise NonFiniteError(int(finite_steps.max()) + 1)
+        return {
+            name: np.where(is_finite_R, sum_R, np.nan) for name, sum_R in sums.items()
+        }
 
 
-def _next_step(experiment: Experiment) -> Callable[..., Carry]:
-    """Make the step that the experiment's config asks for."""
-    config = experiment.config
-    train_step = make_train_step(
-        experiment.model,
-        experiment.tx,
-        label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
-        accumulation_steps=config.accumulation_steps,
-    )
-    return make_next_step(
-        train_step,
-        experiment.task.make_batch,
-        batch_size=config.batch_size,
-        batch_sharding=sharding.batch_sharding(experiment.mesh),
-    )
+def _next_step(experiment: Experiment) -> Callable[..., TrainState]:
+    """Make the step of all runs that the experiment's config asks for."""
+    config, mesh = experiment.config, experiment.mesh
+
+    def next_step(state, order_M, examples, key, swept) -> TrainState:
+        _, tx = experiment.optimizer(swept)
+        train_step = make_train_step(
+            experiment.model,
+            tx,
+            label_smoothing=swept.get("label_smoothing", config.label_smoothing),
+            ema_decay=swept.get("ema_decay", config.ema_decay),
+            accumulation_steps=config.accumulation_steps,
+            params_sharding=sharding.replicated(mesh) if config.fsdp else None,
+        )
+        take_step = make_next_step(
+            train_step,
+            experiment.task.make_batch,
+            batch_size=config.batch_size,
+            batch_sharding=sharding.batch_sharding(mesh),
+        )
+        return take_step(state, examples, order_M, key)
+
+    return experiment.runs.vmap(next_step, in_axes=(0, 0, None, 0, 0))
 
 
 def _compile_steps(
-    next_step: Callable[..., Carry], arguments: tuple, layout: Any
-) -> Callable[..., Carry]:
+    next_step: Callable[..., TrainState], arguments: tuple, layout: Any
+) -> Callable[..., TrainState]:
     """Compile a function that takes a given number of steps.
 
     The number is no part of the compiled program, so that cutting an epoch into other
     stretches compiles nothing anew and changes no bit of the result.
 
     Args:
-        next_step: (carry, *constants) → carry.
+        next_step: (state, *constants) → state.
         arguments: of `next_step`, to take the shapes from.
-        layout: sharding of the carry.
+        layout: sharding of the state.
     """
     step = jax.jit(next_step)
     if jax.default_backend() == "cpu" and _has_convolutions(step, arguments):
@@ -149,33 +209,23 @@ def _compile_steps(
         jitted = jax.jit(step, donate_argnums=0, out_shardings=layout)
         compiled_step = jitted.lower(*arguments).compile()
 
-        def take_steps_one_by_one(num_steps: int, carry: Carry, *constants: Any):
+        def take_steps_one_by_one(num_steps: int, state: TrainState, *constants: Any):
             for _ in range(num_steps):
-                carry = compiled_step(carry, *constants)
-            return carry
+                state = compiled_step(state, *constants)
+            return state
 
         return take_steps_one_by_one
 
-    def take_steps(num_steps: jax.Array, carry: Carry, *constants: Any):
+    def take_steps(num_steps: jax.Array, state: TrainState, *constants: Any):
         return jax.lax.fori_loop(
-            0, num_steps, lambda _, carry: step(carry, *constants), carry
+            0, num_steps, lambda _, state: step(state, *constants), state
         )
 
     jitted = jax.jit(take_steps, donate_argnums=1, out_shardings=layout)
-    compiled = jitted.lower(jnp.int32(1), *arguments).compile()
-    return lambda num_steps, *rest: compiled(jnp.int32(num_steps), *rest)
+    compiled = jitted.lower(np.int32(1), *arguments).compile()
+    return lambda num_steps, *rest: compiled(np.int32(num_steps), *rest)
 
 
 def _has_convolutions(step: Any, arguments: tuple) -> bool:
     """Whether a jitted function convolves; its trace is kept for the compilation."""
     return "conv_general_dilated" in str(step.trace(*arguments).jaxpr)
-
-
-def _check_finite(loss: float, first_step: int, last_step: int) -> None:
-    """Raise FloatingPointError if a stretch of steps made the loss blow up."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss} between steps {first_step} and {last_step}; a "
-            "lower config.optimizer.learning_rate, a longer warm-up or a clip_norm may "
-            "help"
-        )

@@ -1,64 +1,78 @@
 """Exact metrics over a whole split: every example counts once."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
 
+from train_jax import sharding
 from train_jax.data import Sequences, Split
-from train_jax.tasks import EvalStep
+from train_jax.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a split.
+    """What the models of R runs make of a split.
 
     Attributes:
-        loss: mean cross-entropy, nats.
-        accuracy: share of examples answered rightly, in [0, 1].
-        output_M: the answer to each example, see the task.
+        loss_R: mean cross-entropy, nats.
+        accuracy_R: share of examples answered rightly, in [0, 1]; NaN where the loss is
+            not finite.
+        output_RM: the answer to each example, see the task.
     """
 
-    loss: float
-    accuracy: float
-    output_M: np.ndarray
+    loss_R: np.ndarray
+    accuracy_R: np.ndarray
+    output_RM: np.ndarray
 
 
-def evaluate(
-    eval_step: EvalStep,
-    variables: Any,
-    split: Split | Sequences,
-    *,
-    batch_size: int,
-    sharding: Any,
-) -> Evaluation:
-    """Run the model over a split.
+class Evaluator:
+    """Evaluates an experiment's models; one compiled step serves all splits."""
 
-    The last batch is filled up with zeros, whose results are cut off, so that one
-    compiled step serves splits of every size.
+    def __init__(self, experiment: Experiment):
+        """Make the step; it is compiled when it is first used."""
+        self._runs = experiment.runs
+        self._batch_sharding = sharding.batch_sharding(experiment.mesh)
+        num_devices = experiment.mesh.shape[sharding.DATA_AXIS]
+        size = experiment.config.eval_batch_size
+        self._batch_size = math.ceil(size / num_devices) * num_devices
+        eval_step = experiment.task.make_eval_step(experiment.model)
+        self._eval_step = jax.jit(
+            experiment.runs.vmap(
+                lambda variables, examples: eval_step(variables, *examples),
+                in_axes=(0, None),
+            ),
+            out_shardings=sharding.replicated(experiment.mesh),
+        )
 
-    Args:
-        eval_step: see `Task.make_eval_step`, jitted.
-        variables: the model's variables.
-        split: the examples.
-        batch_size: number of examples in a batch, over all devices.
-        sharding: where a batch lies.
-    """
-    count = len(split)
-    outputs = []
-    for start in range(0, count, batch_size):
-        part = split[start : start + batch_size].examples
-        batch = jax.device_put([_fill(x, batch_size) for x in part], sharding)
-        outputs.append(eval_step(variables, *batch))
-    loss_M, hit_M, output_M = jax.tree.map(
-        lambda *parts: np.concatenate(parts)[:count], *jax.device_get(outputs)
-    )
-    return Evaluation(
-        loss=float(loss_M.mean(dtype=np.float64)),
-        accuracy=float(hit_M.mean()),
-        output_M=output_M,
-    )
+    def __call__(self, variables: Any, split: Split | Sequences) -> Evaluation:
+        """Run the models over a split.
+
+        The last batch is filled up with zeros, whose results are cut off.
+
+        Args:
+            variables: the models' variables.
+            split: the examples.
+        """
+        count, size = len(split), self._batch_size
+        outputs = []
+        for start in range(0, count, size):
+            part = split[start : start + size].examples
+            filled = tuple(_fill(x, size) for x in part)
+            batch = sharding.put(filled, self._batch_sharding)
+            outputs.append(self._eval_step(variables, batch))
+        outputs = self._runs.rows(jax.device_get(outputs))
+        loss_RM, hit_RM, output_RM = jax.tree.map(
+            lambda *parts: np.concatenate(parts, axis=1)[:, :count], *outputs
+        )
+        loss_R = loss_RM.mean(axis=1, dtype=np.float64)
+        return Evaluation(
+            loss_R=loss_R,
+            accuracy_R=np.where(np.isfinite(loss_R), hit_RM.mean(axis=1), np.nan),
+            output_RM=output_RM,
+        )
 
 
 def _fill(x: np.ndarray, batch_size: int) -> np.ndarray:

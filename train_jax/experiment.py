@@ -4,9 +4,12 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,12 +19,14 @@ from train_jax.augment import channel_statistics
 from train_jax.config import FIELDS, Config
 from train_jax.data import Sequences, Split, load
 from train_jax.models import create_model, init_variables
+from train_jax.runs import Runs
+from train_jax.state import TrainState
 from train_jax.tasks import Classification, Task, Translation
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run that is ready to start.
+    """A run, or several in one program, ready to start.
 
     Attributes:
         config: every field.
@@ -31,8 +36,7 @@ class Experiment:
         test: the examples to judge by, once, at the end.
         task: what the model is to do with an example.
         model: the module.
-        tx: the optimiser.
-        schedule: step → learning rate.
+        runs: what sets several runs apart.
         mesh: the devices.
         steps_per_epoch: number of whole batches in the training split.
         total_steps: length of the training.
@@ -45,8 +49,7 @@ class Experiment:
     test: Split | Sequences
     task: Task
     model: nn.Module
-    tx: optax.GradientTransformation
-    schedule: optax.Schedule
+    runs: Runs
     mesh: Mesh
     steps_per_epoch: int
     total_steps: int
@@ -56,10 +59,49 @@ class Experiment:
         """Number of epochs; the last one may be cut short."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
+    @property
+    def examples_per_step(self) -> int:
+        """Number of examples that a step of all runs takes."""
+        return self.config.batch_size * len(self.runs)
+
     def key(self, stream: str) -> jax.Array:
-        """The key of a stream of randomness: "init", "order" or "steps"."""
+        """Each run's key of a stream of randomness: "init", "order" or "steps"."""
         number = ("init", "order", "steps").index(stream)
-        return jax.random.fold_in(jax.random.key(self.config.seed), number)
+        make_key = self.runs.vmap(
+            lambda seed: jax.random.fold_in(jax.random.key(seed), number)
+        )
+        everywhere = sharding.replicated(self.mesh)
+        seeds = self.runs.stack(self.runs.seeds).astype(np.uint32)
+        return jax.jit(make_key, out_shardings=everywhere)(seeds)
+
+    def optimizer(
+        self, swept: Mapping[str, Any]
+    ) -> tuple[optax.Schedule, optax.GradientTransformation]:
+        """Make the schedule and the optimiser of a run with its swept values."""
+        return make_optimizer(
+            self.config, swept, self.steps_per_epoch, self.total_steps
+        )
+
+    def learning_rate(self, step: int) -> np.ndarray:
+        """The learning rate of each of the R runs in a step."""
+        values = self.runs.rows(self.runs.swept_values())
+        swept = [
+            {k: v[run] for k, v in values.items()} for run in range(len(self.runs))
+        ]
+        return np.array([self.optimizer(each)[0](step) for each in swept], float)
+
+    def state_sharding(self, state: Any) -> Any:
+        """How the training state lies on the devices."""
+        return sharding.state_sharding(
+            self.mesh, state, num_runs=len(self.runs), fsdp=self.config.fsdp
+        )
+
+    def first_state(self) -> TrainState:
+        """Draw the state that the runs start from."""
+        init = self.runs.vmap(make_init(self.config, self.model, self.task))
+        arguments = (self.key("init"), self.runs.swept_values())
+        layout = self.state_sharding(jax.eval_shape(init, *arguments))
+        return jax.jit(init, out_shardings=layout)(*arguments)
 
 
 def set_up(
@@ -79,11 +121,14 @@ def set_up(
     """
     wd.check(workdir, config, overwrite=overwrite)
     train, val, test = load_splits(config)
-    mesh = sharding.make_mesh()
-    _check_batch(config, num_examples=len(train), num_devices=mesh.size)
+    runs = Runs.of(config)
+    mesh = sharding.make_mesh(len(runs))
+    _check_batch(
+        config, num_examples=len(train), num_devices=mesh.shape[sharding.DATA_AXIS]
+    )
     steps_per_epoch = len(train) // config.batch_size
     total_steps = config.num_steps or config.num_epochs * steps_per_epoch
-    schedule, tx = make_optimizer(config, steps_per_epoch, total_steps)
+    make_optimizer(config, {}, steps_per_epoch, total_steps)
     task = make_task(config, train)
     model = make_model(config, task)
     wd.prepare(workdir, config, overwrite=overwrite)
@@ -95,8 +140,7 @@ def set_up(
         test=test,
         task=task,
         model=model,
-        tx=tx,
-        schedule=schedule,
+        runs=runs,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -134,10 +178,20 @@ def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None
 
 
 def make_optimizer(
-    config: Config, steps_per_epoch: int, total_steps: int
+    config: Config, swept: Mapping[str, Any], steps_per_epoch: int, total_steps: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """Make the schedule and the optimiser from the config's section."""
-    fields = dict(config.optimizer)
+    """Make the schedule and the optimiser from the config's section.
+
+    Args:
+        config: every field.
+        swept: field → value, in place of the config's; may be traced.
+        steps_per_epoch: number of steps in an epoch.
+        total_steps: length of the training.
+
+    Raises:
+        ValueError: if the warm-up does not fit.
+    """
+    fields = {k: swept.get(f"optimizer.{k}", v) for k, v in config.optimizer.items()}
     warmup_steps = round(fields.pop("warmup_epochs") * steps_per_epoch)
     if warmup_steps >= total_steps:
         raise ValueError(
@@ -153,13 +207,29 @@ def make_optimizer(
     return schedule, optim.make_optimizer(fields.pop("name"), schedule, **fields)
 
 
+def make_init(
+    config: Config, model: nn.Module, task: Task
+) -> Callable[[jax.Array, Mapping[str, Any]], TrainState]:
+    """Make the function (key, swept values) → state that a run starts from."""
+    # The structure of the optimiser's state does not depend on the schedule's length.
+    length = {"steps_per_epoch": 0, "total_steps": 1}
+
+    def init(key: jax.Array, swept: Mapping[str, Any]) -> TrainState:
+        _, tx = make_optimizer(config, swept, **length)
+        ema_decay = swept.get("ema_decay", config.ema_decay)
+        variables = init_variables(model, key, task.inputs())
+        return TrainState.create(variables, tx, ema=ema_decay is not None)
+
+    return init
+
+
 def make_task(config: Config, train: Split | Sequences) -> Task:
     """Find out from the data what there is to do."""
     if isinstance(train, Split):
         image_shape = train.image_BHWC.shape[1:]
         mean, std = _statistics(config, image_shape[-1])
         return Classification(
-            image_shape, train.num_classes, mean, std, dict(config.augment)
+            image_shape, train.class_names, mean, std, dict(config.augment)
         )
     for name, value in config.augment.items():
         default = FIELDS[f"augment.{name}"][0]

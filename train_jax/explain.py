@@ -27,14 +27,22 @@ from vit_jax.interpret import (
 
 _PROGRAM = "python -m train_jax.explain"
 
+# How many test images the heads' distance is averaged over.
+_SAMPLE = 128
+
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, draw, and return the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        explainer = Explainer(load_trained(options.workdir))
+        explainer = Explainer(load_trained(options.workdir, run=options.run))
         images = explainer.choose(options.images, options.file)
         explainer.check(options.layer, options.head)
+        sample_BHWC = (
+            explainer.test.image_BHWC[:_SAMPLE]
+            if options.file is None
+            else np.stack(list(images.values()))
+        )
     except ValueError as error:
         cli.complain(_PROGRAM, error)
         return 2
@@ -44,7 +52,7 @@ def main(arguments: list[str]) -> int:
         path = folder / f"explain_{name}.png"
         explainer.draw_image(image_HWC, path, layer=options.layer, head=options.head)
         print(path)
-    for path in explainer.draw_model(folder):
+    for path in explainer.draw_model(folder, sample_BHWC):
         print(path)
     return 0
 
@@ -74,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         "--layer", type=int, help="whose heads to draw, from 1 (default: the last)"
     )
     parser.add_argument("--head", type=int, help="only this head, from 1")
+    parser.add_argument(
+        "--run",
+        type=int,
+        default=0,
+        help="which one, from 0, of several runs in one folder",
+    )
     return parser
 
 
@@ -102,6 +116,11 @@ class Explainer:
         self._capture = jax.jit(functools.partial(attention_weights, model))
         self._classify = jax.jit(functools.partial(model.apply, train=False))
 
+    @functools.cached_property
+    def test(self) -> Any:
+        """The test split; not needed to explain a file."""
+        return self.trained.load_test()
+
     def choose(
         self, indices: list[int], file: pathlib.Path | None
     ) -> dict[str, np.ndarray]:
@@ -112,13 +131,11 @@ class Explainer:
         """
         if file is not None:
             return {file.stem: self._read(file)}
-        test: Any = self.trained.test
+        last = len(self.test) - 1
         for index in indices:
-            if not 0 <= index < len(test):
-                raise ValueError(
-                    f"--images must be in [0, {len(test) - 1}], got {index}"
-                )
-        return {str(index): test.image_BHWC[index] for index in indices}
+            if not 0 <= index <= last:
+                raise ValueError(f"--images must be in [0, {last}], got {index}")
+        return {str(index): self.test.image_BHWC[index] for index in indices}
 
     def check(self, layer: int | None, head: int | None) -> None:
         """Raise ValueError for a layer or a head that does not exist."""
@@ -166,28 +183,25 @@ class Explainer:
         plots.plot_explanation(
             image_HWC,
             np.asarray(probability_Y),
-            self.trained.test.class_names,  # type: ignore
+            task.class_names,
             relevance,
             path,
             patch_size=self.fields.patch_size,
         )
 
-    def draw_model(self, folder: pathlib.Path, *, num_images: int = 128) -> list:
+    def draw_model(self, folder: pathlib.Path, image_BHWC: np.ndarray) -> list:
         """Draw how far the heads look, and how alike the positions are.
 
         Args:
             folder: the PNGs go there.
-            num_images: how many test images the distance is averaged over.
+            image_BHWC: uint8, the images that the distance is averaged over.
 
         Returns:
             The files written.
         """
         task, variables = self.task, self.trained.variables
-        test: Any = self.trained.test
-        image_BHWC = jnp.asarray(test.image_BHWC[:num_images])
-        layers = self._capture(
-            variables, normalize(image_BHWC, mean=task.mean, std=task.std)
-        )
+        input_BHWC = normalize(jnp.asarray(image_BHWC), mean=task.mean, std=task.std)
+        layers = self._capture(variables, input_BHWC)
         distance_LN = np.stack(
             [
                 mean_attention_distance(

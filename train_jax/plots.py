@@ -8,24 +8,36 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def plot_curves(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+def plot_curves(
+    records: Sequence[dict[str, Any]], run_names: Sequence[str], path: pathlib.Path
+) -> None:
     """Draw loss and accuracy of training and validation over the epochs.
+
+    Of several runs it draws each one's validation, and the mean of the training.
 
     Args:
         records: the lines of metrics.jsonl.
+        run_names: what each run is called.
         path: the PNG to write.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
     for axis, quantity, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
-        for split, label in (("train", "training"), ("val", "validation")):
-            values = [scale * record[f"{split}_{quantity}"] for record in records]
-            axis.plot(epochs, values, marker="o", markersize=4, label=label)
+        train_ER, val_ER = (
+            scale
+            * np.array([np.ravel(r[f"{split}_{quantity}"]) for r in records], float)
+            for split in ("train", "val")
+        )
+        style = {"marker": "o", "markersize": 4}
+        axis.plot(epochs, np.nanmean(train_ER, axis=1), label="training", **style)
+        for name, val_E in zip(run_names, val_ER.T, strict=True):
+            label = "validation" if len(run_names) == 1 else f"validation, {name}"
+            axis.plot(epochs, val_E, label=label, **style)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(fontsize=None if len(run_names) < 4 else 7)
     axes[0].set_ylabel("cross-entropy (nats)")
     axes[1].set_ylabel("accuracy (%)")
     figure.savefig(path, dpi=120)

@@ -2,25 +2,37 @@
 
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import rich.console
 import rich.progress
 import rich.table
 import tensorboardX
 
+from train_jax import processes
 from train_jax import workdir as wd
 from train_jax.models import LayerRow
+from train_jax.summary import deviation, mean
+
+_FORMS = (("test_accuracy", ".2%"), ("test_loss", ".4f"))
 
 # Between two lines of progress where there is no terminal to draw a bar on.
 _PLAIN_SECONDS = 30.0
 
 
 class Report:
-    """Tells about one run: on the console and in its folder."""
+    """Tells about a run, or several in one program, on the console and on disk."""
 
     def __init__(
-        self, workdir: pathlib.Path, *, first_step: int, total_steps: int, epochs: int
+        self,
+        workdir: pathlib.Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        epochs: int,
+        run_names: Sequence[str] = ("",),
     ):
         """Open the run's logs.
 
@@ -29,12 +41,16 @@ class Report:
             first_step: number of steps that are done already.
             total_steps: number of steps at the end of the run.
             epochs: number of epochs, for the display.
+            run_names: what each of several runs is called.
         """
         self._metrics = workdir / wd.METRICS
         self._console = rich.console.Console(highlight=False)
         self._writer = tensorboardX.SummaryWriter(
-            str(workdir / wd.TENSORBOARD), purge_step=first_step + 1
+            str(workdir / wd.TENSORBOARD),
+            purge_step=first_step + 1,
+            write_to_disk=processes.is_main(),
         )
+        self._run_names = run_names
         self._epochs = epochs
         self._total_steps = total_steps
         self._first_step = first_step
@@ -89,23 +105,45 @@ class Report:
             )
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Record the metrics of an epoch: a line here, one on disk, and TensorBoard."""
+        """Record the metrics of an epoch: a line here, one on disk, and TensorBoard.
+
+        Args:
+            record: as `workdir.plain` makes it.
+        """
         wd.append_metrics(self._metrics, record)
+        step = record["step"]
         for name, value in record.items():
-            if name not in ("epoch", "step"):
-                self._writer.add_scalar(name, value, record["step"])
+            if name in ("epoch", "step"):
+                continue
+            self._writer.add_scalar(name, mean(_floats(value)), step)
+            if isinstance(value, list):
+                for run_name, of_run in zip(self._run_names, value, strict=True):
+                    if of_run is not None:
+                        self._writer.add_scalar(f"{name}/{run_name}", of_run, step)
         self._writer.flush()
         width = len(str(self._epochs))
         self._console.print(
             f"epoch {record['epoch']:>{width}}/{self._epochs}  "
-            f"train loss {record['train_loss']:.4f} "
-            f"acc {record['train_accuracy']:6.2%}  "
-            f"val loss {record['val_loss']:.4f} "
-            f"acc {record['val_accuracy']:6.2%}  "
+            f"train loss {_figure(record['train_loss'], '.4f')} "
+            f"acc {_figure(record['train_accuracy'], '6.2%')}  "
+            f"val loss {_figure(record['val_loss'], '.4f')} "
+            f"acc {_figure(record['val_accuracy'], '6.2%')}  "
             f"{record['images_per_second']:,.0f} img/s  {record['seconds']:.1f} s",
             soft_wrap=True,
         )
         self._last_line = time.monotonic()
+
+
+def _floats(value: float | list[float | None]) -> np.ndarray:
+    """A metric of each run; NaN where there is none."""
+    return np.array(value, float, ndmin=1)
+
+
+def _figure(value: float | list[float | None], form: str) -> str:
+    """Write a metric down: of several runs the mean and standard deviation."""
+    value_R = _floats(value)
+    text = format(mean(value_R), form)
+    return text if len(value_R) == 1 else f"{text} ± {deviation(value_R):{form}}"
 
 
 def print_layers(rows: list[LayerRow], num_params: int) -> None:
@@ -122,10 +160,38 @@ def print_layers(rows: list[LayerRow], num_params: int) -> None:
 
 def print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
     """Print how a run ended."""
-    accuracy, loss = summary["test_accuracy"], summary["test_loss"]
-    print(f"test accuracy {accuracy:.2%}  test loss {loss:.4f}")
+    runs = summary.get("runs", [])
+    if runs:
+        _print_runs(runs)
+    spread = {
+        k: f" ± {summary[f'{k}_std']:{form}}" if runs else "" for k, form in _FORMS
+    }
+    print(
+        "  ".join(
+            f"{name.replace('_', ' ')} {summary[name]:{form}}{spread[name]}"
+            for name, form in _FORMS
+        )
+    )
     print(
         f"{summary['steps']:,} steps in {summary['train_seconds']:.1f} s "
         f"({summary['images_per_second']:,.0f} img/s) on {summary['device']}"
     )
     print(f"results in {workdir}")
+
+
+def _print_runs(runs: Sequence[dict[str, Any]]) -> None:
+    """Print the table of several runs."""
+    results = ("val_accuracy", "test_accuracy", "test_loss")
+    hidden = {*results, "val_loss", "diverged_in_step"}
+    fields = [name for name in runs[0] if name not in hidden]
+    table = rich.table.Table(*(name.rpartition(".")[2] for name in fields))
+    for name in results:
+        table.add_column(name.replace("_", " "), justify="right")
+    for run in runs:
+        cells = [format(run[name], "g") for name in fields]
+        if run["diverged_in_step"] is None:
+            cells += [format(run[n], ".4f" if "loss" in n else ".2%") for n in results]
+        else:
+            cells += ["", f"diverged in step {run['diverged_in_step']}", ""]
+        table.add_row(*cells)
+    rich.console.Console().print(table)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 PyTree = Any
@@ -15,6 +16,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: number of steps done, int32 scalar.
+        finite_steps: number of steps until the loss was first not finite, int32 scalar.
+        epoch_sums: metrics summed over the epoch's steps so far, float32 scalars.
         params: the parameters.
         batch_stats: BatchNorm's running statistics; empty without BatchNorm.
         opt_state: the optimiser's state.
@@ -22,6 +25,8 @@ class TrainState(flax.struct.PyTreeNode):
     """
 
     step: jax.Array
+    finite_steps: jax.Array
+    epoch_sums: dict[str, jax.Array]
     params: PyTree
     batch_stats: PyTree
     opt_state: optax.OptState
@@ -35,12 +40,19 @@ class TrainState(flax.struct.PyTreeNode):
         params = variables["params"]
         return cls(
             step=jnp.zeros((), jnp.int32),
+            finite_steps=jnp.zeros((), jnp.int32),
+            epoch_sums={"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(params),
             # A copy: donating the state must not donate one buffer twice.
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
         )
+
+    @property
+    def steps_done(self) -> int:
+        """Number of steps done, on the host; all runs have done the same number."""
+        return int(np.max(jax.device_get(self.step)))
 
     @property
     def eval_variables(self) -> PyTree:

@@ -17,7 +17,6 @@ PyTree = Any
 Metrics = dict[str, Array]
 # What the model is called with, and the class probabilities it is to find.
 Batch = tuple[tuple[Array, ...], Array]
-Carry = tuple[TrainState, Metrics]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -35,6 +34,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema_decay: float | None = None,
     accumulation_steps: int = 1,
+    params_sharding: Any = None,
 ) -> TrainStep:
     """Make the pure function (state, batch, key) → (state, metrics).
 
@@ -46,6 +46,8 @@ def make_train_step(
             over the first steps, so that the average forgets the initial values.
         accumulation_steps: the batch is passed through the model in that many parts,
             one after another, and their gradients are averaged.
+        params_sharding: how the parameters lie while the gradient is computed, if
+            that is another way than between the steps.
 
     Returns:
         A function of a state, a batch and a key for dropout. Its metrics are means
@@ -56,8 +58,12 @@ def make_train_step(
     gradient = jax.grad(functools.partial(_loss, model, label_smoothing), has_aux=True)
 
     def train_step(state: TrainState, batch: Batch, key: Array):
+        gathered = state
+        if params_sharding is not None:
+            params = jax.lax.with_sharding_constraint(state.params, params_sharding)
+            gathered = state.replace(params=params)
         grads, (metrics, batch_stats) = _accumulate(
-            gradient, accumulation_steps, state, batch, key
+            gradient, accumulation_steps, gathered, batch, key
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -65,7 +71,7 @@ def make_train_step(
         if ema_decay is not None and ema_params is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema_params = optax.incremental_update(params, ema_params, 1 - decay)
-        new_state = TrainState(
+        new_state = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -121,17 +127,12 @@ def _accumulate(
     parts = jax.tree.map(
         lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
     )
-    zeros = (jax.tree.map(jnp.zeros_like, state.params), zero_metrics())
+    zeros = jax.tree.map(jnp.zeros_like, (state.params, state.epoch_sums))
     (sums, batch_stats), _ = jax.lax.scan(
         add_part, (zeros, state.batch_stats), (jnp.arange(num_parts), parts)
     )
     grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)
     return grads, (metrics, batch_stats)
-
-
-def zero_metrics() -> Metrics:
-    """Start to sum up the metrics of several steps."""
-    return {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
 
 
 def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
@@ -145,7 +146,7 @@ def make_next_step(
     *,
     batch_size: int,
     batch_sharding: Any,
-) -> Callable[..., Carry]:
+) -> Callable[..., TrainState]:
     """Make a function that takes the next step of an epoch, whichever that is.
 
     Batch, augmentation and dropout of a step depend on the key and on the step's
@@ -158,22 +159,29 @@ def make_next_step(
         batch_sharding: where the batch lies.
 
     Returns:
-        A pure function (carry, examples, order_M, key) → carry. The carry is the state
-        and the sums of the steps' metrics, see `zero_metrics`; the examples are the
+        A pure function (state, examples, order_M, key) → state. The examples are the
         arrays of the whole split, the order is the epoch's, see `epoch_order`.
     """
 
     def next_step(
-        carry: Carry, examples: tuple[Array, ...], order_M: Array, key: Array
-    ) -> Carry:
-        state, sums = carry
+        state: TrainState, examples: tuple[Array, ...], order_M: Array, key: Array
+    ) -> TrainState:
         batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         steps_per_epoch = order_M.shape[0] // batch_size
-        start = (state.step % steps_per_epoch) * batch_size
+        step_of_epoch = state.step % steps_per_epoch
+        start = step_of_epoch * batch_size
         index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
         index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
         batch = make_batch(batch_key, *(array[index_B] for array in examples))
-        state, metrics = train_step(state, batch, dropout_key)
-        return state, jax.tree.map(jnp.add, sums, metrics)
+        new_state, metrics = train_step(state, batch, dropout_key)
+        is_finite = jnp.isfinite(metrics["loss"]) & (state.finite_steps == state.step)
+        return new_state.replace(
+            finite_steps=state.finite_steps + is_finite,
+            epoch_sums=jax.tree.map(
+                lambda sum, value: jnp.where(step_of_epoch == 0, 0.0, sum) + value,
+                state.epoch_sums,
+                metrics,
+            ),
+        )
 
     return next_step

@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+from train_jax import processes
 from train_jax.config import Config, flatten
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD, PLOTS = "checkpoints", "tensorboard", "plots"
 
 # Where the data lie on this machine is no part of what the run computes.
-_MAY_DIFFER = {"dataset.data_dir", "dataset.manual_dir"}
+_MAY_DIFFER = {"dataset.data_dir", "dataset.manual_dir", "debug_nans"}
 
 
 def check(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
@@ -36,18 +39,23 @@ def check(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
         )
     if overwrite:
         return
-    before, now = read_json(workdir / CONFIG), to_json(config)
-    fields = sorted((before.keys() | now.keys()) - _MAY_DIFFER)
-    changes = [
-        f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
-        for field in fields
-        if before.get(field) != now.get(field)
-    ]
+    if (workdir / SUMMARY).exists():
+        read_json(workdir / SUMMARY)
+    changes = differences(read_json(workdir / CONFIG), to_json(config))
     if changes:
         raise ValueError(
             f"--workdir {str(workdir)!r} holds a run of another config: "
             f"{'; '.join(changes)}. Give another --workdir, or --overwrite to lose it"
         )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Say in which fields two configs, as `to_json` makes them, ask for other runs."""
+    return [
+        f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
+        for field in sorted((before.keys() | now.keys()) - _MAY_DIFFER)
+        if before.get(field) != now.get(field)
+    ]
 
 
 def prepare(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
@@ -56,6 +64,9 @@ def prepare(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
     Raises:
         ValueError: if the folder cannot be written.
     """
+    processes.wait_for_all("the run's folder checked")
+    if not processes.is_main():
+        return
     try:
         if overwrite and (workdir / CONFIG).exists():
             _remove_run(workdir)
@@ -88,14 +99,30 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         ValueError: naming the file, if it is no valid JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        value = json.loads(path.read_text())
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {value!r:.40}")
+    return value
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write a JSON file so that it is there completely or not at all."""
     _replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Turn metrics of R runs into what JSON knows: a number, or a list if R > 1.
+
+    What is not finite becomes None.
+    """
+
+    def turn(value: Any) -> Any:
+        numbers = [v if np.isfinite(v) else None for v in np.ravel(value).tolist()]
+        return numbers if len(numbers) > 1 else numbers[0]
+
+    return {name: turn(value) for name, value in record.items()}
 
 
 def keep_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
@@ -107,18 +134,22 @@ def keep_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            is_kept = record["step"] <= last_step
+        except (ValueError, KeyError, TypeError):
             break
-        if record["step"] <= last_step:
+        if is_kept:
             records.append(record)
     _replace(path, "".join(_lines(records)))
     return records
 
 
 def append_metrics(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Append one line to the metrics."""
-    with path.open("a") as file:
-        file.writelines(_lines([record]))
+    """Append one line to the metrics, and see that it is on the disk."""
+    if processes.is_main():
+        with path.open("a") as file:
+            file.writelines(_lines([record]))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _lines(records: Iterable[dict[str, Any]]) -> list[str]:
@@ -127,6 +158,8 @@ def _lines(records: Iterable[dict[str, Any]]) -> list[str]:
 
 def _replace(path: pathlib.Path, text: str) -> None:
     """Write to a file beside it and put that in its place."""
+    if not processes.is_main():
+        return
     draft = path.with_name(path.name + ".draft")
     draft.write_text(text)
     os.replace(draft, path)

@@ -46,7 +46,7 @@ def arguments(tmp_path):
 def _pretend(ready):
     """Leave what a finished run leaves, or diverge as one does."""
     if ready.config.optimizer.name == "sgd":
-        raise FloatingPointError("the loss became nan between steps 1 and 1")
+        raise loop.Diverged("the loss is not finite in step 1")
     depth_of_mlp = ready.config.model.mlp_ratio or 0
     summary = {
         "test_accuracy": 0.9 + 0.01 * ready.config.seed + 0.005 * depth_of_mlp,
@@ -65,17 +65,17 @@ def test_variants_are_trained_once_and_failures_are_told(
 ):
     trained = []
 
-    def interrupted(ready):
+    def interrupted(ready, should_stop):
         if len(trained) == 3:
-            raise KeyboardInterrupt
-        return uninterrupted(ready)
+            raise loop.Stopped("stopped after step 1 of 2")
+        return uninterrupted(ready, should_stop)
 
-    def uninterrupted(ready):
+    def uninterrupted(ready, should_stop):
         trained.append(ready.workdir)
         return _pretend(ready)
 
     monkeypatch.setattr(loop, "train_and_evaluate", interrupted)
-    assert ablate.main(arguments) == 130
+    assert ablate.main(arguments) == 75
     assert not (tmp_path / "out" / ablate.TABLE).exists()
     monkeypatch.setattr(loop, "train_and_evaluate", uninterrupted)
     assert ablate.main(arguments) == 0
@@ -88,12 +88,13 @@ def test_variants_are_trained_once_and_failures_are_told(
         rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
     assert len(rows) == 8
     assert "num_heads 3" in rows["three heads", "1"]["error"]
-    assert "the loss became nan" in rows["diverging", "0"]["error"]
+    assert "not finite in step 1" in rows["diverging", "0"]["error"]
     accuracies = {key: row["test_accuracy"] for key, row in rows.items()}
     assert accuracies["baseline", "1"] == "0.93"
     assert accuracies["no feed-forward", "0"] == "0.9"
+    names = ("baseline", "no feed-forward", "three heads", "diverging")
     lines = {
-        line.split("│")[1].strip(): line for line in output.splitlines() if "│" in line
+        name: line for line in output.splitlines() for name in names if name in line
     }
     assert "92.50 ± 0.71" in lines["baseline"] and "+0.00" in lines["baseline"]
     assert "-2.00" in lines["no feed-forward"] and "2/2" in lines["no feed-forward"]

@@ -1,13 +1,7 @@
-"""`train.py` from the outside: exit codes, messages, and runs that are killed."""
+"""`train.py` from the outside: exit codes and messages."""
 
 import json
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
-import numpy as np
 import pytest
 
 import train
@@ -118,55 +112,3 @@ def test_workdir_of_another_config(tmp_path, capsys):
     message = fail(arguments, capsys)
     assert "config.batch_size was 7 and is 64" in message
     assert (tmp_path / "config.json").read_bytes() == before
-
-
-def start(workdir: pathlib.Path) -> subprocess.Popen:
-    """Start a run of a few seconds in a process of its own."""
-    arguments = ["--config", CONFIG, "--workdir", str(workdir), *SMALL]
-    longer = ["--config.num_epochs=24", "--config.dataset.train_split=train[:1200]"]
-    return subprocess.Popen(
-        [sys.executable, "train.py", *arguments, *longer],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def leaves(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays in the newest checkpoint."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
-        tree = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def epochs_done(workdir: pathlib.Path) -> int:
-    """The number of lines in metrics.jsonl."""
-    path = workdir / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with start(whole) as process:
-        assert process.wait() == 0, process.stderr and process.stderr.read()
-    generator = np.random.default_rng(0)
-    for epochs in (1, 12):
-        with start(killed) as process:
-            while epochs_done(killed) < epochs and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(generator.uniform(0, 0.2))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-    with start(killed) as process:
-        assert process.wait() == 0, process.stderr and process.stderr.read()
-    expected, found = leaves(whole), leaves(killed)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert epochs_done(killed) == 24

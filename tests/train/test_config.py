@@ -21,10 +21,11 @@ from train_jax.tasks import Classification, Translation
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 
 # The number of parameters that each config trains, and its task.
-MNIST = Classification((28, 28, 1), 10, mean=(0.5,), std=(0.5,))
-CIFAR10 = Classification((32, 32, 3), 10, mean=(0.5,) * 3, std=(0.5,) * 3)
+DIGITS = tuple("0123456789")
+MNIST = Classification((28, 28, 1), DIGITS, mean=(0.5,), std=(0.5,))
+CIFAR10 = Classification((32, 32, 3), DIGITS, mean=(0.5,) * 3, std=(0.5,) * 3)
 EXPECTED = {
-    "vit_digits": (152_202, Classification((8, 8, 1), 10, mean=(0.5,), std=(0.5,))),
+    "vit_digits": (152_202, Classification((8, 8, 1), DIGITS, mean=(0.5,), std=(0.5,))),
     "vit_mnist": (605_066, MNIST),
     "vit_mnist_reference": (605_066, MNIST),
     "vit_cifar10": (8_335_114, CIFAR10),
@@ -124,7 +125,7 @@ def test_load_config_applies_overrides(config_file):
         ("batch_size", "True", "must be an integer, at least 1, got True"),
         ("num_steps", "-5", "config.num_steps must be an integer, at least 1, or None"),
         ("num_epochs", "0", "config.num_epochs must be an integer, at least 1, got 0"),
-        ("seed", "-1", "config.seed must be an integer, at least 0, got -1"),
+        ("seed", "-1", "config.seed must be an integer in [0, 2147483647], got -1"),
         ("augment.flip", "1", "config.augment.flip must be True or False, got 1"),
         ("label_smoothing", "1.0", "must be a number in [0, 1), got 1.0"),
         ("ema_decay", "-0.1", "must be a number in [0, 1), or None, got -0.1"),

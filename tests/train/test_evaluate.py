@@ -1,14 +1,15 @@
 """Evaluation counts every example exactly once."""
 
+import dataclasses
+
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train_jax import sharding
+from tests.train.tiny import set_up
 from train_jax.data import Split
-from train_jax.evaluate import evaluate
+from train_jax.evaluate import Evaluator
 from train_jax.tasks import Classification
 
 
@@ -26,26 +27,28 @@ def _split(count):
     return Split(image_BHWC.astype(np.uint8), label_B, 3, ("a", "b", "c"))
 
 
+def _evaluator(tmp_path, model):
+    """An evaluator of a model of 2×2 images and three classes, 16 at a time."""
+    ready = set_up(tmp_path / "run", {"eval_batch_size": 10})
+    task = Classification((2, 2, 1), ("a", "b", "c"), mean=(0.0,), std=(0.1,))
+    return Evaluator(dataclasses.replace(ready, task=task, model=model))
+
+
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
-def test_evaluate_counts_every_example_once(count):
+def test_evaluate_counts_every_example_once(tmp_path, count):
     split = _split(count)
-    task = Classification((2, 2, 1), 3, mean=(0.0,), std=(0.1,))
-    eval_step = jax.jit(task.make_eval_step(Pixels()))
-    mesh = sharding.make_mesh()
-    result = evaluate(
-        eval_step, {}, split, batch_size=16, sharding=sharding.batch_sharding(mesh)
-    )
+    result = _evaluator(tmp_path, Pixels())({}, split)
     logits_BY = split.image_BHWC.reshape(count, -1)[:, :3] / 255 / 0.1
     exponential_BY = np.exp(logits_BY - logits_BY.max(axis=1, keepdims=True))
     probability_BY = exponential_BY / exponential_BY.sum(axis=1, keepdims=True)
     loss = -np.log(probability_BY[np.arange(count), split.label_B]).mean()
     accuracy = (logits_BY.argmax(axis=1) == split.label_B).mean()
-    np.testing.assert_allclose(result.loss, loss, rtol=1e-5)
-    assert result.accuracy == accuracy
-    np.testing.assert_allclose(result.output_M, probability_BY, atol=1e-5)
+    np.testing.assert_allclose(result.loss_R, [loss], rtol=1e-5)
+    assert result.accuracy_R == [accuracy]
+    np.testing.assert_allclose(result.output_RM, [probability_BY], atol=1e-5)
 
 
-def test_evaluate_traces_once_for_all_splits():
+def test_evaluate_traces_once_for_all_splits(tmp_path):
     traces = []
 
     class Counted(Pixels):
@@ -54,9 +57,7 @@ def test_evaluate_traces_once_for_all_splits():
             traces.append(image_BHWC.shape)
             return jnp.zeros((len(image_BHWC), 3))
 
-    task = Classification((2, 2, 1), 3, mean=(0.0,), std=(1.0,))
-    eval_step = jax.jit(task.make_eval_step(Counted()))
-    layout = sharding.batch_sharding(sharding.make_mesh())
+    evaluator = _evaluator(tmp_path, Counted())
     for count in (5, 16, 33):
-        evaluate(eval_step, {}, _split(count), batch_size=16, sharding=layout)
+        evaluator({}, _split(count))
     assert traces == [(16, 2, 2, 1)]

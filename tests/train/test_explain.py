@@ -26,13 +26,12 @@ def run(tmp_path_factory):
 
 def test_a_trained_model_is_the_one_that_was_tested(run):
     trained = load_trained(run)
+    test = trained.load_test()
     assert trained.step == 5
-    image = trained.test.image_BHWC.astype(np.float32) / 255
+    image = test.image_BHWC.astype(np.float32) / 255
     image = (image - trained.task.mean[0]) / trained.task.std[0]
     logits_MY = trained.model.apply(trained.variables, image)
-    loss_M = optax.softmax_cross_entropy_with_integer_labels(
-        logits_MY, trained.test.label_B
-    )
+    loss_M = optax.softmax_cross_entropy_with_integer_labels(logits_MY, test.label_B)
     summary = wd.read_json(run / wd.SUMMARY)
     np.testing.assert_allclose(loss_M.mean(), summary["test_loss"], rtol=1e-5)
 
@@ -77,7 +76,7 @@ def test_an_image_from_a_file(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         plots, "plot_explanation", lambda image, *args, **kwargs: drawn.append(image)
     )
-    expected_HWC = load_trained(run).test.image_BHWC[5]
+    expected_HWC = load_trained(run).load_test().image_BHWC[5]
     pixels = np.repeat(expected_HWC, 3, axis=-1)
     matplotlib.image.imsave(tmp_path / "five.png", pixels)
     arguments = ["--workdir", str(run), "--file", str(tmp_path / "five.png")]

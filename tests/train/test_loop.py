@@ -8,22 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.tiny import RESNET, first_state, set_up
-from train_jax import loop, sharding
+from tests.train.tiny import RESNET, set_up
+from train_jax import checkpoint, loop
 from train_jax import workdir as wd
-from train_jax.checkpoint import Checkpoints
 from train_jax.report import Report
 
 
 def final_state(ready):
     """The state in the newest checkpoint of a run."""
-    checkpoints = Checkpoints(ready.workdir / wd.CHECKPOINTS, keep=2)
-    step = checkpoints.latest_step()
+    directory = ready.workdir / wd.CHECKPOINTS
+    step = checkpoint.find_newest(directory)
     assert step is not None
-    layout = sharding.replicated(ready.mesh)
-    state = checkpoints.restore(step, first_state(ready), layout)
-    checkpoints.close()
-    return state
+    template = ready.first_state()
+    return checkpoint.restore(directory, step, template, ready.state_sharding(template))
 
 
 def records(ready):
@@ -134,6 +131,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     ready = set_up(tmp_path / "run", {"optimizer.name": "sgd"})
     task = dataclasses.replace(ready.task, std=(1e-38,))
     ready = dataclasses.replace(ready, task=task)
-    with pytest.raises(FloatingPointError, match="between steps 1 and 1"):
+    with pytest.raises(loop.Diverged, match="not finite in step 1"):
         loop.train_and_evaluate(ready)
     assert not (ready.workdir / wd.SUMMARY).exists()

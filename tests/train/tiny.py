@@ -4,13 +4,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
-
 from resnet_jax import ResNet
-from train_jax import experiment, sharding
+from train_jax import experiment
 from train_jax.config import Config, resolve
-from train_jax.models import init_variables
-from train_jax.state import TrainState
 
 TINY = {
     "model.name": "vit",
@@ -48,12 +44,3 @@ def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None):
     if ready.config.model.name == "resnet18":
         ready = dataclasses.replace(ready, model=SMALL_RESNET)
     return ready
-
-
-def first_state(ready: experiment.Experiment) -> TrainState:
-    """The state that the experiment starts from."""
-    variables = init_variables(ready.model, ready.key("init"), ready.task.inputs())
-    state = TrainState.create(
-        variables, ready.tx, ema=ready.config.ema_decay is not None
-    )
-    return jax.device_put(state, sharding.replicated(ready.mesh))

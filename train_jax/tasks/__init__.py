@@ -1,6 +1,26 @@
 """What a run is about: how examples become batches, and how answers are judged."""
 
+import dataclasses
+from typing import Any
+
 from train_jax.tasks.classification import Classification as Classification
 from train_jax.tasks.task import EvalStep as EvalStep
 from train_jax.tasks.task import Task as Task
 from train_jax.tasks.translation import Translation as Translation
+
+_KINDS = {"classification": Classification, "translation": Translation}
+
+
+def to_json(task: Any) -> dict[str, Any]:
+    """Describe a task by values that JSON knows."""
+    kinds = {task_class: kind for kind, task_class in _KINDS.items()}
+    return {"kind": kinds[type(task)]} | dataclasses.asdict(task)
+
+
+def from_json(description: dict[str, Any]) -> Task:
+    """Make the task that `to_json` described."""
+    fields = dict(description)
+    task_class = _KINDS[fields.pop("kind")]
+    return task_class(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    )

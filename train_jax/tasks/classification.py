@@ -27,19 +27,24 @@ class Classification:
 
     Attributes:
         image_shape: height, width and channels.
-        num_classes: number of classes Y.
+        class_names: a name for each of the Y classes.
         mean: of each channel, of pixels in [0, 1].
         std: likewise.
         augment: further arguments of `augment_batch`.
     """
 
     image_shape: tuple[int, int, int]
-    num_classes: int
+    class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     models = tuple(IMAGE_MODELS)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes Y."""
+        return len(self.class_names)
 
     @property
     def model_fields(self) -> dict[str, Any]:

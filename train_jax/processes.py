@@ -1,0 +1,118 @@
+"""Several processes that train together: joining them, and agreeing on what to do."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# A process that is not heard of for so long is taken for dead, and the others stop.
+_HEARTBEAT_SECONDS = 20
+_START_SECONDS = 120
+
+
+def join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Join the processes of a run; has to come before anything else is done with JAX.
+
+    Args:
+        coordinator: HOST:PORT of process 0; "auto" to ask the cluster (TPU, SLURM, Open
+            MPI, Kubernetes); None to do so only if its launcher started several
+            processes.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+
+    Raises:
+        ValueError: if the arguments do not fit together, or nothing was found.
+        RuntimeError: if the others do not come.
+    """
+    numbers = {"--num_processes": num_processes, "--process_id": process_id}
+    if coordinator in (None, "auto"):
+        for flag, value in numbers.items():
+            if value is not None:
+                raise ValueError(f"{flag} needs --coordinator=HOST:PORT, got {value}")
+        if coordinator is None and not _launched_by_a_cluster():
+            return
+        _initialize()
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(
+            f"--coordinator must be HOST:PORT or auto, got {coordinator!r}"
+        )
+    for flag, value in numbers.items():
+        if value is None:
+            raise ValueError(f"--coordinator {coordinator} needs {flag}")
+    assert num_processes is not None and process_id is not None
+    if num_processes < 1:
+        raise ValueError(f"--num_processes must be at least 1, got {num_processes}")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id must be in [0, {num_processes - 1}], got {process_id}"
+        )
+    _initialize(coordinator, num_processes, process_id)
+
+
+def _initialize(*arguments: str | int) -> None:
+    """Start JAX's distributed service, but leave SIGTERM to `StopRequest`."""
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        *arguments,  # type: ignore
+        initialization_timeout=_START_SECONDS,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+
+
+def _launched_by_a_cluster() -> bool:
+    """Whether a launcher that JAX knows started this process as one of several."""
+    counts = {
+        "SLURM_NTASKS": "SLURM_STEP_NODELIST",  # the latter is set by srun alone
+        "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    }
+    for count, sign in counts.items():
+        if sign in os.environ and int(os.environ.get(count, "1")) > 1:
+            return True
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+@contextlib.contextmanager
+def ending_together(program: str) -> Iterator[None]:
+    """End this process, with a message, when another one of the run is lost."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"{program}: error: another process of the run seems to be lost; start all "
+            f"of them again to resume. What JAX says: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+        # An orderly end would wait for the others.
+        os._exit(1)
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def agree(*values: float) -> list[float]:
+    """Take the largest of each value over all processes."""
+    if jax.process_count() == 1:
+        return list(values)
+    gathered = multihost_utils.process_allgather(np.array(values, np.float32))
+    return np.asarray(gathered).max(axis=0).tolist()
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,115 @@
+"""What a run comes to: its results, and what they were computed with."""
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint
+
+from train_jax import tasks
+from train_jax import workdir as wd
+from train_jax.evaluate import Evaluation
+from train_jax.experiment import Experiment
+from train_jax.models import count_parameters
+from train_jax.state import TrainState
+
+
+def summarize(
+    experiment: Experiment,
+    state: TrainState,
+    records: Sequence[dict[str, Any]],
+    test: Evaluation,
+) -> dict[str, Any]:
+    """Gather what summary.json says.
+
+    Of several runs it gives each result's mean and standard deviation over the runs
+    that did not diverge, and a list of the runs.
+    """
+    config, runs = experiment.config, experiment.runs
+    finite_steps_R = runs.rows(jax.device_get(state.finite_steps))
+    diverged_R = finite_steps_R < experiment.total_steps
+    last = {k: np.array(v, float, ndmin=1) for k, v in records[-1].items()}
+    results = {
+        "test_accuracy": test.accuracy_R,
+        "test_loss": test.loss_R,
+        "val_accuracy": last["val_accuracy"],
+        "val_loss": last["val_loss"],
+    }
+    results = {k: np.where(diverged_R, np.nan, v) for k, v in results.items()}
+    summary: dict[str, Any] = {k: mean(v) for k, v in results.items()}
+    if len(runs) > 1:
+        summary |= {f"{k}_std": deviation(v) for k, v in results.items()}
+        summary["runs"] = [
+            {
+                "seed": seed,
+                **{field: values[run] for field, values in runs.swept.items()},
+                **{
+                    k: None if diverged_R[run] else float(v[run])
+                    for k, v in results.items()
+                },
+                "diverged_in_step": int(finite_steps_R[run]) + 1
+                if diverged_R[run]
+                else None,
+            }
+            for run, seed in enumerate(runs.seeds)
+        ]
+    train_seconds = sum(record["seconds"] for record in records)
+    params = runs.take(state.params, 0)
+    num_images = experiment.total_steps * experiment.examples_per_step
+    return summary | {
+        "num_params": count_parameters(params),
+        "steps": experiment.total_steps,
+        "train_seconds": train_seconds,
+        "images_per_second": num_images / train_seconds,
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "seed": config.seed,
+        "device": describe_devices(),
+        "versions": versions(),
+    }
+
+
+def about(experiment: Experiment, *, epoch_seconds: float) -> dict[str, Any]:
+    """Gather what a checkpoint has to say to be of use by itself.
+
+    Args:
+        experiment: what is trained.
+        epoch_seconds: how long the steps of the current epoch have taken so far.
+    """
+    return {
+        "config": wd.to_json(experiment.config),
+        "task": tasks.to_json(experiment.task),
+        "versions": versions(),
+        "epoch_seconds": epoch_seconds,
+    }
+
+
+def mean(value_R: np.ndarray) -> float:
+    """The mean over the runs that are finite."""
+    return float(np.nanmean(value_R))
+
+
+def deviation(value_R: np.ndarray) -> float:
+    """The standard deviation (n - 1) over the runs that are finite; 0 for one."""
+    finite = value_R[np.isfinite(value_R)]
+    return float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes and saves."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "orbax": orbax.checkpoint.__version__,
+    }
+
+
+def describe_devices() -> str:
+    """Say how many devices there are, and of what kind."""
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
