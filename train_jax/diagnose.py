@@ -17,7 +17,7 @@ Named = tuple[str, Any]
 
 
 def find_first_nonfinite(experiment: Experiment, state: TrainState) -> str | None:
-    """Repeat the next step, operation by operation, and look at its arrays.
+    """Repeat the next step, and look at its arrays.
 
     Args:
         experiment: what is trained.
@@ -88,7 +88,9 @@ def _arrays(
             )
         return cross_entropy(logits, target).mean(), outputs
 
-    (value, outputs), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    # Compiled, as in training: operation by operation other numbers may overflow.
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, outputs), grads = gradient(state.params)
     for name, output in zip(names, outputs, strict=True):
         yield f"output of {name}", output
     yield "the loss", value

@@ -1,7 +1,9 @@
 """Whole runs: what they leave behind, and that an interrupted one loses nothing."""
 
 import dataclasses
+import errno
 import json
+import re
 
 import chex
 import jax
@@ -9,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import RESNET, set_up
-from train_jax import checkpoint, loop
+from train_jax import checkpoint, epoch, loop
 from train_jax import workdir as wd
-from train_jax.report import Report
+from train_jax.evaluate import Evaluator
 
 
 def final_state(ready):
@@ -88,28 +90,54 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     assert loop.train_and_evaluate(ready) == summary
 
 
-@pytest.mark.parametrize("last_epoch", [1, 3, 4])
-def test_resume_equals_the_uninterrupted_run(
-    finished, tmp_path, monkeypatch, last_epoch
+class AfterSteps:
+    """Asks a run to stop after a number of steps."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self):
+        self.count -= 1
+        return self.count <= 0
+
+
+def test_stopped_at_any_step_it_equals_the_uninterrupted_run(
+    finished, tmp_path, monkeypatch
 ):
     uninterrupted, summary = finished
-    report_epoch = Report.epoch
-
-    def stop(report, record):
-        report_epoch(report, record)
-        if record["epoch"] == last_epoch:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Report, "epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train_and_evaluate(set_up(tmp_path / "run", CHANGES))
-    monkeypatch.undo()
-
+    # Look at the metrics after every step, to be able to stop there.
+    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    done = 0
+    for steps in (1, 2, 2, 3, 1):  # the third is at the end of an epoch
+        done += steps
+        with pytest.raises(loop.Stopped, match=f"stopped after step {done} of 20"):
+            loop.train_and_evaluate(
+                set_up(tmp_path / "run", CHANGES), AfterSteps(steps)
+            )
     resumed = set_up(tmp_path / "run", CHANGES)
     again = loop.train_and_evaluate(resumed)
     chex.assert_trees_all_equal(final_state(resumed), final_state(uninterrupted))
     assert records(resumed) == records(uninterrupted)
     assert again["test_loss"] == summary["test_loss"]
+
+
+def test_a_run_that_breaks_off_equals_the_uninterrupted_run(
+    finished, tmp_path, monkeypatch
+):
+    uninterrupted, _ = finished
+
+    def fail(*_):
+        raise ZeroDivisionError  # a mistake in the program, say
+
+    monkeypatch.setattr(loop, "_is_due", lambda _, step: step < 15 or fail())
+    with pytest.raises(ZeroDivisionError):
+        loop.train_and_evaluate(set_up(tmp_path / "run", CHANGES))
+    monkeypatch.undo()
+    resumed = set_up(tmp_path / "run", CHANGES)
+    assert len(records(resumed)) == 3  # one more than was saved
+    loop.train_and_evaluate(resumed)
+    chex.assert_trees_all_equal(final_state(resumed), final_state(uninterrupted))
+    assert records(resumed) == records(uninterrupted)
 
 
 def test_batchnorm_resumes_and_models_without_attention_draw_none(tmp_path):
@@ -128,9 +156,65 @@ def test_batchnorm_resumes_and_models_without_attention_draw_none(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    ready = set_up(tmp_path / "run", {"optimizer.name": "sgd"})
+    ready = set_up(tmp_path / "run", {"optimizer.name": "sgd", "debug_nans": True})
     task = dataclasses.replace(ready.task, std=(1e-38,))
     ready = dataclasses.replace(ready, task=task)
-    with pytest.raises(loop.Diverged, match="not finite in step 1"):
+    with pytest.raises(loop.Diverged) as caught:
         loop.train_and_evaluate(ready)
+    message = str(caught.value)
+    assert message.startswith("the loss is not finite in step 1; a lower config.")
+    assert "in step 1 the first that is not finite is array 0 of the batch" in message
+    assert message.endswith("; there is no checkpoint yet")
     assert not (ready.workdir / wd.SUMMARY).exists()
+
+
+def test_divergence_is_traced_to_its_step(tmp_path):
+    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e5}
+    ready = set_up(tmp_path / "run", changes | {"debug_nans": True, "num_epochs": 40})
+    with pytest.raises(loop.Diverged) as caught:
+        loop.train_and_evaluate(ready)
+    message = str(caught.value)
+    found = re.search(r"not finite in step (\d+); .* in step (\d+) the first", message)
+    assert found is not None, message
+    assert int(found[1]) - int(found[2]) in (0, 1)
+    good = checkpoint.find_newest(ready.workdir / wd.CHECKPOINTS)
+    where = "there is no checkpoint yet"
+    if good is not None:
+        assert good < int(found[1])
+        where = f"the last good checkpoint is {ready.workdir}/checkpoints/{good}"
+    assert message.endswith(where)
+
+
+def test_a_folder_that_cannot_be_written_fails_the_run(tmp_path, monkeypatch):
+    ready = set_up(tmp_path / "run")
+
+    def fail(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(wd, "append_metrics", fail)
+    with pytest.raises(loop.Failed) as caught:
+        loop.train_and_evaluate(ready)
+    assert str(caught.value) == (
+        f"{ready.workdir / wd.METRICS} cannot be written: No space left on device; "
+        "there is no checkpoint yet"
+    )
+
+
+def test_a_folder_that_cannot_hold_checkpoints_fails_the_run(tmp_path):
+    ready = set_up(tmp_path / "run")
+    (ready.workdir / wd.CHECKPOINTS).write_text("in the way")
+    with pytest.raises(loop.Failed, match="checkpoints"):
+        loop.train_and_evaluate(ready)
+
+
+def test_a_validation_loss_that_is_not_finite_fails_the_run(tmp_path, monkeypatch):
+    ready = set_up(tmp_path / "run")
+    evaluate = Evaluator.__call__
+
+    def spoil(evaluator, *arguments):
+        result = evaluate(evaluator, *arguments)
+        return dataclasses.replace(result, loss_R=result.loss_R * np.nan)
+
+    monkeypatch.setattr(Evaluator, "__call__", spoil)
+    with pytest.raises(loop.Diverged, match="not finite in step 5"):
+        loop.train_and_evaluate(ready)

@@ -126,40 +126,6 @@ def test_overfits_one_batch(tmp_path, model, steps):
     assert record["train_loss"] < 0.1
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model.dropout_rate": 0.1, "augment.crop_padding": 1},
-        RESNET,
-        {"accumulation_steps": 2, "ema_decay": 0.9},
-    ],
-    ids=["vit", "resnet", "accumulation"],
-)
-def test_eight_devices_equal_one(tmp_path, changes):
-    ready = set_up(tmp_path / "run", {"optimizer.name": "sgd"} | changes)
-    # Noise, because many pixels of a digit are alike: where they lie on the kink of a
-    # ReLU, the last bit of a sum turns all of them over at once.
-    noise = np.random.default_rng(0).integers(0, 256, ready.train.image_BHWC.shape)
-    train = dataclasses.replace(ready.train, image_BHWC=noise.astype(np.uint8))
-    ready = dataclasses.replace(ready, train=train)
-    states, losses = [], []
-    for devices in (jax.devices(), jax.devices()[:1]):
-        part = dataclasses.replace(ready, mesh=sharding.make_mesh(devices=devices))
-        state = part.first_state()
-        runner = EpochRunner(part, state)
-        for _ in range(4):
-            state, record = runner.run(state, ignore)
-            assert record is not None
-            losses.append(record["train_loss"])
-        states.append(jax.device_get(state))
-    assert int(states[0].step) == 20
-    np.testing.assert_allclose(losses[:4], losses[4:], rtol=1e-5)
-    # BatchNorm's statistics are those of the whole batch, so they agree as well.
-    chex.assert_trees_all_close(
-        states[0].batch_stats, states[1].batch_stats, rtol=1e-4, atol=1e-5
-    )
-
-
 def test_steps_are_the_same_in_whatever_stretches(tmp_path):
     ready = set_up(tmp_path / "run", {"model.dropout_rate": 0.1})
     results = []

@@ -4,9 +4,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from resnet_jax import ResNet
 from train_jax import experiment
 from train_jax.config import Config, resolve
+from train_jax.epoch import EpochRunner
 
 TINY = {
     "model.name": "vit",
@@ -44,3 +47,30 @@ def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None):
     if ready.config.model.name == "resnet18":
         ready = dataclasses.replace(ready, model=SMALL_RESNET)
     return ready
+
+
+def set_up_noise(workdir, changes):
+    """An experiment on noise.
+
+    Many pixels of a digit are alike: where they lie on the kink of a ReLU, the last bit
+    of a sum turns all of them over at once.
+    """
+    ready = set_up(workdir, {"optimizer.name": "sgd"} | changes)
+    noise = np.random.default_rng(0).integers(0, 256, ready.train.image_BHWC.shape)
+    train = dataclasses.replace(ready.train, image_BHWC=noise.astype(np.uint8))
+    return dataclasses.replace(ready, train=train)
+
+
+def losses_of_steps(ready, num_steps=20):
+    """Train, and return the loss of each step, and the last state."""
+    state = ready.first_state()
+    runner = EpochRunner(ready, state)
+    losses = []
+    for step in range(num_steps):
+        before = state.epoch_sums["loss"] if step % ready.steps_per_epoch else 0.0
+        before = np.asarray(before)
+        order = runner.order(step // ready.steps_per_epoch)
+        state = runner.take_steps(1, state, order)
+        losses.append(np.asarray(state.epoch_sums["loss"]) - before)
+    assert state.steps_done == num_steps
+    return np.array(losses), state

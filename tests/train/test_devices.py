@@ -1,0 +1,92 @@
+"""One program on any number of devices: the same losses, however it is laid out."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
+from train_jax import checkpoint, loop, sharding
+from train_jax import workdir as wd
+
+VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
+ACCUMULATION = {"accumulation_steps": 2, "ema_decay": 0.9}
+
+
+@pytest.mark.parametrize(
+    "changes", [VIT, RESNET, ACCUMULATION], ids=["vit", "resnet", "accumulation"]
+)
+def test_any_number_of_devices_gives_the_same_losses(tmp_path, changes):
+    ready = set_up_noise(tmp_path / "run", changes)
+    results = []
+    for count in (1, 2, 4, 8):
+        mesh = sharding.make_mesh(devices=jax.devices()[:count])
+        results.append(losses_of_steps(dataclasses.replace(ready, mesh=mesh)))
+    (expected, first_state), *others = results
+    for losses, state in others:
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        # BatchNorm's statistics are those of the whole batch, so they agree as well.
+        chex.assert_trees_all_close(
+            jax.device_get(state.batch_stats),
+            jax.device_get(first_state.batch_stats),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [VIT | {"ema_decay": 0.9, "optimizer.name": "adamw"}, RESNET],
+    ids=["vit", "resnet"],
+)
+def test_fsdp_gives_the_same_losses(tmp_path, changes):
+    expected, _ = losses_of_steps(set_up_noise(tmp_path / "a", changes))
+    ready = set_up_noise(tmp_path / "b", changes | {"fsdp": True})
+    losses, state = losses_of_steps(ready)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    shares = [
+        leaf.addressable_shards[0].data.size / leaf.size
+        for leaf in jax.tree.leaves((state.params, state.opt_state))
+    ]
+    assert np.median(shares) == 1 / 8  # it stays shared out
+
+
+def test_layout_of_the_state():
+    mesh = sharding.make_mesh(6)
+    assert dict(mesh.shape) == {"run": 2, "data": 4}
+    assert dict(sharding.make_mesh(3).shape) == {"run": 1, "data": 8}
+    assert dict(sharding.make_mesh(16).shape) == {"run": 8, "data": 1}
+    state = {
+        "step": np.zeros(6),
+        "bias": np.zeros((6, 10)),
+        "kernel": np.zeros((6, 8, 12)),
+    }
+    layout = sharding.state_sharding(mesh, state, num_runs=6, fsdp=True)
+    specs = {name: tuple(each.spec) for name, each in layout.items()}
+    assert specs == {
+        "step": (),
+        "bias": ("run", None),
+        "kernel": ("run", None, "data"),
+    }
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_a_checkpoint_restores_on_other_devices(tmp_path, fsdp):
+    ready = set_up(tmp_path / "run", VIT | {"num_epochs": 2, "fsdp": fsdp})
+    summary = loop.train_and_evaluate(ready)
+    folder = ready.workdir / wd.CHECKPOINTS
+    states = []
+    for count in (8, 2, 1):
+        mesh = sharding.make_mesh(devices=jax.devices()[:count])
+        part = dataclasses.replace(ready, mesh=mesh)
+        template = part.first_state()
+        layout = part.state_sharding(template)
+        states.append(checkpoint.restore(folder, 10, template, layout))
+        assert len(states[-1].step.sharding.device_set) == count
+    chex.assert_trees_all_equal(*map(jax.device_get, states))
+
+    (ready.workdir / wd.SUMMARY).unlink()
+    again = loop.train_and_evaluate(part)  # on one device, only the test is left
+    np.testing.assert_allclose(again["test_loss"], summary["test_loss"], rtol=1e-5)

@@ -1,0 +1,170 @@
+"""Several processes of one run: the same losses, one set of files, one end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.train.tiny import TINY
+from train_jax import checkpoint, processes
+from train_jax import workdir as wd
+
+
+def start(workdir, output, *, index=0, count=1, port=0, changes=None):
+    """Start one process of a run, on devices of its own: four in all."""
+    fields = [f"--config.{k}={v}" for k, v in (TINY | (changes or {})).items()]
+    flags = ["--coordinator", f"localhost:{port}"]
+    flags += ["--num_processes", str(count), "--process_id", str(index)]
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+    }
+    command = [sys.executable, "train.py", "--config", "configs/vit_digits.py"]
+    command += ["--workdir", str(workdir), *fields]
+    with output.open("w") as file:
+        return subprocess.Popen(
+            command + (flags if count > 1 else []),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+        )
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_two(workdir, tmp_path, **arguments):
+    """Start both processes of a run, and say where they print."""
+    port = free_port()
+    outputs = [tmp_path / f"output_{index}.txt" for index in (0, 1)]
+    return outputs, [
+        start(workdir, outputs[i], index=i, count=2, port=port, **arguments)
+        for i in (0, 1)
+    ]
+
+
+def results(workdir):
+    """The metrics of a run, without those that tell of time."""
+    timing = ("seconds", "images_per_second")
+    lines = [json.loads(x) for x in (workdir / wd.METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    changes = {"model.dropout_rate": 0.1, "num_seeds": 2, "fsdp": True}
+    outputs, both = start_two(tmp_path / "two", tmp_path, changes=changes)
+    assert [p.wait() for p in both] == [0, 0], [x.read_text() for x in outputs]
+    alone = start(tmp_path / "one", tmp_path / "output.txt", changes=changes)
+    assert alone.wait() == 0, (tmp_path / "output.txt").read_text()
+    found, expected = results(tmp_path / "two"), results(tmp_path / "one")
+    assert len(found) == len(expected) == 4
+    for line, expected_line in zip(found, expected, strict=True):
+        for name, value in expected_line.items():
+            np.testing.assert_allclose(line[name], value, rtol=1e-5, err_msg=name)
+    events = list((tmp_path / "two" / wd.TENSORBOARD).iterdir())
+    assert len(events) == 1  # one process has written
+    assert "epoch 4/4" in outputs[0].read_text()
+    assert "epoch" not in outputs[1].read_text()
+    summaries = [wd.read_json(tmp_path / x / wd.SUMMARY) for x in ("two", "one")]
+    np.testing.assert_allclose(*(s["test_loss"] for s in summaries), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_that_stops_stops_both_and_one_that_dies_ends_both(tmp_path):
+    workdir = tmp_path / "run"
+    changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 5}
+    outputs, both = start_two(workdir, tmp_path, changes=changes)
+    wait_for_epochs(workdir, 6, both)
+    both[1].send_signal(signal.SIGTERM)
+    assert [p.wait(timeout=60) for p in both] == [75, 75]
+    assert "the same command resumes from there" in outputs[0].read_text()
+    step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
+    assert step is not None and step >= 30
+
+    epochs = len((workdir / wd.METRICS).read_text().splitlines())
+    outputs, both = start_two(workdir, tmp_path, changes=changes)
+    wait_for_epochs(workdir, epochs + 3, both)
+    assert f"resuming after step {step}" in outputs[0].read_text()
+    both[1].kill()
+    started = time.monotonic()
+    assert both[0].wait(timeout=60) != 0
+    assert time.monotonic() - started < 60
+    # Where Gloo or JAX do not end the process first, it says so itself.
+    assert "error" in outputs[0].read_text().lower() or both[0].returncode < 0
+    both[1].wait()
+
+
+def wait_for_epochs(workdir, count, both):
+    """Wait until a run has recorded a number of epochs."""
+    end = time.monotonic() + 90
+    metrics = workdir / wd.METRICS
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+        assert time.monotonic() < end and all(p.poll() is None for p in both)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("localhost", 2, 0),
+            "--coordinator must be HOST:PORT or auto, got 'localhost'",
+        ),
+        ((":12", 2, 0), "--coordinator must be HOST:PORT or auto, got ':12'"),
+        (("host:x", 2, 0), "--coordinator must be HOST:PORT or auto, got 'host:x'"),
+        (("host:1", None, 0), "--coordinator host:1 needs --num_processes"),
+        (("host:1", 2, None), "--coordinator host:1 needs --process_id"),
+        (("host:1", 0, 0), "--num_processes must be at least 1, got 0"),
+        (("host:1", 2, 2), "--process_id must be in [0, 1], got 2"),
+        (("host:1", 2, -1), "--process_id must be in [0, 1], got -1"),
+        ((None, 2, None), "--num_processes needs --coordinator=HOST:PORT, got 2"),
+        ((None, None, 1), "--process_id needs --coordinator=HOST:PORT, got 1"),
+        (("auto", 2, None), "--num_processes needs --coordinator=HOST:PORT, got 2"),
+    ],
+)
+def test_wrong_flags_are_named(arguments, message):
+    with pytest.raises(ValueError) as caught:
+        processes.join(*arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # in the batch script, outside srun
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-2]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ],
+)
+def test_a_cluster_is_recognised(monkeypatch, environment, expected):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(processes, "_initialize", lambda *a: calls.append(a))
+    processes.join(None, None, None)
+    assert calls == ([()] if expected else [])
+
+
+def test_auto_asks_the_cluster(monkeypatch):
+    calls = []
+    monkeypatch.setattr(processes, "_initialize", lambda *a: calls.append(a))
+    processes.join("auto", None, None)
+    assert calls == [()]
