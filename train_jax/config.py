@@ -306,9 +306,10 @@ def _rule_of(parameter: inspect.Parameter) -> Rule:
 def _suggest(field: str, known: Mapping[str, Any]) -> str:
     """Name the closest known field, or the fields of the same section."""
     section, _, key = field.rpartition(".")
-    keys = {k.rpartition(".")[2]: k for k in known}
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
-    if close:
-        return f"; did you mean config.{keys[close[0]]}?"
-    siblings = [k for k in known if k.rpartition(".")[0] == section] or list(known)
-    return "; known fields: " + ", ".join(f"config.{k}" for k in siblings)
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    for candidates, cutoff in ((siblings, 0.7), (list(known), 0.8)):
+        names = {k.rpartition(".")[2]: k for k in candidates}
+        close = difflib.get_close_matches(key, names, n=1, cutoff=cutoff)
+        if close:
+            return f"; did you mean config.{names[close[0]]}?"
+    return "; known fields: " + ", ".join(f"config.{k}" for k in siblings or known)

@@ -228,6 +228,12 @@ def make_task(config: Config, train: Split | Sequences) -> Task:
     if isinstance(train, Split):
         image_shape = train.image_BHWC.shape[1:]
         mean, std = _statistics(config, image_shape[-1])
+        side = min(image_shape[:2])
+        if config.augment.crop_padding >= side:
+            raise ValueError(
+                f"config.augment.crop_padding must be less than {side}, the side of an "
+                f"image, got {config.augment.crop_padding}"
+            )
         return Classification(
             image_shape, train.class_names, mean, std, dict(config.augment)
         )

@@ -161,6 +161,11 @@ class ViT(nn.Module):
         """Raise ValueError for fields that no image could satisfy."""
         if self.pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {self.pool!r}")
+        if self.mlp_ratio is not None and round(self.mlp_ratio * self.width) < 1:
+            raise ValueError(
+                "mlp_ratio must leave the MLP a width of at least 1, got mlp_ratio "
+                f"{self.mlp_ratio} and width {self.width}"
+            )
         for name in (
             "dropout_rate",
             "attention_dropout_rate",

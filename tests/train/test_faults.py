@@ -319,6 +319,24 @@ def test_a_file_that_is_missing_is_damage(two_states, tmp_path, capsys):
     assert "10 is damaged: about/metadata is missing" in capsys.readouterr().err
 
 
+def test_damaged_checkpoints_are_put_aside(two_states, tmp_path):
+    _, original, states = two_states
+    copy = set_up(tmp_path / "run", {"num_epochs": 2})
+    folder = copy.workdir / wd.CHECKPOINTS
+    shutil.copytree(original, folder)
+    (folder / "10" / "checksums.json").write_text("{")
+    loop.train_and_evaluate(copy)
+    assert {path.name for path in folder.iterdir()} == {"5", "10", "damaged_10"}
+    chex.assert_trees_all_equal(_restore(copy, folder, 10), states[10])
+
+    (copy.workdir / wd.SUMMARY).unlink()
+    for step in ("5", "10"):
+        (folder / step / "checksums.json").write_text('{"state/no": "such file"}')
+    with pytest.raises(loop.Failed, match="are damaged; --overwrite starts anew"):
+        loop.train_and_evaluate(copy)
+    assert {path.name for path in folder.iterdir()} == {"5", "10", "damaged_10"}
+
+
 def test_a_checkpoint_of_another_model_is_refused(two_states, tmp_path):
     _, original, _ = two_states
     ready = set_up(tmp_path / "run", {"num_epochs": 2, "model.width": 32})

@@ -185,6 +185,23 @@ def test_divergence_is_traced_to_its_step(tmp_path):
     assert message.endswith(where)
 
 
+def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
+    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e30}
+    ready = set_up(tmp_path / "run", changes | {"debug_nans": True})
+    monkeypatch.setattr(loop, "find_first_nonfinite", lambda *_: None)
+    with pytest.raises(loop.Diverged, match="when it is repeated, all of it is finite"):
+        loop.train_and_evaluate(ready)
+
+
+def test_what_jax_raises_is_not_hidden(tmp_path, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(loop.EpochRunner, "run", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        loop.train_and_evaluate(set_up(tmp_path / "run"))
+
+
 def test_a_folder_that_cannot_be_written_fails_the_run(tmp_path, monkeypatch):
     ready = set_up(tmp_path / "run")
 

@@ -100,7 +100,7 @@ def test_a_sweep_equals_its_runs(tmp_path):
     together = EVERYTHING | {"sweep.optimizer.learning_rate": rates}
     singles = [EVERYTHING | {"optimizer.learning_rate": rate} for rate in rates]
     assert_equal_steps(tmp_path, together, singles)
-    ready = set_up(tmp_path / "together", together)
+    ready = set_up(tmp_path / "run", together)
     np.testing.assert_allclose(ready.learning_rate(0), rates, rtol=1e-6)
 
 

@@ -51,13 +51,22 @@ def _default_config(folder: pathlib.Path) -> str | None:
     return metadata.get("default_config_name")
 
 
+def _open(folder: pathlib.Path) -> Any:
+    """Open a prepared set; what its metadata make TFDS raise is damage."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except (ValueError, TypeError, KeyError) as error:
+        raise OSError(f"its metadata are not readable: {error}") from error
+
+
 def read_prepared(folder: pathlib.Path, base: str) -> Split:
     """Read and decode a whole base split of a prepared set."""
-    import tensorflow_datasets as tfds
     from google.protobuf import json_format, message
 
     try:
-        builder = tfds.builder_from_directory(folder)
+        builder = _open(folder)
         check_split_name(base, builder.info.splits, builder.info.full_name)
         return _decode_split(builder, base)
     except (
