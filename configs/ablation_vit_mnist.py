@@ -2,7 +2,11 @@
 
     python -m train_jax.ablate --config configs/ablation_vit_mnist.py
 
-A ViT of width 64 (155,082 parameters), two epochs of MNIST, three seeds each.
+A ViT of width 64 (155,082 parameters), two epochs of MNIST, three seeds each. All 45
+runs took half an hour on two cores of an AMD EPYC (AVX2); the table is in the README.
+In so short a training the position embedding is worth most (4.2 points of test
+accuracy), then width, depth and the residual (1.3 to 1.5); LayerNorm and the class token
+are within the spread of the seeds.
 """
 
 from typing import Any
@@ -46,7 +50,7 @@ def get_variants() -> dict[str, dict[str, Any]]:
         "baseline": {},
         "no feed-forward": {"model.mlp_ratio": None},
         "no LayerNorm": {"model.norm": None},
-        "LayerNorm after residual": {"model.norm": "post"},
+        "post-LayerNorm": {"model.norm": "post"},
         "no residual": {"model.residual": False},
         "no class token, mean": {"model.pool": "mean"},
         "no position embedding": {"model.position_embedding": False},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from train_jax import processes
-from train_jax.config import Config, flatten
+from train_jax.config import FIELDS, Config, flatten
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD, PLOTS = "checkpoints", "tensorboard", "plots"
@@ -50,7 +50,13 @@ def check(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say in which fields two configs, as `to_json` makes them, ask for other runs."""
+    """Say in which fields two configs, as `to_json` makes them, ask for other runs.
+
+    A field that one of them lacks, because the version that wrote it did not have it
+    yet, had its default.
+    """
+    defaults = {field: default for field, (default, _) in FIELDS.items()}
+    before, now = defaults | before, defaults | now
     return [
         f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
         for field in sorted((before.keys() | now.keys()) - _MAY_DIFFER)

@@ -30,6 +30,14 @@ def test_another_config_is_refused_and_named(tmp_path):
     wd.check(tmp_path, changed, overwrite=True)
 
 
+def test_a_field_that_is_newer_than_the_run_had_its_default():
+    now = wd.to_json(tiny_config())
+    before = {k: v for k, v in now.items() if k not in ("fsdp", "num_seeds")}
+    assert wd.differences(before, now) == []
+    changes = wd.differences(before, now | {"fsdp": True})
+    assert changes == ["config.fsdp was False and is True"]
+
+
 def test_foreign_files_are_never_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
