@@ -28,6 +28,7 @@ class ViT(nn.Module):
         num_heads: int,
         pool: str = "cls",
         representation_size: int | None = None,
+        dropout: float = 0.0,
     ):
         super().__init__()
         image_height, image_width, channels = image_shape
@@ -39,7 +40,9 @@ class ViT(nn.Module):
         self.pos_embedding = nn.Parameter(torch.zeros(1, num_tokens, width))
         self.embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         self.encoder = nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(width, num_heads, 4 * width, **VIT_LAYER),
+            nn.TransformerEncoderLayer(
+                width, num_heads, 4 * width, **(VIT_LAYER | {"dropout": dropout})
+            ),
             depth,
             norm=nn.LayerNorm(width, eps=1e-6),
             enable_nested_tensor=False,

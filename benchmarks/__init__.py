@@ -1,0 +1,1 @@
+"""Measured comparisons, a module a question: python -m benchmarks.run NAME."""

@@ -1,0 +1,46 @@
+"""How long do K runs take together, and one after another?"""
+
+from collections.abc import Iterator
+
+import jax
+
+from benchmarks import ours
+from benchmarks.timing import Timing, take_turns
+from benchmarks.train_step import CASES, SMALL
+
+
+def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
+    """Time a step of K ViTs in one program, and K steps of a single one."""
+    fields, image_shape, num_classes, batch_size, num_steps = next(
+        iter((SMALL if small else CASES).values())
+    )
+    programs = {
+        num_runs: ours.make_steps(
+            ours.make_experiment(
+                fields | {"batch_size": batch_size, "num_seeds": num_runs},
+                image_shape=image_shape,
+                num_classes=num_classes,
+                num_examples=batch_size * 8,
+            ),
+            num_steps,
+        )
+        for num_runs in ((1, 2) if small else (1, 2, 4, 8))
+    }
+
+    def one_after_another(num_runs: int) -> None:
+        for _ in range(num_runs):
+            programs[1]()
+
+    for num_runs, together in programs.items():
+        yield from take_turns(
+            f"{num_runs} runs on {jax.device_count()} devices",
+            {
+                "together": together,
+                "one after another": lambda num_runs=num_runs: one_after_another(
+                    num_runs
+                ),
+            },
+            rounds=rounds,
+            images=batch_size * num_runs,
+            units=num_steps,
+        )

@@ -1,0 +1,72 @@
+"""Time programs that take turns, so that a machine's moods fall on all of them."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How long one program took.
+
+    Attributes:
+        case: what was computed.
+        program: what computed it.
+        seconds: every measurement, of one unit of work.
+        images: number of images in a unit.
+    """
+
+    case: str
+    program: str
+    seconds: list[float]
+    images: int
+
+    @property
+    def median(self) -> float:
+        """The median, seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second, of the median."""
+        return self.images / self.median
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, and what follows from it, as values that JSON knows."""
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return dataclasses.asdict(self) | {
+            "median": self.median,
+            "quartiles": [low, high],
+            "images_per_second": self.images_per_second,
+        }
+
+
+def take_turns(
+    case: str,
+    programs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    images: int,
+    units: int = 1,
+    warm_up: int = 1,
+) -> list[Timing]:
+    """Run each program once a round, and time it.
+
+    Args:
+        case: what they compute.
+        programs: by name; each does `units` units of work and waits for its end.
+        rounds: number of rounds that count, at least two.
+        images: number of images in a unit.
+        units: number of units that a call does.
+        warm_up: number of rounds before them that do not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(warm_up + rounds):
+        for name, program in programs.items():
+            started = time.perf_counter()
+            program()
+            if turn >= warm_up:
+                seconds[name].append((time.perf_counter() - started) / units)
+    return [Timing(case, name, values, images) for name, values in seconds.items()]
