@@ -114,7 +114,7 @@ def test_an_image_of_another_size(run, tmp_path, capsys):
 
 
 def test_a_folder_without_a_run_or_a_checkpoint(run, tmp_path, capsys):
-    assert "holds no run" in _fail(["--workdir", tmp_path], capsys)
+    assert "holds no checkpoint" in _fail(["--workdir", tmp_path], capsys)
     shutil.copy(run / wd.CONFIG, tmp_path)
     assert "holds no checkpoint" in _fail(["--workdir", tmp_path], capsys)
     (tmp_path / wd.CHECKPOINTS).mkdir()

@@ -28,7 +28,7 @@ CHANGES = {
     "model.dropout_rate": 0.1,
     "augment.crop_padding": 1,
     "ema_decay": 0.9,
-    "num_epochs": 60,
+    "num_epochs": 100,
     "checkpoint.every_epochs": 1,
 }
 
@@ -127,6 +127,12 @@ def whole(nursery, tmp_path_factory):
     return workdir
 
 
+def newest_step(folder: pathlib.Path) -> int:
+    """The step of the newest checkpoint; 0 if there is none."""
+    steps = [p.name for p in folder.iterdir()] if folder.exists() else []
+    return max((int(name) for name in steps if name.isdecimal()), default=0)
+
+
 def results(workdir: pathlib.Path):
     """All that a run computes: its last state, its metrics, its summary."""
     step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
@@ -159,11 +165,13 @@ def test_killed_at_twenty_moments(nursery, whole, tmp_path):
     folder = workdir / wd.CHECKPOINTS
     generator = np.random.default_rng(0)
     for life in range(20):
+        before = newest_step(folder)
         nursery.start(workdir)
-        nursery.wait_until_training()
         if life % 2:
-            time.sleep(generator.uniform(0, 0.3))
+            nursery.wait_until(lambda before=before: newest_step(folder) > before)
+            time.sleep(generator.uniform(0, 0.15))
         else:  # while it saves
+            nursery.wait_until_training()
             nursery.wait_until(lambda: any(folder.glob("*.orbax-checkpoint-tmp")))
             time.sleep(generator.uniform(0, 0.03))
         nursery.send(signal.SIGKILL)
@@ -186,7 +194,7 @@ def test_terminated_at_five_moments(nursery, whole, tmp_path):
         assert nursery.wait() == 75, nursery.output
         assert "SIGTERM: finishing the step and saving" in nursery.output
         last_line = nursery.output.splitlines()[-1]
-        found = re.search(r"stopped after step (\d+) of 300; the same comm", last_line)
+        found = re.search(r"stopped after step (\d+) of 500; the same comm", last_line)
         assert found is not None
         assert (workdir / wd.CHECKPOINTS / found[1]).is_dir()
     nursery.start(workdir)
@@ -219,13 +227,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     (workdir / wd.SUMMARY).unlink()
-    (largest,) = _largest_files(workdir / wd.CHECKPOINTS / "300")[:1]
+    (largest,) = _largest_files(workdir / wd.CHECKPOINTS / "500")[:1]
     largest.write_bytes(largest.read_bytes()[:-1])
     nursery.start(workdir)
     assert nursery.wait() == 0, nursery.output
-    assert "checkpoints/300 is damaged: state/" in nursery.output
-    assert "resuming after step 295 of 300" in nursery.output
-    assert (workdir / wd.CHECKPOINTS / "damaged_300").is_dir()
+    assert "checkpoints/500 is damaged: state/" in nursery.output
+    assert "resuming after step 495 of 500" in nursery.output
+    assert (workdir / wd.CHECKPOINTS / "damaged_500").is_dir()
     assert_same_results(workdir, whole)
     (workdir / wd.SUMMARY).unlink()
 

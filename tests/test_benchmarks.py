@@ -1,0 +1,47 @@
+"""The benchmarks run, in a small form, and the README's numbers are theirs."""
+
+import json
+import pathlib
+
+import pytest
+
+from benchmarks import run, table
+from benchmarks.timing import Timing, take_turns
+
+
+def test_programs_take_turns():
+    calls = []
+    programs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timings = take_turns("c", programs, rounds=3, images=8, units=2, warm_up=1)
+    assert "".join(calls) == "abababab"
+    assert [t.program for t in timings] == ["a", "b"]
+    assert all(len(t.seconds) == 3 for t in timings)
+
+
+def test_a_timing_tells_its_median_and_quartiles():
+    timing = Timing("case", "program", [4.0, 1.0, 2.0, 3.0, 10.0], images=6)
+    described = timing.to_json()
+    assert described["median"] == 3.0
+    assert described["quartiles"] == [2.0, 4.0]
+    assert described["images_per_second"] == 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", ["runs", "train_step"])
+def test_every_question_is_answered_in_its_small_form(tmp_path, capsys, question):
+    if question == "train_step":
+        pytest.importorskip("torch")
+    arguments = [question, "--small", "--rounds", "2", "--output", str(tmp_path)]
+    assert run.main(arguments) == 0
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["question"] == question
+    assert {"commit", "date", "device", "versions"} < set(result)
+    assert len(result["timings"]) >= 4
+    assert all(len(t["seconds"]) == 2 for t in result["timings"])
+    assert "ours is faster" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_readme_says_what_was_measured():
+    text = pathlib.Path("README.md").read_text()
+    assert table.fill(text, table.make_tables(run.RESULTS)) == text
