@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+# Threads of the program before may go on spinning for a while.
+_REST_SECONDS = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -65,6 +68,7 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(warm_up + rounds):
         for name, program in programs.items():
+            time.sleep(_REST_SECONDS)
             started = time.perf_counter()
             program()
             if turn >= warm_up:

@@ -5,11 +5,12 @@ import pathlib
 
 import pytest
 
-from benchmarks import run, table
+from benchmarks import run, table, timing
 from benchmarks.timing import Timing, take_turns
 
 
-def test_programs_take_turns():
+def test_programs_take_turns(monkeypatch):
+    monkeypatch.setattr(timing, "_REST_SECONDS", 0.0)
     calls = []
     programs = {name: lambda name=name: calls.append(name) for name in "ab"}
     timings = take_turns("c", programs, rounds=3, images=8, units=2, warm_up=1)
@@ -19,8 +20,7 @@ def test_programs_take_turns():
 
 
 def test_a_timing_tells_its_median_and_quartiles():
-    timing = Timing("case", "program", [4.0, 1.0, 2.0, 3.0, 10.0], images=6)
-    described = timing.to_json()
+    described = Timing("case", "program", [4.0, 1.0, 2.0, 3.0, 10.0], 6).to_json()
     assert described["median"] == 3.0
     assert described["quartiles"] == [2.0, 4.0]
     assert described["images_per_second"] == 2.0

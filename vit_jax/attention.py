@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.dense import Dense
+from vit_jax.dropout import Dropout
 
 Array = jax.Array
 
@@ -186,7 +187,7 @@ class MultiHeadAttention(nn.Module):
             mask = combine_masks(past_TS, mask)
         elif decode:
             key_BNSK, value_BNSK = self._recall(key_BNSK, value_BNSK)
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        dropout = Dropout(self.dropout_rate, deterministic=not train)
         out_BNTK, weights_BNTS = dot_product_attention(
             query_BNTK,
             key_BNSK,

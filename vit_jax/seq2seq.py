@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.dense import Dense
+from vit_jax.dropout import Dropout
 from vit_jax.transformer import Transformer
 
 Array = jax.Array
@@ -72,7 +73,7 @@ class Seq2SeqTransformer(nn.Module):
     def setup(self) -> None:
         """Make the parts that encoding and decoding share."""
         self.embedding = nn.Embed(self.vocab_size, self.width, dtype=self.dtype)
-        self.dropout = nn.Dropout(self.dropout_rate)
+        self.dropout = Dropout(self.dropout_rate)
         self.transformer = Transformer(
             num_heads=self.num_heads,
             mlp_size=self.mlp_size,

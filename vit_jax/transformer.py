@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from vit_jax.attention import MultiHeadAttention, causal_mask, combine_masks
 from vit_jax.dense import Dense
+from vit_jax.dropout import Dropout
 
 Array = jax.Array
 
@@ -45,7 +46,7 @@ class MlpBlock(nn.Module):
             out_BTD in the compute dtype.
         """
         chex.assert_rank(x_BTD, 3)
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        dropout = Dropout(self.dropout_rate, deterministic=not train)
         h_BTF = Dense(self.hidden_size, dtype=self.dtype, name="hidden")(x_BTD)
         h_BTF = dropout(self.activation(h_BTF))
         out_BTD = Dense(x_BTD.shape[-1], dtype=self.dtype, name="out")(h_BTF)
@@ -101,7 +102,7 @@ class TransformerModule(nn.Module, kw_only=True):
         """Put LayerNorm, dropout and residual around a function of the tokens."""
         normalize = functools.partial(self._normalize, f"{name}_norm")
         y_BTD = function(x_BTD if self.norm == "post" else normalize(x_BTD))
-        y_BTD = nn.Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
+        y_BTD = Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
         y_BTD = x_BTD + y_BTD if self.residual else y_BTD
         return normalize(y_BTD) if self.norm == "post" else y_BTD
 

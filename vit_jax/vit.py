@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.dense import Dense
+from vit_jax.dropout import Dropout
 from vit_jax.transformer import Encoder
 
 Array = jax.Array
@@ -112,7 +113,7 @@ class ViT(nn.Module):
         patch_BTE = patchify(image_BHWC.astype(self.dtype), self.patch_size)
         x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(patch_BTE)
         x_BTD = self._add_position(self._add_class_token(x_BTD))
-        x_BTD = nn.Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
+        x_BTD = Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
         mlp_size = (
             None if self.mlp_ratio is None else round(self.mlp_ratio * self.width)
         )
