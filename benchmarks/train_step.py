@@ -19,8 +19,8 @@ _VIT_TINY = _VIT_MNIST | {"model.width": 16, "model.depth": 1}
 
 # Case → fields of the config, image shape, number of classes, batch, steps a turn.
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int, int]] = {
-    "ViT, MNIST, width 128": (_VIT_MNIST, (28, 28, 1), 10, 128, 4),
-    "ViT-S/16, 224 px": ({"model.name": "vit_s16"}, (224, 224, 3), 1000, 8, 1),
+    "ViT, MNIST, width 128": (_VIT_MNIST, (28, 28, 1), 10, 128, 16),
+    "ViT-S/16, 224 px": ({"model.name": "vit_s16"}, (224, 224, 3), 1000, 8, 3),
     "ResNet-18, CIFAR-10": ({"model.name": "resnet18"}, (32, 32, 3), 10, 128, 1),
 }
 SMALL = {
