@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import jax
-
 from benchmarks import ours
 from benchmarks.timing import Timing, take_turns
 from benchmarks.train_step import CASES, SMALL
@@ -34,7 +32,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
 
     for num_runs, together in programs.items():
         yield from take_turns(
-            f"{num_runs} runs on {jax.device_count()} devices",
+            f"K = {num_runs}, batch {batch_size} each",
             {
                 "together": together,
                 "one after another": lambda num_runs=num_runs: one_after_another(
