@@ -26,11 +26,7 @@ def main(arguments: list[str]) -> int:
     from train_jax.config import load_config
     from train_jax.interrupt import StopRequest
 
-    with (
-        StopRequest() as stop_request,
-        processes.ending_together("train.py"),
-        contextlib.ExitStack() as stack,
-    ):
+    with processes.ending_together("train.py"), contextlib.ExitStack() as stack:
         try:
             config = load_config(options.config, overrides)
             processes.join(
@@ -46,7 +42,8 @@ def main(arguments: list[str]) -> int:
             cli.complain("train.py", error)
             return 2
         try:
-            summary = loop.train_and_evaluate(ready, stop_request)
+            with StopRequest() as stop_request:
+                summary = loop.train_and_evaluate(ready, stop_request)
         except loop.Failed as error:
             cli.complain("train.py", error)
             return cli.FAILED

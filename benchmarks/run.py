@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     print_table(timings)
     result = {
         "question": options.question,
-        "answer": question.__doc__.splitlines()[0],
+        "answer": str(question.__doc__).splitlines()[0],
         "timings": [timing.to_json() for timing in timings],
         **describe_machine(),
     }

@@ -1,5 +1,6 @@
 """How long do K runs take together, and one after another?"""
 
+import functools
 from collections.abc import Iterator
 
 from benchmarks import ours
@@ -9,17 +10,15 @@ from benchmarks.train_step import CASES, SMALL
 
 def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
     """Time a step of K ViTs in one program, and K steps of a single one."""
-    fields, image_shape, num_classes, batch_size, _ = next(
-        iter((SMALL if small else CASES).values())
-    )
+    case = next(iter((SMALL if small else CASES).values()))
     num_steps = 4
     programs = {
         num_runs: ours.make_steps(
             ours.make_experiment(
-                fields | {"batch_size": batch_size, "num_seeds": num_runs},
-                image_shape=image_shape,
-                num_classes=num_classes,
-                num_examples=batch_size * 8,
+                case.fields | {"batch_size": case.batch_size, "num_seeds": num_runs},
+                image_shape=case.image_shape,
+                num_classes=case.num_classes,
+                num_examples=case.batch_size * 8,
             ),
             num_steps,
         )
@@ -31,15 +30,11 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
             programs[1]()
 
     for num_runs, together in programs.items():
+        alone = functools.partial(one_after_another, num_runs)
         yield from take_turns(
-            f"K = {num_runs}, batch {batch_size} each",
-            {
-                "together": together,
-                "one after another": lambda num_runs=num_runs: one_after_another(
-                    num_runs
-                ),
-            },
+            f"K = {num_runs}, batch {case.batch_size} each",
+            {"together": together, "one after another": alone},
             rounds=rounds,
-            images=batch_size * num_runs,
+            images=case.batch_size * num_runs,
             units=num_steps,
         )

@@ -50,10 +50,10 @@ class Checkpoints:
             CheckpointError: if there are some, but all of them are damaged.
         """
         self.directory = directory.absolute()
-        self.newest = find_newest(directory)
+        self.newest, damaged = _look_through(self.directory)
         processes.wait_for_all("checkpoints looked through")
         if processes.is_main():
-            _put_damaged_aside(self.directory)
+            _put_aside(self.directory, damaged)
         processes.wait_for_all("damaged checkpoints put aside")
         policies = [
             checkpoint_managers.LatestN(keep),
@@ -164,18 +164,7 @@ def find_newest(directory: pathlib.Path) -> int | None:
     Raises:
         CheckpointError: if there are some, but all of them are damaged.
     """
-    steps = _steps(directory)
-    for step in reversed(steps):
-        damage = _damage(directory / str(step))
-        if damage is None:
-            return step
-        print(f"warning: checkpoint {directory / str(step)} {damage}", file=sys.stderr)
-    if steps:
-        raise CheckpointError(
-            f"all checkpoints in {str(directory)!r} are damaged; --overwrite starts "
-            "anew"
-        )
-    return None
+    return _look_through(directory)[0]
 
 
 def read_about(directory: pathlib.Path, step: int) -> dict[str, Any]:
@@ -206,13 +195,27 @@ def restore(
         return checkpointer.restore(directory.absolute() / str(step) / _STATE, abstract)
 
 
-def _steps(directory: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints, in ascending order."""
-    if not directory.is_dir():
-        return []
-    return sorted(
-        int(path.name) for path in directory.iterdir() if path.name.isdecimal()
-    )
+def _look_through(directory: pathlib.Path) -> tuple[int | None, list[int]]:
+    """Find the step of the newest complete checkpoint, and those that are damaged.
+
+    The latter are named on the way; see `find_newest`.
+    """
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    newest, damaged = None, []
+    for step in sorted(int(name) for name in names if name.isdecimal()):
+        damage = _damage(directory / str(step))
+        if damage is None:
+            newest = step
+        else:
+            damaged.append(step)
+            path = directory / str(step)
+            print(f"warning: checkpoint {path} {damage}", file=sys.stderr)
+    if damaged and newest is None:
+        raise CheckpointError(
+            f"all checkpoints in {str(directory)!r} are damaged; --overwrite starts "
+            "anew"
+        )
+    return newest, damaged
 
 
 def _damage(folder: pathlib.Path) -> str | None:
@@ -231,14 +234,12 @@ def _damage(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _put_damaged_aside(directory: pathlib.Path) -> None:
+def _put_aside(directory: pathlib.Path, damaged: list[int]) -> None:
     """Rename the folders of damaged checkpoints, so that their steps are free."""
-    for step in _steps(directory):
-        folder = directory / str(step)
-        if _damage(folder) is not None:
-            aside = folder.with_name(f"damaged_{step}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+    for step in damaged:
+        aside = directory / f"damaged_{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (directory / str(step)).rename(aside)
 
 
 def _checksum(path: pathlib.Path) -> str:

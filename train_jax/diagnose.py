@@ -11,7 +11,7 @@ import numpy as np
 from train_jax import sharding
 from train_jax.experiment import Experiment
 from train_jax.state import TrainState
-from train_jax.step import cross_entropy, epoch_order
+from train_jax.step import batch_of_step, epoch_order, loss_of_batch
 
 Named = tuple[str, Any]
 
@@ -42,11 +42,8 @@ def find_first_nonfinite(experiment: Experiment, state: TrainState) -> str | Non
         )
         for array_name, array in arrays:
             if not np.isfinite(array).all():
-                return (
-                    array_name
-                    if len(experiment.runs) == 1
-                    else f"{array_name} ({name})"
-                )
+                is_alone = len(experiment.runs) == 1
+                return array_name if is_alone else f"{array_name} ({name})"
     return None
 
 
@@ -56,14 +53,19 @@ def _arrays(
     """Compute a step's arrays, in order."""
     yield from _leaves("parameter", state.params)
     yield from _leaves("running statistic", state.batch_stats)
-    epoch, index = divmod(int(state.step), experiment.steps_per_epoch)
-    batch_size = experiment.config.batch_size
-    order_M = epoch_order(order_key, epoch, len(experiment.train))
-    index_B = order_M[index * batch_size : (index + 1) * batch_size]
-    batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    examples = [x[np.asarray(index_B)] for x in experiment.train.examples]
-    inputs, target = experiment.task.make_batch(batch_key, *map(jnp.asarray, examples))
-    for number, array in enumerate((*inputs, target)):
+    config = experiment.config
+    epoch = int(state.step) // experiment.steps_per_epoch
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    batch, dropout_key = batch_of_step(
+        experiment.task.make_batch,
+        jnp.asarray(state.step),
+        tuple(map(jnp.asarray, experiment.train.examples)),
+        epoch_order(order_key, epoch, len(experiment.train)),
+        key,
+        batch_size=config.batch_size,
+        batch_sharding=here,
+    )
+    for number, array in enumerate(jax.tree.leaves(batch)):
         yield f"array {number} of the batch", array
 
     names: list[str] = []
@@ -79,14 +81,15 @@ def _arrays(
             return output
 
         with nn.intercept_methods(record):
-            logits, _ = experiment.model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                *inputs,
-                train=True,
-                rngs={"dropout": dropout_key},
-                mutable=["batch_stats"],
+            value, _ = loss_of_batch(
+                experiment.model,
+                config.label_smoothing,
+                params,
+                state.batch_stats,
+                batch,
+                dropout_key,
             )
-        return cross_entropy(logits, target).mean(), outputs
+        return value, outputs
 
     # Compiled, as in training: operation by operation other numbers may overflow.
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -121,21 +121,7 @@ class EpochRunner:
             )
             loss_R = sums["loss"]
             stretch = max(1, round(stretch * _SECONDS_BETWEEN_REPORTS / seconds))
-        if step < end:
-            return state, None
-        num_steps = step - epoch * experiment.steps_per_epoch
-        sums = self._sums(state)
-        return state, {
-            "epoch": epoch + 1,
-            "step": step,
-            "train_loss": sums["loss"] / num_steps,
-            "train_accuracy": sums["accuracy"] / num_steps,
-            "learning_rate": experiment.learning_rate(step - 1),
-            "images_per_second": num_steps
-            * experiment.examples_per_step
-            / self.seconds,
-            "seconds": self.seconds,
-        }
+        return state, self._record(epoch, state) if step == end else None
 
     def take_steps(
         self, num_steps: int, state: TrainState, order: jax.Array
@@ -146,6 +132,22 @@ class EpochRunner:
     def order(self, epoch: int) -> jax.Array:
         """The order of the examples in an epoch."""
         return self._shuffle(self._order_key, np.int32(epoch))
+
+    def _record(self, epoch: int, state: TrainState) -> dict[str, Any]:
+        """The training's part of the record of an epoch that ends in the state."""
+        experiment, step = self._experiment, state.steps_done
+        num_steps = step - epoch * experiment.steps_per_epoch
+        num_examples = num_steps * experiment.examples_per_step
+        sums = self._sums(state)
+        return {
+            "epoch": epoch + 1,
+            "step": step,
+            "train_loss": sums["loss"] / num_steps,
+            "train_accuracy": sums["accuracy"] / num_steps,
+            "learning_rate": experiment.learning_rate(step - 1),
+            "images_per_second": num_examples / self.seconds,
+            "seconds": self.seconds,
+        }
 
     def _sums(self, state: TrainState) -> dict[str, np.ndarray]:
         """The epoch's metrics so far, summed over steps; NaN in runs that diverged.

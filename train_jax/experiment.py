@@ -96,12 +96,21 @@ class Experiment:
             self.mesh, state, num_runs=len(self.runs), fsdp=self.config.fsdp
         )
 
+    def abstract_state(self) -> TrainState:
+        """The structure of the training state, without values."""
+        return jax.eval_shape(self._init, *self._init_arguments())
+
     def first_state(self) -> TrainState:
         """Draw the state that the runs start from."""
-        init = self.runs.vmap(make_init(self.config, self.model, self.task))
-        arguments = (self.key("init"), self.runs.swept_values())
-        layout = self.state_sharding(jax.eval_shape(init, *arguments))
-        return jax.jit(init, out_shardings=layout)(*arguments)
+        layout = self.state_sharding(self.abstract_state())
+        return jax.jit(self._init, out_shardings=layout)(*self._init_arguments())
+
+    @property
+    def _init(self) -> Callable[..., TrainState]:
+        return self.runs.vmap(make_init(self.config, self.model, self.task))
+
+    def _init_arguments(self) -> tuple[jax.Array, dict[str, np.ndarray]]:
+        return self.key("init"), self.runs.swept_values()
 
 
 def set_up(

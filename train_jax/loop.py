@@ -133,18 +133,18 @@ def _start(
     Raises:
         CheckpointError: if it is the checkpoint of something else.
     """
-    state = experiment.first_state()
     step = checkpoints.newest
     if step is None:
-        return state, {"epoch_seconds": 0.0}
+        return experiment.first_state(), {"epoch_seconds": 0.0}
     about = checkpoint.read_about(checkpoints.directory, step)
     changes = wd.differences(about["config"], wd.to_json(experiment.config))
     if changes:
         raise CheckpointError(
             f"checkpoint {step} is of another config: {'; '.join(changes)}"
         )
-    layout = experiment.state_sharding(state)
-    return checkpoint.restore(checkpoints.directory, step, state, layout), about
+    template = experiment.abstract_state()
+    layout = experiment.state_sharding(template)
+    return checkpoint.restore(checkpoints.directory, step, template, layout), about
 
 
 def _train(

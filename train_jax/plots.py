@@ -20,7 +20,11 @@ def plot_curves(
         run_names: what each run is called.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    training, validation = "training", ["validation"]
+    if len(run_names) > 1:
+        training = "training, mean"
+        validation = [f"validation, {name}" for name in run_names]
+    figure = Figure(figsize=(10, 4 + len(run_names) / 12), layout="constrained")
     axes = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
     for axis, quantity, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
@@ -30,16 +34,18 @@ def plot_curves(
             for split in ("train", "val")
         )
         style = {"marker": "o", "markersize": 4}
-        axis.plot(epochs, np.nanmean(train_ER, axis=1), label="training", **style)
-        for name, val_E in zip(run_names, val_ER.T, strict=True):
-            label = "validation" if len(run_names) == 1 else f"validation, {name}"
+        axis.plot(epochs, np.nanmean(train_ER, axis=1), label=training, **style)
+        for label, val_E in zip(validation, val_ER.T, strict=True):
             axis.plot(epochs, val_E, label=label, **style)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=None if len(run_names) < 4 else 7)
     axes[0].set_ylabel("cross-entropy (nats)")
     axes[1].set_ylabel("accuracy (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 3)
+    )
     figure.savefig(path, dpi=120)
 
 

@@ -19,6 +19,8 @@ def join(
 ) -> None:
     """Join the processes of a run; has to come before anything else is done with JAX.
 
+    If the others do not come in time, JAX ends this one with a message of its own.
+
     Args:
         coordinator: HOST:PORT of process 0; "auto" to ask the cluster (TPU, SLURM, Open
             MPI, Kubernetes); None to do so only if its launcher started several
@@ -28,7 +30,6 @@ def join(
 
     Raises:
         ValueError: if the arguments do not fit together, or nothing was found.
-        RuntimeError: if the others do not come.
     """
     numbers = {"--num_processes": num_processes, "--process_id": process_id}
     if coordinator in (None, "auto"):

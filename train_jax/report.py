@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import rich.box
 import rich.console
 import rich.progress
 import rich.table
@@ -143,7 +144,9 @@ def _figure(value: float | list[float | None], form: str) -> str:
     """Write a metric down: of several runs the mean and standard deviation."""
     value_R = _floats(value)
     text = format(mean(value_R), form)
-    return text if len(value_R) == 1 else f"{text} ± {deviation(value_R):{form}}"
+    if len(value_R) == 1:
+        return text
+    return f"{text} ± {format(deviation(value_R), form).lstrip()}"
 
 
 def print_layers(rows: list[LayerRow], num_params: int) -> None:
@@ -184,7 +187,9 @@ def _print_runs(runs: Sequence[dict[str, Any]]) -> None:
     results = ("val_accuracy", "test_accuracy", "test_loss")
     hidden = {*results, "val_loss", "diverged_in_step"}
     fields = [name for name in runs[0] if name not in hidden]
-    table = rich.table.Table(*(name.rpartition(".")[2] for name in fields))
+    table = rich.table.Table(
+        *(name.rpartition(".")[2] for name in fields), box=rich.box.SIMPLE
+    )
     for name in results:
         table.add_column(name.replace("_", " "), justify="right")
     for run in runs:
@@ -192,6 +197,6 @@ def _print_runs(runs: Sequence[dict[str, Any]]) -> None:
         if run["diverged_in_step"] is None:
             cells += [format(run[n], ".4f" if "loss" in n else ".2%") for n in results]
         else:
-            cells += ["", f"diverged in step {run['diverged_in_step']}", ""]
+            cells += [f"diverged in step {run['diverged_in_step']}"]
         table.add_row(*cells)
     rich.console.Console().print(table)

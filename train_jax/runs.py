@@ -42,18 +42,13 @@ class Runs:
     @property
     def names(self) -> list[str]:
         """What sets each run apart from the others."""
-        return [
-            ", ".join(
-                [
-                    *(
-                        f"{k.rpartition('.')[2]} {v[run]:g}"
-                        for k, v in self.swept.items()
-                    ),
-                    f"seed {seed}",
-                ]
-            )
-            for run, seed in enumerate(self.seeds)
+        parts = [
+            [f"{field.rpartition('.')[2]} {value:g}" for value in values]
+            for field, values in self.swept.items()
         ]
+        if not parts or len(set(self.seeds)) > 1:
+            parts.append([f"seed {seed}" for seed in self.seeds])
+        return [", ".join(of_run) for of_run in zip(*parts, strict=True)]
 
     def stack(self, values: Any) -> np.ndarray:
         """Turn a value of each run into an array as it is laid out here."""

@@ -55,7 +55,9 @@ def make_train_step(
         examples that are right in every place.
     """
 
-    gradient = jax.grad(functools.partial(_loss, model, label_smoothing), has_aux=True)
+    gradient = jax.grad(
+        functools.partial(loss_of_batch, model, label_smoothing), has_aux=True
+    )
 
     def train_step(state: TrainState, batch: Batch, key: Array):
         gathered = state
@@ -83,7 +85,7 @@ def make_train_step(
     return train_step
 
 
-def _loss(
+def loss_of_batch(
     model: nn.Module,
     label_smoothing: float,
     params: PyTree,
@@ -140,6 +142,24 @@ def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
+def batch_of_step(
+    make_batch: Callable[..., Batch],
+    step: Array,
+    examples: tuple[Array, ...],
+    order_M: Array,
+    key: Array,
+    *,
+    batch_size: int,
+    batch_sharding: Any,
+) -> tuple[Batch, Array]:
+    """Make the batch of a step, and the key of its dropout; see `make_next_step`."""
+    batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+    start = step % (order_M.shape[0] // batch_size) * batch_size
+    index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
+    index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
+    return make_batch(batch_key, *(array[index_B] for array in examples)), dropout_key
+
+
 def make_next_step(
     train_step: TrainStep,
     make_batch: Callable[..., Batch],
@@ -166,19 +186,22 @@ def make_next_step(
     def next_step(
         state: TrainState, examples: tuple[Array, ...], order_M: Array, key: Array
     ) -> TrainState:
-        batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        steps_per_epoch = order_M.shape[0] // batch_size
-        step_of_epoch = state.step % steps_per_epoch
-        start = step_of_epoch * batch_size
-        index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
-        index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
-        batch = make_batch(batch_key, *(array[index_B] for array in examples))
+        batch, dropout_key = batch_of_step(
+            make_batch,
+            state.step,
+            examples,
+            order_M,
+            key,
+            batch_size=batch_size,
+            batch_sharding=batch_sharding,
+        )
+        is_first = state.step % (order_M.shape[0] // batch_size) == 0
         new_state, metrics = train_step(state, batch, dropout_key)
         is_finite = jnp.isfinite(metrics["loss"]) & (state.finite_steps == state.step)
         return new_state.replace(
             finite_steps=state.finite_steps + is_finite,
             epoch_sums=jax.tree.map(
-                lambda sum, value: jnp.where(step_of_epoch == 0, 0.0, sum) + value,
+                lambda sum, value: jnp.where(is_first, 0.0, sum) + value,
                 state.epoch_sums,
                 metrics,
             ),

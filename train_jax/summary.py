@@ -2,13 +2,11 @@
 
 import platform
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-import optax
-import orbax.checkpoint
 
 from train_jax import tasks
 from train_jax import workdir as wd
@@ -101,13 +99,9 @@ def deviation(value_R: np.ndarray) -> float:
 
 def versions() -> dict[str, str]:
     """The versions of what computes and saves."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "orbax": orbax.checkpoint.__version__,
-    }
+    packages = ("jax", "flax", "optax", "orbax-checkpoint")
+    found = {package: metadata.version(package) for package in packages}
+    return {"python": platform.python_version()} | found
 
 
 def describe_devices() -> str:

@@ -1,15 +1,11 @@
 """What may happen to a run: killed, stopped, damaged, out of disk. It loses nothing."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 
 import chex
 import jax
@@ -17,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.train.nursery import Nursery
 from tests.train.tiny import TINY, set_up
 from train_jax import checkpoint, loop
 from train_jax import workdir as wd
@@ -33,87 +30,10 @@ CHANGES = {
 }
 
 
-class Nursery:
-    """Starts train.py, many times, each in a process of its own."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._output = folder / "output.txt"
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.train.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            text=True,
-        )
-        self._pid = 0
-
-    def start(
-        self, workdir: pathlib.Path, *arguments: str, file_size: int | None = None
-    ) -> None:
-        """Start a run."""
-        fields = [f"--config.{k}={v}" for k, v in (TINY | CHANGES).items()]
-        command = {
-            "arguments": [
-                *("--config", "configs/vit_digits.py", "--workdir", str(workdir)),
-                *fields,
-                *arguments,
-            ],
-            "output": str(self._output),
-            "file_size": file_size,
-        }
-        self._output.unlink(missing_ok=True)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        self._pid = self._number()
-
-    def send(self, number: int) -> None:
-        """Send it a signal."""
-        os.kill(self._pid, number)
-
-    def wait(self) -> int:
-        """Wait for its end; returns its exit status, negative for a signal."""
-        return self._number()
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until something has become true."""
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.output
-            time.sleep(0.001)
-
-    def wait_until_training(self) -> None:
-        """Wait until the first epoch is over."""
-        self.wait_until(lambda: "\nepoch" in self.output)
-
-    @property
-    def output(self) -> str:
-        """What it has printed."""
-        return self._output.read_text() if self._output.exists() else ""
-
-    def close(self) -> None:
-        """End the nursery."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def _number(self) -> int:
-        assert self._process.stdout is not None
-        return int(self._process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory):
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    fields = TINY | CHANGES
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"), fields)
     yield nursery
     nursery.close()
 
