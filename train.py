@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     cli.add_process_flags(parser)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
+    cli.keep_compiled_programs()
     # Imported here, so that --help and a mistyped flag answer at once.
     from train_jax import experiment, loop, processes, report
     from train_jax.config import load_config

@@ -18,7 +18,19 @@ Array = jax.Array
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+# What computes a convolution: the signature of `jax.lax.conv_general_dilated`.
+ConvGeneralDilated = Callable[..., Array]
+
+
+def _conv(
+    features: int,
+    kernel: int,
+    stride: int,
+    *,
+    dtype: Any,
+    conv_general_dilated: ConvGeneralDilated,
+    name: str,
+) -> nn.Conv:
     """A convolution without bias; padded on both sides alike, whatever the stride."""
     # "SAME" would pad only at the end where stride and kernel ask for an odd amount.
     padding = (kernel - 1) // 2
@@ -29,6 +41,7 @@ def _conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.
         padding=[(padding, padding)] * 2,
         use_bias=False,
         kernel_init=_kernel_init,
+        conv_general_dilated=conv_general_dilated,
         dtype=dtype,
         name=name,
     )
@@ -51,6 +64,8 @@ class BasicBlock(nn.Module):
         features: channels of the output.
         stride: stride of the first convolution.
         dtype: dtype of the computation; parameters and statistics stay float32.
+        conv_general_dilated: what computes the convolutions; on a CPU that of
+            `resnet_jax.convolution` is several times faster.
 
     References: arXiv:1512.03385, fig. 5 left; shortcut: eq. 1 and 2.
     """
@@ -60,6 +75,7 @@ class BasicBlock(nn.Module):
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *, train: bool = False) -> Array:
@@ -69,7 +85,9 @@ class BasicBlock(nn.Module):
             out_BHWC: with `features` channels; height and width divided by `stride`.
         """
         chex.assert_rank(x_BHWC, 4)
-        conv = functools.partial(_conv, dtype=self.dtype)
+        conv = functools.partial(
+            _conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
+        )
         norm = functools.partial(_norm, train, self.dtype)
         y_BHWC = conv(self.features, 3, self.stride, name="conv1")(x_BHWC)
         y_BHWC = nn.relu(norm("norm1")(y_BHWC))
@@ -88,6 +106,8 @@ class BottleneckBlock(nn.Module):
         features: channels of the 3×3 convolution; the output has four times as many.
         stride: stride of the 3×3 convolution.
         dtype: dtype of the computation; parameters and statistics stay float32.
+        conv_general_dilated: what computes the convolutions; on a CPU that of
+            `resnet_jax.convolution` is several times faster.
 
     References: arXiv:1512.03385, fig. 5 right.
     """
@@ -97,6 +117,7 @@ class BottleneckBlock(nn.Module):
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *, train: bool = False) -> Array:
@@ -106,7 +127,9 @@ class BottleneckBlock(nn.Module):
             out_BHWC: with 4·`features` channels; height and width divided by `stride`.
         """
         chex.assert_rank(x_BHWC, 4)
-        conv = functools.partial(_conv, dtype=self.dtype)
+        conv = functools.partial(
+            _conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
+        )
         norm = functools.partial(_norm, train, self.dtype)
         y_BHWC = conv(self.features, 1, 1, name="conv1")(x_BHWC)
         y_BHWC = nn.relu(norm("norm1")(y_BHWC))
@@ -147,6 +170,8 @@ class ResNet(nn.Module):
             "imagenet" for a 7×7 convolution and a max-pool, both with stride 2.
         width: channels of the first stage.
         dtype: dtype of the computation; parameters and statistics stay float32.
+        conv_general_dilated: what computes the convolutions; on a CPU that of
+            `resnet_jax.convolution` is several times faster.
 
     References: arXiv:1512.03385, table 1.
     """
@@ -157,6 +182,7 @@ class ResNet(nn.Module):
     stem: str = "small"
     width: int = 64
     dtype: Any = jnp.float32
+    conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:
@@ -180,6 +206,7 @@ class ResNet(nn.Module):
                     self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     dtype=self.dtype,
+                    conv_general_dilated=self.conv_general_dilated,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(x_BHWC, train=train)
 
@@ -193,7 +220,15 @@ class ResNet(nn.Module):
         if self.stem not in ("small", "imagenet"):
             raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
         kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
-        x_BHWC = _conv(self.width, kernel, stride, self.dtype, "stem_conv")(x_BHWC)
+        conv = _conv(
+            self.width,
+            kernel,
+            stride,
+            dtype=self.dtype,
+            conv_general_dilated=self.conv_general_dilated,
+            name="stem_conv",
+        )
+        x_BHWC = conv(x_BHWC)
         x_BHWC = nn.relu(_norm(train, self.dtype, "stem_norm")(x_BHWC))
         if self.stem == "imagenet":
             padding: Any = [(1, 1), (1, 1)]  # nn.max_pool annotates it as str

@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
+    cli.keep_compiled_programs()
     workdir = options.workdir
     try:
         trials = plan(options.config, overrides, workdir)

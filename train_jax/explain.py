@@ -34,6 +34,7 @@ _SAMPLE = 128
 def main(arguments: list[str]) -> int:
     """Parse the command line, draw, and return the exit code."""
     options = _parser().parse_args(arguments)
+    cli.keep_compiled_programs()
     try:
         explainer = Explainer(load_trained(options.workdir, run=options.run))
         images = explainer.choose(options.images, options.file)

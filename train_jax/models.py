@@ -13,17 +13,20 @@ import jax.numpy as jnp
 
 import resnet_jax
 import vit_jax
+from resnet_jax import convolution
 
-IMAGE_MODELS = {
+CONVOLUTIONAL_MODELS = {
+    "resnet18": resnet_jax.ResNet18,
+    "resnet34": resnet_jax.ResNet34,
+    "resnet50": resnet_jax.ResNet50,
+}
+IMAGE_MODELS = CONVOLUTIONAL_MODELS | {
     "vit": vit_jax.ViT,
     "vit_ti16": vit_jax.ViT_Ti16,
     "vit_s16": vit_jax.ViT_S16,
     "vit_b16": vit_jax.ViT_B16,
     "vit_b32": vit_jax.ViT_B32,
     "vit_l16": vit_jax.ViT_L16,
-    "resnet18": resnet_jax.ResNet18,
-    "resnet34": resnet_jax.ResNet34,
-    "resnet50": resnet_jax.ResNet50,
 }
 SEQUENCE_MODELS = {
     "transformer": vit_jax.Seq2SeqTransformer,
@@ -33,7 +36,7 @@ MODELS = IMAGE_MODELS | SEQUENCE_MODELS
 # Set from elsewhere in the config, from the data, or by the preset itself.
 _NOT_IN_CONFIG = {
     *("parent", "name", "dtype", "num_classes", "vocab_size"),
-    *("stage_sizes", "block"),
+    *("stage_sizes", "block", "conv_general_dilated"),
 }
 
 
@@ -51,7 +54,15 @@ def create_model(name: str, *, dtype: str, **fields: Any) -> nn.Module:
         dtype: dtype of the computation.
         **fields: the module's own fields.
     """
+    if name in CONVOLUTIONAL_MODELS and _has_one_cpu() and dtype == "float32":
+        # It goes through the batch in chunks, which several devices could not share.
+        fields["conv_general_dilated"] = convolution.conv_general_dilated
     return MODELS[name](dtype=jnp.dtype(dtype), **fields)
+
+
+def _has_one_cpu() -> bool:
+    """Whether a single CPU does all the work."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def init_variables(

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from tests.train.tiny import RESNET, set_up
-from train_jax import sharding
+from resnet_jax.convolution import conv_general_dilated
+from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
+from train_jax import models, sharding
 from train_jax.epoch import EpochRunner
 from train_jax.state import TrainState
 from train_jax.step import cross_entropy, epoch_order, make_train_step
@@ -169,3 +170,18 @@ def test_bfloat16_keeps_the_parameters_in_float32(tmp_path):
     }
     assert ready.model.dtype == jnp.bfloat16
     assert record is not None and np.isfinite(record["train_loss"]).all()
+
+
+def test_convolutions_of_a_cpu_train_like_those_of_xla(tmp_path, monkeypatch):
+    plain = set_up_noise(tmp_path / "run", RESNET)
+    assert plain.model.conv_general_dilated is jax.lax.conv_general_dilated
+    monkeypatch.setattr(models, "_has_one_cpu", lambda: True)
+    model = models.create_model("resnet18", dtype="float32", num_classes=10)
+    convolve = model.conv_general_dilated
+    assert convolve is conv_general_dilated
+    fast = dataclasses.replace(
+        plain, model=plain.model.copy(conv_general_dilated=convolve)
+    )
+    np.testing.assert_allclose(
+        losses_of_steps(fast)[0], losses_of_steps(plain)[0], rtol=1e-4
+    )

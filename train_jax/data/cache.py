@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 
 from train_jax.data.split import Split
+from train_jax.folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -26,9 +27,8 @@ def cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
     ]
     source = json.dumps([_CACHE_FORMAT, str(folder.resolve()), stats, base])
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     label = "-".join([*folder.parts[-2:], base])
-    return root / "vit-resnet-jax" / f"{label}-{key}.npz"
+    return cache_folder() / f"{label}-{key}.npz"
 
 
 def read_cache(path: pathlib.Path) -> Split | None:

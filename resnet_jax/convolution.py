@@ -1,0 +1,98 @@
+"""Convolutions as matrix products, for CPUs.
+
+XLA's CPU backend computes the gradients of a convolution much more slowly than matrix
+products, and inside a loop everything of it. GPUs and TPUs have nothing to gain here.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.winograd import conv3x3
+
+Array = jax.Array
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+# With fewer channels there is too little to multiply for Winograd's transforms to pay.
+_MIN_CHANNELS = 16
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = _LAYOUT,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> Array:
+    """Convolve as `jax.lax.conv_general_dilated` does, by matrix products.
+
+    A drop-in for the field of that name of `flax.linen.Conv`. Where `conv3x3` does the
+    work, the result is exact to some 1e-5 of its largest value, and can be
+    differentiated backward only.
+
+    Args:
+        lhs: (B, H, W, C).
+        rhs: kernel (height, width, C, F).
+        window_strides: of rows and columns.
+        padding: pixels of zeros before and after, for rows and columns.
+        lhs_dilation: 1 or None: what is said here and below is all that is supported.
+        rhs_dilation: 1 or None.
+        dimension_numbers: of the axes above.
+        feature_group_count: 1.
+        precision: of the products, see `jax.lax.dot_general`.
+
+    Returns:
+        (B, H', W', F).
+
+    Raises:
+        ValueError: if something else is asked for.
+    """
+    chex.assert_rank([lhs, rhs], 4)
+    numbers = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+    dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
+    if dimension_numbers not in (_LAYOUT, numbers) or isinstance(padding, str):
+        raise ValueError(f"expected axes {_LAYOUT} and padding in pixels")
+    if dilations != {1} or feature_group_count != 1:
+        raise ValueError("expected a convolution without dilation and groups")
+    strides, border = tuple(window_strides), [tuple(pair) for pair in padding]
+    is_3x3 = rhs.shape[:2] == (3, 3) and strides == (1, 1) and border == [(1, 1)] * 2
+    if is_3x3 and rhs.shape[2] >= _MIN_CHANNELS and lhs.dtype == jnp.float32:
+        return conv3x3(lhs, rhs)
+    return _multiply_windows(lhs, rhs, strides, border, precision)
+
+
+def _multiply_windows(
+    x_BHWC: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    border: Sequence[tuple[int, int]],
+    precision: Any,
+) -> Array:
+    """Lay the pixels under the kernel side by side, and multiply: "im2col"."""
+    rows, columns, channels, features = kernel.shape
+    padded = jnp.pad(x_BHWC, ((0, 0), *border, (0, 0)))
+    height, width = (
+        (padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1
+        for axis in range(2)
+    )
+    windows = [
+        padded[
+            :,
+            row : row + (height - 1) * strides[0] + 1 : strides[0],
+            column : column + (width - 1) * strides[1] + 1 : strides[1],
+        ]
+        for row, column in itertools.product(range(rows), range(columns))
+    ]
+    window_size = rows * columns * channels
+    x_MK = jnp.concatenate(windows, axis=-1).reshape(-1, window_size)
+    y_MF = jnp.dot(x_MK, kernel.reshape(window_size, features), precision=precision)
+    return y_MF.reshape(x_BHWC.shape[0], height, width, features)

@@ -1,0 +1,104 @@
+"""Convolutions as matrix products equal those of XLA, gradients included."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import ResNet18
+from resnet_jax.convolution import conv_general_dilated
+from resnet_jax.winograd import conv3x3
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+TOLERANCE = 3e-5  # of the largest value
+
+
+def _draw(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(sum(shape)), shape)
+
+
+def _assert_close(tree, expected) -> None:
+    def check(value, wanted):
+        np.testing.assert_allclose(
+            value, wanted, rtol=0, atol=TOLERANCE * float(jnp.abs(wanted).max())
+        )
+
+    chex.assert_trees_all_equal_shapes(tree, expected)
+    jax.tree.map(check, tree, expected)
+
+
+def _value_and_gradients(convolve, image, kernel, **options):
+    out, pull = jax.vjp(lambda x, k: convolve(x, k, **options), image, kernel)
+    return out, pull(_draw(*out.shape))
+
+
+# Sizes that tiles of 4 pixels cover, and that they do not; more and fewer channels than
+# Winograd's transforms pay for; kernels, strides and borders of all ResNets.
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 10), (4, 16), (1, 3)])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("side, stride", [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)])
+def test_equals_xla(height, width, channels, side, stride):
+    image, kernel = _draw(5, height, width, channels), _draw(side, side, channels, 20)
+    border = [((side - 1) // 2,) * 2] * 2
+    options = {"window_strides": (stride, stride), "padding": border}
+    expected = _value_and_gradients(
+        jax.lax.conv_general_dilated, image, kernel, dimension_numbers=LAYOUT, **options
+    )
+    _assert_close(
+        _value_and_gradients(conv_general_dilated, image, kernel, **options), expected
+    )
+
+
+# 2^20 numbers are transformed at a time: this batch takes several chunks, of 3 images.
+def test_chunks_make_no_difference():
+    image, kernel = _draw(9, 64, 64, 32), _draw(3, 3, 32, 16)
+    options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2}
+    expected = _value_and_gradients(
+        jax.lax.conv_general_dilated, image, kernel, dimension_numbers=LAYOUT, **options
+    )
+    _assert_close(_value_and_gradients(conv3x3, image, kernel), expected)
+
+
+def test_vmap_over_kernels():
+    images, kernels = _draw(2, 4, 8, 8, 16), _draw(2, 3, 3, 16, 16)
+    together = jax.vmap(conv3x3)(images, kernels)
+    apart = jnp.stack([conv3x3(x, k) for x, k in zip(images, kernels, strict=True)])
+    _assert_close(together, apart)
+
+
+def test_other_convolutions_are_refused():
+    image, kernel = _draw(1, 8, 8, 16), _draw(3, 3, 16, 16)
+    border = [(1, 1), (1, 1)]
+    for options in (
+        {"padding": "SAME"},
+        {"padding": border, "rhs_dilation": (2, 2)},
+        {"padding": border, "lhs_dilation": (2, 1)},
+        {"padding": border, "feature_group_count": 2},
+        {"padding": border, "dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            conv_general_dilated(image, kernel, (1, 1), **options)
+
+
+def test_resnet_with_either_convolution():
+    image = _draw(4, 16, 16, 3)
+    fast = ResNet18(10, width=16, conv_general_dilated=conv_general_dilated)
+    plain = ResNet18(10, width=16)
+    variables = plain.init(jax.random.key(0), image)
+    chex.assert_trees_all_equal_shapes(variables, fast.init(jax.random.key(0), image))
+
+    def loss(params, model):
+        logits, updates = model.apply(
+            variables | {"params": params}, image, train=True, mutable=["batch_stats"]
+        )
+        return (logits * _draw(4, 10)).sum(), (logits, updates)
+
+    gradient = jax.grad(loss, has_aux=True)
+    ours, expected = (gradient(variables["params"], model) for model in (fast, plain))
+
+    def check(value, wanted):
+        atol = 2e-4 * max(1.0, float(jnp.abs(wanted).max()))
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=atol)
+
+    jax.tree.map(check, ours, expected)
