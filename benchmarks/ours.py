@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.cases import Case
 from train_jax import sharding
 from train_jax.config import resolve
 from train_jax.data import Split
@@ -16,33 +17,26 @@ from train_jax.runs import Runs
 
 
 def make_experiment(
-    fields: dict[str, Any],
-    *,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    num_examples: int,
-    devices: list[Any] | None = None,
+    case: Case, *, devices: list[Any] | None = None, **fields: Any
 ) -> Experiment:
     """Set up an experiment on random images.
 
     Args:
-        fields: of the config.
-        image_shape: height, width, channels.
-        num_classes: number of classes.
-        num_examples: number of images.
+        case: the model and its images.
         devices: all of them if not given.
+        **fields: more fields of the config.
     """
+    num_examples, num_classes = case.batch_size * 8, case.num_classes
     generator = np.random.default_rng(0)
     names = tuple(map(str, range(num_classes)))
     split = Split(
-        generator.integers(0, 256, (num_examples, *image_shape), dtype=np.uint8),
+        generator.integers(0, 256, (num_examples, *case.image_shape), dtype=np.uint8),
         generator.integers(0, num_classes, num_examples).astype(np.int32),
         num_classes,
         names,
     )
-    config = resolve(fields)
+    config = resolve(case.fields | {"batch_size": case.batch_size} | fields)
     runs, task = Runs.of(config), make_task(config, split)
-    steps_per_epoch = num_examples // config.batch_size
     return Experiment(
         config=config,
         workdir=pathlib.Path(),
@@ -53,7 +47,7 @@ def make_experiment(
         model=make_model(config, task),
         runs=runs,
         mesh=sharding.make_mesh(len(runs), devices=devices),
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=num_examples // config.batch_size,
         total_steps=1_000_000,
     )
 

@@ -6,19 +6,37 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.torch_models import ResNet, ViT  # re-exported
+from benchmarks.cases import Case
+from tests.torch_models import ResNet, ViT
 
-__all__ = ["ResNet", "ViT", "make_steps"]
+
+def make_model(case: Case) -> torch.nn.Module:
+    """Make the model, with the same initial weights each time."""
+    torch.manual_seed(0)
+    fields = {k.removeprefix("model."): v for k, v in case.fields.items()}
+    if case.is_convolutional:
+        return ResNet(
+            num_classes=case.num_classes,
+            stage_sizes=(2, 2, 2, 2),
+            width=fields["width"],
+            channels=case.image_shape[-1],
+            block="BasicBlock",
+            stem="small",
+        )
+    return ViT(
+        image_shape=case.image_shape,
+        num_classes=case.num_classes,
+        patch_size=fields["patch_size"],
+        width=fields["width"],
+        depth=fields["depth"],
+        num_heads=fields["num_heads"],
+        dropout=fields.get("dropout_rate", 0.0),
+    )
 
 
 def make_steps(
-    model: torch.nn.Module,
+    case: Case,
     *,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    batch_size: int,
-    num_steps: int,
-    make_optimizer: Callable[..., torch.optim.Optimizer],
     is_compiled: bool = False,
     channels_last: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -27,32 +45,29 @@ def make_steps(
     """Make a program that trains on one batch, for some steps each time it is called.
 
     Args:
-        model: in float32.
-        image_shape: height, width, channels.
-        num_classes: number of classes.
-        batch_size: number of images.
-        num_steps: number of steps a call.
-        make_optimizer: parameters → optimiser.
+        case: the model and its images.
         is_compiled: whether to use torch.compile.
         channels_last: whether images and kernels lie in memory channel by channel.
         dtype: of the computation; bfloat16 by autocast.
         device: "cpu" or "cuda".
     """
-    height, width, channels = image_shape
+    (height, width, channels), batch_size = case.image_shape, case.batch_size
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch_size, channels, height, width, generator=generator)
     image = image.to(device)
-    label = torch.randint(num_classes, (batch_size,), generator=generator).to(device)
-    model = model.to(device).train()
+    label = torch.randint(case.num_classes, (batch_size,), generator=generator).to(
+        device
+    )
+    model = make_model(case).to(device).train()
     if channels_last:
         image = image.to(memory_format=torch.channels_last)
         model = model.to(memory_format=torch.channels_last)  # type: ignore
-    optimizer = make_optimizer(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     forward: Any = torch.compile(model) if is_compiled else model
     is_mixed = dtype != torch.float32
 
     def take_steps() -> None:
-        for _ in range(num_steps):
+        for _ in range(case.num_steps):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device, dtype, enabled=is_mixed):
                 loss = F.cross_entropy(forward(image), label)

@@ -4,23 +4,17 @@ import functools
 from collections.abc import Iterator
 
 from benchmarks import ours
+from benchmarks.cases import cases
 from benchmarks.timing import Timing, take_turns
-from benchmarks.train_step import CASES, SMALL
 
 
 def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
     """Time a step of K ViTs in one program, and K steps of a single one."""
-    case = next(iter((SMALL if small else CASES).values()))
+    case = next(iter(cases(small=small).values()))
     num_steps = 4
     programs = {
         num_runs: ours.make_steps(
-            ours.make_experiment(
-                case.fields | {"batch_size": case.batch_size, "num_seeds": num_runs},
-                image_shape=case.image_shape,
-                num_classes=case.num_classes,
-                num_examples=case.batch_size * 8,
-            ),
-            num_steps,
+            ours.make_experiment(case, num_seeds=num_runs), num_steps
         )
         for num_runs in ((1, 2) if small else (1, 2, 4, 8))
     }

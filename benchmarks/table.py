@@ -37,12 +37,13 @@ def _make_table(result: dict[str, Any]) -> str:
         for name, version in result["versions"].items()
         if name in ("jax", "torch")
     )
+    has_peaks = any(timing["peak_bytes"] for timing in result["timings"])
     lines = [
         f"**{result['answer']}** {result['device']}, {result['processor']}, "
         f"{result['cores']} cores; {versions}; {result['date']}. Median (quartiles).",
         "",
-        "| case | program | seconds | images/s | ours is faster |",
-        "|---|---|--:|--:|--:|",
+        f"| case | program | seconds | images/s | faster |{' GiB |' * has_peaks}",
+        f"|---|---|--:|--:|--:|{'--:|' * has_peaks}",
     ]
     ours: dict[str, float] = {}
     for timing in result["timings"]:
@@ -55,6 +56,7 @@ def _make_table(result: dict[str, Any]) -> str:
             f"{median:.3g} ({low:.3g}–{high:.3g}) | "
             f"{timing['images_per_second']:,.0f} | "
             f"{'' if is_first else f'{median / ours[case]:.2f} ×'} |"
+            + (f" {max(timing['peak_bytes']) / 2**30:.2f} |" if has_peaks else "")
         )
     return "\n".join(lines) + "\n"
 

@@ -19,12 +19,15 @@ class Timing:
         program: what computed it.
         seconds: every measurement, of one unit of work.
         images: number of images in a unit.
+        peak_bytes: the most memory that each measurement took, where that was
+            measured: for programs in a process of their own.
     """
 
     case: str
     program: str
     seconds: list[float]
     images: int
+    peak_bytes: list[int] | None = None
 
     @property
     def median(self) -> float:
@@ -36,9 +39,16 @@ class Timing:
         """Images per second, of the median."""
         return self.images / self.median
 
+    @property
+    def peak_gib(self) -> float | None:
+        """The most memory of all measurements, GiB."""
+        return None if self.peak_bytes is None else max(self.peak_bytes) / 2**30
+
     def to_json(self) -> dict[str, Any]:
         """All of it, and what follows from it, as values that JSON knows."""
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        low = high = self.median
+        if len(self.seconds) > 1:
+            low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return dataclasses.asdict(self) | {
             "median": self.median,
             "quartiles": [low, high],
@@ -57,6 +67,10 @@ def take_turns(
 ) -> list[Timing]:
     """Run each program once a round, and time it.
 
+    It runs twice, and the second time counts: what it needs is warm, and the memory
+    that it freed a turn ago has not gone to the others. In training, too, step follows
+    on step.
+
     Args:
         case: what they compute.
         programs: by name; each does `units` units of work and waits for its end.
@@ -69,6 +83,7 @@ def take_turns(
     for turn in range(warm_up + rounds):
         for name, program in programs.items():
             time.sleep(_REST_SECONDS)
+            program()
             started = time.perf_counter()
             program()
             if turn >= warm_up:

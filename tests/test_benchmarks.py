@@ -27,9 +27,9 @@ def test_a_timing_tells_its_median_and_quartiles():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("question", ["runs", "train_step"])
+@pytest.mark.parametrize("question", run.QUESTIONS)
 def test_every_question_is_answered_in_its_small_form(tmp_path, capsys, question):
-    if question == "train_step":
+    if question not in ("runs", "devices"):
         pytest.importorskip("torch")
     arguments = [question, "--small", "--rounds", "2", "--output", str(tmp_path)]
     assert run.main(arguments) == 0
