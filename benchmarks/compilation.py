@@ -20,6 +20,6 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
                 program: (("-m", "benchmarks.two_steps", side, name), None)
                 for program, side in programs.items()
             },
-            rounds=min(rounds, 3),
+            rounds=1 if small else min(rounds, 3),
             images=2 * case.batch_size,
         )

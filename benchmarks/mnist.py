@@ -17,6 +17,7 @@ _SMALL = ("--config.dataset.name=digits", "--config.model.patch_size=2")
 
 def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
     """Time commands of both sides; those that take a minute or more less often."""
+    few = 1 if small else min(rounds, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         data = folder / "data.npz"
@@ -34,16 +35,19 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
         yield from commands.take_turns(
             "first step, empty caches",
             {program: (command, None) for program, command in first_steps.items()},
-            rounds=min(rounds, 3),
+            rounds=few,
             images=128,
         )
         programs = {
-            program: (command, folder / program)
+            program: (command, folder / program.replace(" ", "_"))
             for program, command in first_steps.items()
         }
         commands.take_turns("to fill the caches", programs, rounds=1, images=128)
         yield from commands.take_turns(
-            "first step, started again", programs, rounds=rounds, images=128
+            "first step, started again",
+            programs,
+            rounds=1 if small else rounds,
+            images=128,
         )
         yield from commands.take_turns(
             "first epoch, empty caches",
@@ -51,7 +55,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
                 "ours": (("train.py", *reference, "--config.num_epochs=1"), None),
                 "PyTorch, 2 DataLoader workers": (torch, None),
             },
-            rounds=min(rounds, 3),
+            rounds=few,
             images=num_images,
         )
         if small:
@@ -59,7 +63,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
         recipe = ("--config", "configs/vit_mnist.py", "--workdir", "{run}")
         until = ("--num_epochs", "20", "--accuracy", str(_TARGET))
         for program, command, turns in (
-            ("ours", (*_CHECKED, *recipe, f"--config.num_epochs={_NUM_EPOCHS}"), 3),
+            ("ours", (*_CHECKED, *recipe, f"--config.num_epochs={_NUM_EPOCHS}"), few),
             ("PyTorch, reference recipe", (*torch, *until), 1),
         ):
             yield from commands.take_turns(

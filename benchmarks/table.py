@@ -1,19 +1,26 @@
-"""Write the README's tables from the results: python -m benchmarks.table."""
+"""Write the tables of the READMEs from the results: python -m benchmarks.table."""
 
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.run import RESULTS
 
-_README = pathlib.Path(__file__).parents[1] / "README.md"
+_ROOT = pathlib.Path(__file__).parents[1]
 _BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+# What a user of the project asks first; None stands for all questions.
+PAGES: dict[pathlib.Path, tuple[str, ...] | None] = {
+    _ROOT / "README.md": ("mnist", "train_step", "gpu"),
+    _ROOT / "benchmarks" / "README.md": None,
+}
 
 
 def main() -> int:
-    """Fill the README's tables anew."""
-    _README.write_text(fill(_README.read_text(), make_tables(RESULTS)))
+    """Fill the tables of all pages anew."""
+    for page, questions in PAGES.items():
+        page.write_text(fill(page.read_text(), make_tables(RESULTS, questions)))
     return 0
 
 
@@ -24,10 +31,14 @@ def fill(text: str, tables: str) -> str:
     return f"{before}{_BEGIN}\n{tables}{_END}{after}"
 
 
-def make_tables(folder: pathlib.Path) -> str:
-    """Make a Markdown table of each result file."""
+def make_tables(folder: pathlib.Path, questions: Sequence[str] | None = None) -> str:
+    """Make a Markdown table of each result file, or of those of some questions."""
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return "\n".join(_make_table(result) for result in results)
+    return "\n".join(
+        _make_table(result)
+        for result in results
+        if questions is None or result["question"] in questions
+    )
 
 
 def _make_table(result: dict[str, Any]) -> str:
@@ -37,28 +48,35 @@ def _make_table(result: dict[str, Any]) -> str:
         for name, version in result["versions"].items()
         if name in ("jax", "torch")
     )
-    has_peaks = any(timing["peak_bytes"] for timing in result["timings"])
+    # Whole commands do not only pass images through; their memory tells more.
+    are_commands = result["timings"][0]["peak_bytes"] is not None
+    last = "peak memory, GiB" if are_commands else "images/s"
     lines = [
         f"**{result['answer']}** {result['device']}, {result['processor']}, "
         f"{result['cores']} cores; {versions}; {result['date']}. Median (quartiles).",
         "",
-        f"| case | program | seconds | images/s | faster |{' GiB |' * has_peaks}",
-        f"|---|---|--:|--:|--:|{'--:|' * has_peaks}",
+        f"| case | program | seconds | times the first | {last} |",
+        "|---|---|--:|--:|--:|",
     ]
-    ours: dict[str, float] = {}
+    firsts: dict[str, float] = {}
     for timing in result["timings"]:
         case, median = timing["case"], timing["median"]
-        is_first = case not in ours
-        ours.setdefault(case, median)
+        is_first = case not in firsts
+        ratio = median / firsts.setdefault(case, median)
         low, high = timing["quartiles"]
+        peaks = timing["peak_bytes"]
         lines.append(
             f"| {case if is_first else ''} | {timing['program']} | "
             f"{median:.3g} ({low:.3g}–{high:.3g}) | "
-            f"{timing['images_per_second']:,.0f} | "
-            f"{'' if is_first else f'{median / ours[case]:.2f} ×'} |"
-            + (f" {max(timing['peak_bytes']) / 2**30:.2f} |" if has_peaks else "")
+            f"{'' if is_first else f'{ratio:.2f} ×'} | "
+            + (f"{max(peaks) / 2**30:.2f} |" if peaks else _rate(timing))
         )
     return "\n".join(lines) + "\n"
+
+
+def _rate(timing: dict[str, Any]) -> str:
+    """Images per second, to end a line with."""
+    return f"{timing['images_per_second']:,.0f} |"
 
 
 if __name__ == "__main__":

@@ -38,10 +38,11 @@ def test_every_question_is_answered_in_its_small_form(tmp_path, capsys, question
     assert result["question"] == question
     assert {"commit", "date", "device", "versions"} < set(result)
     assert len(result["timings"]) >= 4
-    assert all(len(t["seconds"]) == 2 for t in result["timings"])
-    assert "ours is faster" in " ".join(capsys.readouterr().out.split())
+    assert all(min(t["seconds"]) > 0 for t in result["timings"])
+    assert "times the first" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_readme_says_what_was_measured():
-    text = pathlib.Path("README.md").read_text()
-    assert table.fill(text, table.make_tables(run.RESULTS)) == text
+@pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)
+def test_the_readmes_say_what_was_measured(page):
+    text, questions = page.read_text(), table.PAGES[page]
+    assert table.fill(text, table.make_tables(run.RESULTS, questions)) == text
