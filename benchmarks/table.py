@@ -49,7 +49,7 @@ def _make_table(result: dict[str, Any]) -> str:
         if name in ("jax", "torch")
     )
     # Whole commands do not only pass images through; their memory tells more.
-    are_commands = result["timings"][0]["peak_bytes"] is not None
+    are_commands = result["timings"][0].get("peak_bytes") is not None
     last = "peak memory, GiB" if are_commands else "images/s"
     lines = [
         f"**{result['answer']}** {result['device']}, {result['processor']}, "
@@ -64,7 +64,7 @@ def _make_table(result: dict[str, Any]) -> str:
         is_first = case not in firsts
         ratio = median / firsts.setdefault(case, median)
         low, high = timing["quartiles"]
-        peaks = timing["peak_bytes"]
+        peaks = timing.get("peak_bytes")
         lines.append(
             f"| {case if is_first else ''} | {timing['program']} | "
             f"{median:.3g} ({low:.3g}–{high:.3g}) | "

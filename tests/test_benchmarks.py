@@ -1,7 +1,6 @@
 """The benchmarks run, in a small form, and the README's numbers are theirs."""
 
 import json
-import pathlib
 
 import pytest
 

@@ -20,13 +20,14 @@ CONVOLUTIONAL_MODELS = {
     "resnet34": resnet_jax.ResNet34,
     "resnet50": resnet_jax.ResNet50,
 }
-IMAGE_MODELS = CONVOLUTIONAL_MODELS | {
+IMAGE_MODELS = {
     "vit": vit_jax.ViT,
     "vit_ti16": vit_jax.ViT_Ti16,
     "vit_s16": vit_jax.ViT_S16,
     "vit_b16": vit_jax.ViT_B16,
     "vit_b32": vit_jax.ViT_B32,
     "vit_l16": vit_jax.ViT_L16,
+    **CONVOLUTIONAL_MODELS,
 }
 SEQUENCE_MODELS = {
     "transformer": vit_jax.Seq2SeqTransformer,
@@ -53,11 +54,25 @@ def create_model(name: str, *, dtype: str, **fields: Any) -> nn.Module:
         name: a key of `MODELS`.
         dtype: dtype of the computation.
         **fields: the module's own fields.
+
+    Raises:
+        ValueError: if what they ask for is not to be had on this device.
     """
+    if fields.get("attention_implementation") == "cudnn":
+        _check_cudnn(dtype)
     if name in CONVOLUTIONAL_MODELS and _has_one_cpu() and dtype == "float32":
         # It goes through the batch in chunks, which several devices could not share.
         fields["conv_general_dilated"] = convolution.conv_general_dilated
     return MODELS[name](dtype=jnp.dtype(dtype), **fields)
+
+
+def _check_cudnn(dtype: str) -> None:
+    """Raise ValueError if cuDNN's attention does not work here."""
+    if jax.default_backend() != "gpu" or dtype == "float32":
+        raise ValueError(
+            "config.model.attention_implementation 'cudnn' needs a GPU and "
+            f"config.dtype bfloat16, got {jax.default_backend()} and {dtype}"
+        )
 
 
 def _has_one_cpu() -> bool:
@@ -86,6 +101,10 @@ def count_parameters(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+# Of these, the parts are listed.
+_STACKS = (vit_jax.Transformer, vit_jax.Encoder, vit_jax.Decoder)
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
     """One line of the model's table."""
@@ -104,18 +123,24 @@ def list_layers(
     Nothing is computed: the shapes come from an abstract forward pass.
     """
     rows: dict[str, LayerRow] = {}
+    stacks = {()}
 
     def record(next_fun, args, kwargs, context):
+        path = context.module.path
+        is_stack = isinstance(context.module, _STACKS)
+        if is_stack:
+            stacks.add(path)
         output = next_fun(*args, **kwargs)
-        module = context.module
-        name = "/".join(module.path)
-        is_call = context.method_name == "__call__"
-        if is_call and _is_listed(module) and name not in rows:
-            params = module.variables.get("params", {})
-            kind, shape = type(module).__name__, tuple(output.shape)
+        name = "/".join(path)
+        is_layer = bool(path) and path[:-1] in stacks and not is_stack
+        if is_layer and context.method_name == "__call__" and name not in rows:
+            # Of all blocks, where they are scanned.
+            params = functools.reduce(lambda x, k: x.get(k, {}), path, all_params)
+            kind, shape = type(context.module).__name__, tuple(output.shape)
             rows[name] = LayerRow(name, kind, shape, count_parameters(params))
         return output
 
+    all_params = variables["params"]
     with nn.intercept_methods(record):
         jax.eval_shape(functools.partial(model.apply, train=False), variables, *inputs)
     own = [
@@ -124,10 +149,3 @@ def list_layers(
         if isinstance(leaf, jax.Array)
     ]
     return own + [row for row in rows.values() if row.num_params]
-
-
-def _is_listed(module: nn.Module) -> bool:
-    """Whether a module is a layer: a part of the model, or of a stack in it."""
-    stacks = (vit_jax.Transformer, vit_jax.Encoder, vit_jax.Decoder)
-    is_inside = isinstance(module.parent, stacks) or len(module.path) == 1
-    return is_inside and not isinstance(module, stacks)

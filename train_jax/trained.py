@@ -58,7 +58,11 @@ def load_trained(workdir: pathlib.Path, *, run: int = 0) -> TrainedModel:
     if step is None:
         raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
     about = checkpoint.read_about(directory, step)
-    config, task = resolve(about["config"]), tasks.from_json(about["task"])
+    fields = about["config"]
+    if "model.attention_implementation" in fields:
+        # Trained on a GPU, perhaps; looked at on any device, with its weights.
+        fields["model.attention_implementation"] = "own"
+    config, task = resolve(fields), tasks.from_json(about["task"])
     runs = Runs.of(config)
     if not 0 <= run < len(runs):
         raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")

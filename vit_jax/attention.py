@@ -132,6 +132,10 @@ class MultiHeadAttention(nn.Module):
     Attributes:
         num_heads: number of heads N; divides the width D.
         dropout_rate: dropout on the attention weights, drawn from the rng "dropout".
+        implementation: "own", the function above, or one of
+            `jax.nn.dot_product_attention`: "cudnn" (FlashAttention, for bfloat16 on
+            NVIDIA GPUs) or "xla". These do without the weights, so that "own" steps in
+            where weights are captured or dropped, and in decoding.
         dtype: dtype of the computation; parameters and softmax stay float32.
 
     References: arXiv:1706.03762, section 3.2.2; arXiv:2010.11929, eq. 5-8.
@@ -139,6 +143,7 @@ class MultiHeadAttention(nn.Module):
 
     num_heads: int
     dropout_rate: float = 0.0
+    implementation: str = "own"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -169,8 +174,8 @@ class MultiHeadAttention(nn.Module):
             out_BTD in the compute dtype.
 
         Raises:
-            ValueError: if the width is not divisible by the number of heads, or the
-                mask has neither two nor four axes.
+            ValueError: if the width is not divisible by the number of heads, the
+                mask has neither two nor four axes, or there is no such implementation.
         """
         chex.assert_rank(query_BTD, 3)
         is_self_attention = memory_BSD is None
@@ -187,27 +192,45 @@ class MultiHeadAttention(nn.Module):
             mask = combine_masks(past_TS, mask)
         elif decode:
             key_BNSK, value_BNSK = self._recall(key_BNSK, value_BNSK)
-        dropout = Dropout(self.dropout_rate, deterministic=not train)
-        out_BNTK, weights_BNTS = dot_product_attention(
-            query_BNTK,
-            key_BNSK,
-            value_BNSK,
-            mask,
-            dropout=dropout,
-            return_weights=True,
-        )
-        self.sow("intermediates", "attention_weights", weights_BNTS)
-        heads_BTD = out_BNTK.swapaxes(1, 2).reshape(query_BTD.shape)
+        if self._needs_weights(train=train, decode=decode):
+            out_BNTK, weights_BNTS = dot_product_attention(
+                query_BNTK,
+                key_BNSK,
+                value_BNSK,
+                mask,
+                dropout=Dropout(self.dropout_rate, deterministic=not train),
+                return_weights=True,
+            )
+            self.sow("intermediates", "attention_weights", weights_BNTS)
+            out_BTNK = out_BNTK.swapaxes(1, 2)
+        else:
+            out_BTNK = jax.nn.dot_product_attention(
+                *(x.swapaxes(1, 2) for x in (query_BNTK, key_BNSK, value_BNSK)),
+                mask=mask[None, None] if mask is not None and mask.ndim == 2 else mask,
+                implementation=self.implementation,  # type: ignore (a Literal)
+            )
+        heads_BTD = out_BTNK.reshape(query_BTD.shape)
         out_BTD = Dense(width, dtype=self.dtype, name="out")(heads_BTD)
         chex.assert_shape(out_BTD, query_BTD.shape)
         return out_BTD
 
+    def _needs_weights(self, *, train: bool, decode: bool) -> bool:
+        """Whether the weights themselves are needed."""
+        is_captured = self.is_mutable_collection("intermediates")
+        is_dropped = train and self.dropout_rate > 0
+        return self.implementation == "own" or is_captured or is_dropped or decode
+
     def _check(self, width: int, mask: Array | None) -> None:
-        """Raise ValueError for a width or a mask that does not fit."""
+        """Raise ValueError for a field or a mask that does not fit."""
         if self.num_heads < 1 or width % self.num_heads:
             raise ValueError(
                 "width must be divisible by num_heads, got width "
                 f"{width} and num_heads {self.num_heads}"
+            )
+        if self.implementation not in ("own", "cudnn", "xla"):
+            raise ValueError(
+                "attention_implementation must be 'own', 'cudnn' or 'xla', got "
+                f"{self.implementation!r}"
             )
         if mask is not None and mask.ndim not in (2, 4):
             raise ValueError(

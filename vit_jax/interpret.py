@@ -21,7 +21,7 @@ def attention_weights(
     model: nn.Module,
     variables: Any,
     *inputs: Array,
-    where: str = "*encoder/block_*/attention",
+    where: str = "*encoder/block*/attention",
 ) -> list[Array]:
     """Capture the attention weights of every layer in one forward pass.
 
@@ -43,7 +43,12 @@ def attention_weights(
         captured.get("intermediates", {}), sep="/"
     )
     paths = fnmatch.filter(leaves, f"{where}/attention_weights")
-    weights = [leaves[path][0] for path in sorted(paths, key=_by_number)]
+    weights = []
+    for path in sorted(paths, key=_by_number):
+        (captured_layer,) = leaves[path]
+        # The blocks of an encoder with `scan` are captured as one, its leading axis L.
+        is_scanned = captured_layer.ndim == 5
+        weights += list(captured_layer) if is_scanned else [captured_layer]
     chex.assert_rank(weights, 4)
     return weights
 

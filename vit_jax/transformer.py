@@ -67,6 +67,7 @@ class TransformerModule(nn.Module, kw_only=True):
             its output.
         dropout_rate: dropout on each sublayer's output and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
+        attention_implementation: `implementation` of `MultiHeadAttention`.
         norm_epsilon: added to the variance in LayerNorm.
         dtype: dtype of the computation; parameters and LayerNorm statistics stay
             float32.
@@ -79,6 +80,7 @@ class TransformerModule(nn.Module, kw_only=True):
     residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    attention_implementation: str = "own"
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
@@ -113,6 +115,7 @@ class TransformerModule(nn.Module, kw_only=True):
         attention = MultiHeadAttention(
             self.num_heads,
             dropout_rate=self.attention_dropout_rate,
+            implementation=self.attention_implementation,
             dtype=self.dtype,
             name=name,
         )
@@ -206,21 +209,41 @@ class Encoder(TransformerModule, kw_only=True):
     Attributes:
         depth: number of blocks L.
         final_norm: whether a LayerNorm stands at the end.
+        remat: whether the backward pass computes a block's activations anew, instead
+            of keeping those of all blocks: less memory, a third more time.
+        scan: whether one block is compiled and run L times, for a deep model: its
+            parameters, `blocks` instead of `block_0` and so on, lead with the axis L.
 
-    References: arXiv:1706.03762, section 3.1.
+    References: arXiv:1706.03762, section 3.1; remat: arXiv:1604.06174.
     """
 
     depth: int
     final_norm: bool = True
+    remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(
         self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
     ) -> Array:
         """Encode the tokens; see `EncoderBlock`."""
-        for layer in range(self.depth):
-            block = EncoderBlock(**self._shared_fields(), name=f"block_{layer}")
-            x_BTD = block(x_BTD, mask, train=train)
+
+        def encode(block: EncoderBlock, x_BTD: Array, _: None) -> tuple[Array, None]:
+            return block(x_BTD, mask, train=train), None
+
+        if self.remat:
+            encode = nn.remat(encode, prevent_cse=not self.scan)
+        if self.scan:
+            encode = nn.scan(
+                encode,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=self.depth,
+            )
+        names = [f"block_{layer}" for layer in range(self.depth)]
+        for name in ["blocks"] if self.scan else names:
+            block = EncoderBlock(**self._shared_fields(), name=name)
+            x_BTD, _ = encode(block, x_BTD, None)
         return self._normalize("norm", x_BTD) if self.final_norm else x_BTD
 
 

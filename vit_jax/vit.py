@@ -61,6 +61,7 @@ class ViT(nn.Module):
         residual: whether each sublayer's input is added to its output.
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
+        attention_implementation: "own", "cudnn" or "xla"; see `MultiHeadAttention`.
         embedding_dropout_rate: dropout on the embedded tokens. The paper has it equal
             to `dropout_rate`, and none on the attention weights.
         pool: "cls" reads the class token at the end, "mean" the mean of the patches
@@ -70,6 +71,9 @@ class ViT(nn.Module):
         position_std: standard deviation of the initial position embedding. Next to
             it the embedded patches are of order 1; with 0.02, as in the authors' code
             for ImageNet, a small model takes many epochs to notice where a patch lies.
+        remat: whether the backward pass computes each block's activations anew; see
+            `Encoder`.
+        scan: whether one block is compiled and run `depth` times; see `Encoder`.
         dtype: dtype of the computation; parameters, softmax and LayerNorm statistics
             stay float32.
 
@@ -86,11 +90,14 @@ class ViT(nn.Module):
     residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    attention_implementation: str = "own"
     embedding_dropout_rate: float = 0.0
     pool: str = "cls"
     representation_size: int | None = None
     position_embedding: bool = True
     position_std: float = 0.3
+    remat: bool = False
+    scan: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -125,6 +132,9 @@ class ViT(nn.Module):
             residual=self.residual,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
+            attention_implementation=self.attention_implementation,
+            remat=self.remat,
+            scan=self.scan,
             dtype=self.dtype,
             name="encoder",
         )(x_BTD, train=train)

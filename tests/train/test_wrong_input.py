@@ -82,6 +82,15 @@ FIELDS = {
     ),
     "model.pool=max": ": pool must be 'cls' or 'mean', got 'max'",
     "model.norm=batch": ": norm must be 'pre', 'post' or None, got 'batch'",
+    "model.attention_implementation=flash": (
+        ": attention_implementation must be 'own', 'cudnn' or 'xla', got 'flash'"
+    ),
+    "model.attention_implementation=cudnn": (
+        ".model.attention_implementation 'cudnn' needs a GPU and config.dtype "
+        "bfloat16, got cpu and float32"
+    ),
+    "model.remat=maybe": ".model.remat must be True or False, got 'maybe'",
+    "model.scan=2": ".model.scan must be True or False, got 2",
     "model.residual=maybe": ".model.residual must be True or False, got 'maybe'",
     "optimizer.name=lion": (
         ".optimizer.name must be one of adamw, adam, sgd, got 'lion'"

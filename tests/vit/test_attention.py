@@ -330,3 +330,51 @@ def test_multi_head_attention_rejects_memory_that_does_not_fit(memory):
     module, variables = _module()
     with pytest.raises(AssertionError, match="shape"):
         apply(module, variables, jnp.ones((2, 5, 16)), jnp.ones(memory))
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "padding"])
+def test_fused_attention_equals_our_own(mask, monkeypatch):
+    query_BTD = normal(2, 5, 16)
+    masks = {"causal": causal_mask(5), "padding": padding_mask(jnp.array([5, 3]), 5)}
+    own = MultiHeadAttention(num_heads=4)
+    variables = modules.variables(own, query_BTD)
+    fused = MultiHeadAttention(num_heads=4, implementation="xla")
+    calls = []
+
+    def attend(*args, **kwargs):
+        calls.append(kwargs["implementation"])
+        return fused_attention(*args, **kwargs)
+
+    fused_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+
+    def loss(variables, module):
+        return (module.apply(variables, query_BTD, mask=masks.get(mask)) ** 2).sum()
+
+    results = [jax.value_and_grad(loss)(variables, x) for x in (own, fused)]
+    assert calls == ["xla"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
+    )
+
+
+def test_our_own_attention_steps_in_where_the_weights_are_needed():
+    query_BTD = normal(2, 5, 16)
+    own, fused = (
+        MultiHeadAttention(num_heads=4, dropout_rate=0.5, implementation=name)
+        for name in ("own", "xla")
+    )
+    variables = modules.variables(own, query_BTD)
+    for options in (
+        {"mutable": ["intermediates"]},
+        {"train": True, "rngs": {"dropout": jax.random.key(0)}},
+    ):
+        results = [x.apply(variables, query_BTD, **options) for x in (own, fused)]
+        jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_multi_head_attention_rejects_an_unknown_implementation():
+    module = MultiHeadAttention(num_heads=4, implementation="flash")
+    message = "attention_implementation must be 'own', 'cudnn' or 'xla', got 'flash'"
+    with pytest.raises(ValueError, match=message):
+        modules.shapes(module, 2, 5, 16)

@@ -39,6 +39,22 @@ def test_every_layer_in_order_with_rows_that_sum_to_one():
     assert same == [True] * (DEPTH - 2) + [False, False]
 
 
+def test_scanned_blocks_are_captured_one_by_one():
+    model = ViT(3, patch_size=4, width=8, depth=3, num_heads=2, scan=True)
+    variables = modules.variables(model, *IMAGE_BHWC.shape)
+    layers = attention_weights(model, variables, IMAGE_BHWC)
+    params = dict(variables["params"])
+    encoder = dict(params["encoder"])
+    blocks = encoder.pop("blocks")
+    for layer in range(3):
+        encoder[f"block_{layer}"] = jax.tree.map(lambda x, i=layer: x[i], blocks)
+    expected = attention_weights(
+        model.copy(scan=False), {"params": params | {"encoder": encoder}}, IMAGE_BHWC
+    )
+    assert len(layers) == 3
+    np.testing.assert_allclose(layers, expected, atol=1e-6)
+
+
 def test_a_model_without_attention_has_none():
     model = ResNet(3, stage_sizes=(1,), width=2)
     variables = modules.variables(model, *IMAGE_BHWC.shape)

@@ -1,5 +1,6 @@
 """Blocks and stacks: residuals, order of tokens, masks, dropout, causality."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -257,3 +258,66 @@ def test_a_block_without_mlp_has_attention_alone():
 def test_blocks_name_the_norms_that_there_are():
     with pytest.raises(ValueError, match="norm must be 'pre', 'post' or None, got"):
         modules.shapes(EncoderBlock(num_heads=4, mlp_size=8, norm="batch"), X_BTD)
+
+
+def _loss_and_gradient(module, params):
+    def loss(params):
+        out_BTD = module.apply(
+            {"params": params},
+            X_BTD,
+            causal_mask(5),
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return (out_BTD**2).sum()
+
+    return jax.value_and_grad(loss)(params)
+
+
+def test_remat_changes_nothing_but_the_memory():
+    fields = STACK | {"dropout_rate": 0.5}
+    params = modules.variables(Encoder(**fields), X_BTD)["params"]
+    plain, remat = (
+        _loss_and_gradient(Encoder(**fields, remat=remat), params)
+        for remat in (False, True)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, remat)
+    jaxpr = jax.make_jaxpr(_loss_and_gradient, static_argnums=0)
+    assert "remat" in str(jaxpr(Encoder(**fields, remat=True), params))
+    assert "remat" not in str(jaxpr(Encoder(**fields), params))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scan_runs_one_block_many_times(remat):
+    params = modules.variables(Encoder(**STACK), X_BTD)["params"]
+    blocks = [params[f"block_{layer}"] for layer in range(STACK["depth"])]
+    stacked = {
+        "blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks),
+        "norm": params["norm"],
+    }
+    module = Encoder(**STACK, scan=True, remat=remat)
+    chex.assert_trees_all_equal_shapes(
+        modules.variables(module, X_BTD)["params"], stacked
+    )
+    loss, gradient = _loss_and_gradient(module, stacked)
+    expected, plain = _loss_and_gradient(Encoder(**STACK), params)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for layer in range(STACK["depth"]):
+        of_layer = jax.tree.map(lambda x, i=layer: x[i], gradient["blocks"])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            of_layer,
+            plain[f"block_{layer}"],
+        )
+
+
+def test_scanned_blocks_drop_each_their_own():
+    module = Encoder(**STACK, scan=True, dropout_rate=0.5, final_norm=False)
+    params = modules.variables(module, X_BTD)["params"]
+    first, second = (
+        module.apply(
+            {"params": params}, X_BTD, train=True, rngs={"dropout": jax.random.key(key)}
+        )
+        for key in (0, 1)
+    )
+    assert not np.allclose(first, second)
