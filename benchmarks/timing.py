@@ -21,6 +21,7 @@ class Timing:
         images: number of images in a unit.
         peak_bytes: the most memory that each measurement took, where that was
             measured: for programs in a process of their own.
+        peak_share: operations a second, as a share of the device's peak, where known.
     """
 
     case: str
@@ -28,6 +29,7 @@ class Timing:
     seconds: list[float]
     images: int
     peak_bytes: list[int] | None = None
+    peak_share: float | None = None
 
     @property
     def median(self) -> float:
@@ -63,7 +65,6 @@ def take_turns(
     rounds: int,
     images: int,
     units: int = 1,
-    warm_up: int = 1,
 ) -> list[Timing]:
     """Run each program once a round, and time it.
 
@@ -74,18 +75,16 @@ def take_turns(
     Args:
         case: what they compute.
         programs: by name; each does `units` units of work and waits for its end.
-        rounds: number of rounds that count, at least two.
+        rounds: number of rounds.
         images: number of images in a unit.
         units: number of units that a call does.
-        warm_up: number of rounds before them that do not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(warm_up + rounds):
+    for _ in range(rounds):
         for name, program in programs.items():
             time.sleep(_REST_SECONDS)
             program()
             started = time.perf_counter()
             program()
-            if turn >= warm_up:
-                seconds[name].append((time.perf_counter() - started) / units)
+            seconds[name].append((time.perf_counter() - started) / units)
     return [Timing(case, name, values, images) for name, values in seconds.items()]

@@ -48,7 +48,7 @@ def conv_general_dilated(
         rhs_dilation: 1 or None.
         dimension_numbers: of the axes above.
         feature_group_count: 1.
-        precision: of the products, see `jax.lax.dot_general`.
+        precision: None.
 
     Returns:
         (B, H', W', F).
@@ -61,13 +61,13 @@ def conv_general_dilated(
     dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     if dimension_numbers not in (_LAYOUT, numbers) or isinstance(padding, str):
         raise ValueError(f"expected axes {_LAYOUT} and padding in pixels")
-    if dilations != {1} or feature_group_count != 1:
-        raise ValueError("expected a convolution without dilation and groups")
+    if dilations != {1} or feature_group_count != 1 or precision is not None:
+        raise ValueError("expected no dilation, no groups and the default precision")
     strides, border = tuple(window_strides), [tuple(pair) for pair in padding]
     is_3x3 = rhs.shape[:2] == (3, 3) and strides == (1, 1) and border == [(1, 1)] * 2
     if is_3x3 and rhs.shape[2] >= _MIN_CHANNELS and lhs.dtype == jnp.float32:
         return conv3x3(lhs, rhs)
-    return _multiply_windows(lhs, rhs, strides, border, precision)
+    return _multiply_windows(lhs, rhs, strides, border)
 
 
 def _multiply_windows(
@@ -75,7 +75,6 @@ def _multiply_windows(
     kernel: Array,
     strides: Sequence[int],
     border: Sequence[tuple[int, int]],
-    precision: Any,
 ) -> Array:
     """Lay the pixels under the kernel side by side, and multiply: "im2col"."""
     rows, columns, channels, features = kernel.shape
@@ -94,5 +93,5 @@ def _multiply_windows(
     ]
     window_size = rows * columns * channels
     x_MK = jnp.concatenate(windows, axis=-1).reshape(-1, window_size)
-    y_MF = jnp.dot(x_MK, kernel.reshape(window_size, features), precision=precision)
+    y_MF = x_MK @ kernel.reshape(window_size, features)
     return y_MF.reshape(x_BHWC.shape[0], height, width, features)

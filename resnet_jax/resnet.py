@@ -65,7 +65,7 @@ class BasicBlock(nn.Module):
         stride: stride of the first convolution.
         dtype: dtype of the computation; parameters and statistics stay float32.
         conv_general_dilated: what computes the convolutions; on a CPU that of
-            `resnet_jax.convolution` is several times faster.
+            `resnet_jax.convolution` is more than twice as fast.
 
     References: arXiv:1512.03385, fig. 5 left; shortcut: eq. 1 and 2.
     """
@@ -107,7 +107,7 @@ class BottleneckBlock(nn.Module):
         stride: stride of the 3×3 convolution.
         dtype: dtype of the computation; parameters and statistics stay float32.
         conv_general_dilated: what computes the convolutions; on a CPU that of
-            `resnet_jax.convolution` is several times faster.
+            `resnet_jax.convolution` is more than twice as fast.
 
     References: arXiv:1512.03385, fig. 5 right.
     """
@@ -171,7 +171,7 @@ class ResNet(nn.Module):
         width: channels of the first stage.
         dtype: dtype of the computation; parameters and statistics stay float32.
         conv_general_dilated: what computes the convolutions; on a CPU that of
-            `resnet_jax.convolution` is several times faster.
+            `resnet_jax.convolution` is more than twice as fast.
 
     References: arXiv:1512.03385, table 1.
     """

@@ -12,10 +12,10 @@ def test_programs_take_turns_each_twice(monkeypatch):
     monkeypatch.setattr(timing, "_REST_SECONDS", 0.0)
     calls = []
     programs = {name: lambda name=name: calls.append(name) for name in "ab"}
-    timings = take_turns("c", programs, rounds=3, images=8, units=2, warm_up=1)
+    timings = take_turns("c", programs, rounds=4, images=8, units=2)
     assert "".join(calls) == "aabb" * 4
     assert [t.program for t in timings] == ["a", "b"]
-    assert all(len(t.seconds) == 3 for t in timings)
+    assert all(len(t.seconds) == 4 for t in timings)
 
 
 def test_a_timing_tells_its_median_and_quartiles():

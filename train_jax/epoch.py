@@ -14,8 +14,8 @@ from train_jax.state import TrainState
 from train_jax.step import epoch_order, make_next_step, make_train_step
 
 # Python looks at the metrics about this often, to show progress. Every stretch costs
-# a start: on a CPU its fresh memory takes two thirds of the time of a step, with the
-# MNIST ViT and with ResNet-18 alike.
+# a start: on a CPU its fresh memory takes a third to two thirds of the time of a step,
+# with the MNIST ViT and with ResNet-18 alike.
 _SECONDS_BETWEEN_REPORTS = 4.0
 
 

@@ -123,6 +123,7 @@ def list_layers(
     Nothing is computed: the shapes come from an abstract forward pass.
     """
     rows: dict[str, LayerRow] = {}
+    all_params = variables["params"]
     stacks = {()}
 
     def record(next_fun, args, kwargs, context):
@@ -140,12 +141,11 @@ def list_layers(
             rows[name] = LayerRow(name, kind, shape, count_parameters(params))
         return output
 
-    all_params = variables["params"]
     with nn.intercept_methods(record):
         jax.eval_shape(functools.partial(model.apply, train=False), variables, *inputs)
     own = [
         LayerRow(name, "parameter", leaf.shape, count_parameters(leaf))
-        for name, leaf in variables["params"].items()
+        for name, leaf in all_params.items()
         if isinstance(leaf, jax.Array)
     ]
     return own + [row for row in rows.values() if row.num_params]

@@ -192,33 +192,56 @@ class MultiHeadAttention(nn.Module):
             mask = combine_masks(past_TS, mask)
         elif decode:
             key_BNSK, value_BNSK = self._recall(key_BNSK, value_BNSK)
-        if self._needs_weights(train=train, decode=decode):
-            out_BNTK, weights_BNTS = dot_product_attention(
-                query_BNTK,
-                key_BNSK,
-                value_BNSK,
-                mask,
-                dropout=Dropout(self.dropout_rate, deterministic=not train),
-                return_weights=True,
-            )
-            self.sow("intermediates", "attention_weights", weights_BNTS)
-            out_BTNK = out_BNTK.swapaxes(1, 2)
+        heads = (query_BNTK, key_BNSK, value_BNSK, mask)
+        if self._needs_weights(train, decode):
+            out_BTNK = self._attend(*heads, train=train)
         else:
-            out_BTNK = jax.nn.dot_product_attention(
-                *(x.swapaxes(1, 2) for x in (query_BNTK, key_BNSK, value_BNSK)),
-                mask=mask[None, None] if mask is not None and mask.ndim == 2 else mask,
-                implementation=self.implementation,  # type: ignore (a Literal)
-            )
+            out_BTNK = self._attend_fused(*heads)
         heads_BTD = out_BTNK.reshape(query_BTD.shape)
         out_BTD = Dense(width, dtype=self.dtype, name="out")(heads_BTD)
         chex.assert_shape(out_BTD, query_BTD.shape)
         return out_BTD
 
-    def _needs_weights(self, *, train: bool, decode: bool) -> bool:
+    def _needs_weights(self, train: bool, decode: bool) -> bool:
         """Whether the weights themselves are needed."""
         is_captured = self.is_mutable_collection("intermediates")
         is_dropped = train and self.dropout_rate > 0
         return self.implementation == "own" or is_captured or is_dropped or decode
+
+    def _attend(
+        self,
+        query_BNTK: Array,
+        key_BNSK: Array,
+        value_BNSK: Array,
+        mask: Array | None,
+        *,
+        train: bool,
+    ) -> Array:
+        """Attend by our own function, and offer the weights; returns out_BTNK."""
+        out_BNTK, weights_BNTS = dot_product_attention(
+            query_BNTK,
+            key_BNSK,
+            value_BNSK,
+            mask,
+            dropout=Dropout(self.dropout_rate, deterministic=not train),
+            return_weights=True,
+        )
+        self.sow("intermediates", "attention_weights", weights_BNTS)
+        return out_BNTK.swapaxes(1, 2)
+
+    def _attend_fused(
+        self,
+        query_BNTK: Array,
+        key_BNSK: Array,
+        value_BNSK: Array,
+        mask: Array | None,
+    ) -> Array:
+        """Attend by one of JAX's functions; returns out_BTNK."""
+        return jax.nn.dot_product_attention(
+            *(x.swapaxes(1, 2) for x in (query_BNTK, key_BNSK, value_BNSK)),
+            mask=mask[None, None] if mask is not None and mask.ndim == 2 else mask,
+            implementation=self.implementation,  # type: ignore (a Literal)
+        )
 
     def _check(self, width: int, mask: Array | None) -> None:
         """Raise ValueError for a field or a mask that does not fit."""

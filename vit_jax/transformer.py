@@ -210,7 +210,7 @@ class Encoder(TransformerModule, kw_only=True):
         depth: number of blocks L.
         final_norm: whether a LayerNorm stands at the end.
         remat: whether the backward pass computes a block's activations anew, instead
-            of keeping those of all blocks: less memory, a third more time.
+            of keeping those of all blocks: less memory, more time.
         scan: whether one block is compiled and run L times, for a deep model: its
             parameters, `blocks` instead of `block_0` and so on, lead with the axis L.
 

@@ -75,6 +75,7 @@ def test_other_convolutions_are_refused():
         {"padding": border, "rhs_dilation": (2, 2)},
         {"padding": border, "lhs_dilation": (2, 1)},
         {"padding": border, "feature_group_count": 2},
+        {"padding": border, "precision": "highest"},
         {"padding": border, "dimension_numbers": ("NCHW", "OIHW", "NCHW")},
     ):
         with pytest.raises(ValueError, match="expected"):

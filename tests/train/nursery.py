@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -71,8 +72,16 @@ class Nursery:
         os.kill(self._pid, number)
 
     def wait(self) -> int:
-        """Wait for its end; returns its exit status, negative for a signal."""
-        return self._number()
+        """Wait for its end; returns its exit status, negative for a signal.
+
+        After two minutes it is killed.
+        """
+        timer = threading.Timer(120, self.send, [signal.SIGKILL])
+        timer.start()
+        try:
+            return self._number()
+        finally:
+            timer.cancel()
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until something has become true."""

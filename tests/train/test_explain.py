@@ -20,6 +20,7 @@ def run(tmp_path_factory):
     """The folder of a run of one epoch."""
     workdir = tmp_path_factory.mktemp("explain") / "run"
     changes = {"num_epochs": 1, "model.depth": 2, "ema_decay": 0.9}
+    changes |= {"model.attention_implementation": "xla"}
     loop.train_and_evaluate(set_up(workdir, changes))
     return workdir
 
@@ -28,6 +29,7 @@ def test_a_trained_model_is_the_one_that_was_tested(run):
     trained = load_trained(run)
     test = trained.load_test()
     assert trained.step == 5
+    assert trained.model.attention_implementation == "own"
     image = test.image_BHWC.astype(np.float32) / 255
     image = (image - trained.task.mean[0]) / trained.task.std[0]
     logits_MY = trained.model.apply(trained.variables, image)

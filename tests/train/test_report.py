@@ -32,16 +32,17 @@ def test_layers_add_up_to_the_model():
     inputs = (jnp.zeros((1, 8, 8, 3)),)
     vit = ViT(5, patch_size=4, width=8, depth=2, num_heads=2)
     resnet = ResNet(5, stage_sizes=(1, 1), width=4)
-    for model, last in ((vit, (1, 5)), (resnet, (1, 5))):
+    for model in (vit, vit.copy(remat=True), vit.copy(scan=True), resnet):
         variables = modules.variables(model, *inputs)
         rows = list_layers(model, variables, inputs)
         total = count_parameters(variables["params"])
         assert sum(row.num_params for row in rows) == total
         names = {row.name for row in rows}
         assert {name.split("/")[0] for name in names} == set(variables["params"])
-        if model is vit:
-            assert {"encoder/block_0", "encoder/block_1", "encoder/norm"} < names
-        assert (rows[-1].name, rows[-1].output_shape) == ("head", last)
+        if isinstance(model, ViT):
+            blocks = ["blocks"] if model.scan else ["block_0", "block_1"]
+            assert {f"encoder/{name}" for name in [*blocks, "norm"]} < names
+        assert (rows[-1].name, rows[-1].output_shape) == ("head", (1, 5))
 
 
 def test_layers_are_printed_with_shapes_and_parameters(capsys):

@@ -61,6 +61,7 @@ def assert_equals_single_runs(tmp_path, together, singles, capsys):
     report.print_summary(summary, ready.workdir)
     printed = capsys.readouterr().out
     assert f"{np.mean(accuracies):.2%} ± {deviation:.2%}" in printed
+    assert "±  " not in printed
     return ready, summary
 
 

@@ -312,12 +312,17 @@ def test_scan_runs_one_block_many_times(remat):
 
 
 def test_scanned_blocks_drop_each_their_own():
-    module = Encoder(**STACK, scan=True, dropout_rate=0.5, final_norm=False)
+    fields = {**STACK, "mlp_size": None, "dropout_rate": 0.5, "final_norm": False}
+    module = Encoder(**fields, scan=True)
     params = modules.variables(module, X_BTD)["params"]
-    first, second = (
-        module.apply(
-            {"params": params}, X_BTD, train=True, rngs={"dropout": jax.random.key(key)}
-        )
-        for key in (0, 1)
+    # Each of the two blocks adds ones, half of them dropped and the others doubled.
+    out = params["blocks"]["attention"]["out"]
+    out["kernel"], out["bias"] = (
+        jnp.zeros_like(out["kernel"]),
+        jnp.ones_like(out["bias"]),
     )
-    assert not np.allclose(first, second)
+    rngs = {"dropout": jax.random.key(0)}
+    out_BTD = module.apply({"params": params}, X_BTD, train=True, rngs=rngs)
+    added, counts = np.unique(np.round(out_BTD - X_BTD, 3), return_counts=True)
+    np.testing.assert_array_equal(added, [0, 2, 4])
+    assert counts.min() > X_BTD.size / 8
