@@ -101,26 +101,24 @@ class TransformerModule(nn.Module, kw_only=True):
     def _sublayer(
         self, name: str, function: Callable[[Array], Array], x_BTD: Array, train: bool
     ) -> Array:
-        """Put LayerNorm, dropout and residual around a function of the tokens."""
+        """Put LayerNorm, dropout and residual around a function of the tokens.
+
+        The function may return only the first of them.
+        """
         normalize = functools.partial(self._normalize, f"{name}_norm")
         y_BTD = function(x_BTD if self.norm == "post" else normalize(x_BTD))
         y_BTD = Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
-        y_BTD = x_BTD + y_BTD if self.residual else y_BTD
+        y_BTD = x_BTD[:, : y_BTD.shape[1]] + y_BTD if self.residual else y_BTD
         return normalize(y_BTD) if self.norm == "post" else y_BTD
 
-    def _attend(
-        self, name: str, x_BTD: Array, *args: Any, train: bool, **kwargs: Any
-    ) -> Array:
-        """Apply the sublayer of a `MultiHeadAttention`."""
-        attention = MultiHeadAttention(
+    def _attention(self, name: str) -> MultiHeadAttention:
+        """Make the attention of a sublayer."""
+        return MultiHeadAttention(
             self.num_heads,
             dropout_rate=self.attention_dropout_rate,
             implementation=self.attention_implementation,
             dtype=self.dtype,
             name=name,
-        )
-        return self._sublayer(
-            name, lambda y: attention(y, *args, train=train, **kwargs), x_BTD, train
         )
 
     def _transform(self, x_BTD: Array, *, train: bool) -> Array:
@@ -140,8 +138,14 @@ class TransformerModule(nn.Module, kw_only=True):
 class EncoderBlock(TransformerModule, kw_only=True):
     """Self-attention, then an MLP, each with LayerNorm and a residual around it.
 
+    Attributes:
+        num_outputs: how many of the tokens are to be encoded, from the first on, each
+            with an eye on all; None for all of them.
+
     References: arXiv:1706.03762, section 3.1; arXiv:2010.11929, eq. 2 and 3.
     """
+
+    num_outputs: int | None = None
 
     @nn.compact
     def __call__(
@@ -153,12 +157,21 @@ class EncoderBlock(TransformerModule, kw_only=True):
             mask: see `MultiHeadAttention`.
 
         Returns:
-            out_BTD in the compute dtype.
+            out_BTD in the compute dtype, T = `num_outputs`.
         """
         chex.assert_rank(x_BTD, 3)
-        out_BTD = self._attend("attention", x_BTD, mask=mask, train=train)
-        out_BTD = self._transform(out_BTD, train=train)
-        chex.assert_shape(out_BTD, x_BTD.shape)
+        attention = self._attention("attention")
+        # Who captures the attention weights wants them of all tokens.
+        is_captured = self.is_mutable_collection("intermediates")
+        num_queries = None if is_captured else self.num_outputs
+        mask = None if mask is None else mask[..., :num_queries, :]
+
+        def attend(y_BSD: Array) -> Array:
+            return attention(y_BSD[:, :num_queries], y_BSD, mask, train=train)
+
+        out_BTD = self._sublayer("attention", attend, x_BTD, train)
+        out_BTD = self._transform(out_BTD, train=train)[:, : self.num_outputs]
+        chex.assert_shape(out_BTD, x_BTD[:, : self.num_outputs].shape)
         return out_BTD
 
 
@@ -192,11 +205,18 @@ class DecoderBlock(TransformerModule, kw_only=True):
             out_BTD in the compute dtype.
         """
         chex.assert_rank(x_BTD, 3)
-        how = {"train": train, "decode": decode}
-        out_BTD = self._attend("attention", x_BTD, mask=mask, **how)
+        how: dict[str, Any] = {"train": train, "decode": decode}
+        attention = self._attention("attention")
+        out_BTD = self._sublayer(
+            "attention", lambda y: attention(y, mask=mask, **how), x_BTD, train
+        )
         if memory_BSD is not None:
-            out_BTD = self._attend(
-                "cross_attention", out_BTD, memory_BSD, memory_mask, **how
+            cross_attention = self._attention("cross_attention")
+            out_BTD = self._sublayer(
+                "cross_attention",
+                lambda y: cross_attention(y, memory_BSD, memory_mask, **how),
+                out_BTD,
+                train,
             )
         out_BTD = self._transform(out_BTD, train=train)
         chex.assert_shape(out_BTD, x_BTD.shape)
@@ -208,16 +228,21 @@ class Encoder(TransformerModule, kw_only=True):
 
     Attributes:
         depth: number of blocks L.
+        num_outputs: how many of the tokens are asked for, from the first on, so that
+            the last block computes no others; None for all of them. Of a ViT with a
+            class token that is 1, which spares it most of its last block.
         final_norm: whether a LayerNorm stands at the end.
         remat: whether the backward pass computes a block's activations anew, instead
             of keeping those of all blocks: less memory, more time.
         scan: whether one block is compiled and run L times, for a deep model: its
             parameters, `blocks` instead of `block_0` and so on, lead with the axis L.
+            All blocks then compute all tokens.
 
     References: arXiv:1706.03762, section 3.1; remat: arXiv:1604.06174.
     """
 
     depth: int
+    num_outputs: int | None = None
     final_norm: bool = True
     remat: bool = False
     scan: bool = False
@@ -227,6 +252,7 @@ class Encoder(TransformerModule, kw_only=True):
         self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
     ) -> Array:
         """Encode the tokens; see `EncoderBlock`."""
+        chex.assert_rank(x_BTD, 3)
 
         def encode(block: EncoderBlock, x_BTD: Array, _: None) -> tuple[Array, None]:
             return block(x_BTD, mask, train=train), None
@@ -242,8 +268,13 @@ class Encoder(TransformerModule, kw_only=True):
             )
         names = [f"block_{layer}" for layer in range(self.depth)]
         for name in ["blocks"] if self.scan else names:
-            block = EncoderBlock(**self._shared_fields(), name=name)
+            block = EncoderBlock(
+                num_outputs=self.num_outputs if name == names[-1] else None,
+                **self._shared_fields(),
+                name=name,
+            )
             x_BTD, _ = encode(block, x_BTD, None)
+        x_BTD = x_BTD[:, : self.num_outputs]
         return self._normalize("norm", x_BTD) if self.final_norm else x_BTD
 
 

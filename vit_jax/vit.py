@@ -135,6 +135,8 @@ class ViT(nn.Module):
             attention_implementation=self.attention_implementation,
             remat=self.remat,
             scan=self.scan,
+            # Nothing else is read at the end.
+            num_outputs=1 if self.pool == "cls" else None,
             dtype=self.dtype,
             name="encoder",
         )(x_BTD, train=train)
