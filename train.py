@@ -21,11 +21,12 @@ def main(arguments: list[str]) -> int:
     cli.add_process_flags(parser)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
-    cli.keep_compiled_programs()
     # Imported here, so that --help and a mistyped flag answer at once.
-    from train_jax import experiment, loop, processes, report
+    from train_jax import compiler, experiment, loop, processes, report
     from train_jax.config import load_config
     from train_jax.interrupt import StopRequest
+
+    compiler.keep_compiled_programs()
 
     with processes.ending_together("train.py"), contextlib.ExitStack() as stack:
         try:

@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
-from train_jax import cli, experiment, loop
+from train_jax import cli, compiler, experiment, loop
 from train_jax import workdir as wd
 from train_jax.config import Config, load_config, read_config_file
 from train_jax.interrupt import StopRequest
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
-    cli.keep_compiled_programs()
+    compiler.keep_compiled_programs()
     workdir = options.workdir
     try:
         trials = plan(options.config, overrides, workdir)

@@ -1,13 +1,9 @@
 """What the commands share: a config, its fields as flags, and a line for a mistake."""
 
 import argparse
-import hashlib
 import logging
 import pathlib
-import platform
 import sys
-
-from train_jax.folders import cache_folder
 
 # Exit codes of a run that cannot go on, and of one that was asked to stop and goes on
 # when it is started again (EX_TEMPFAIL). Wrong input is 2, as with argparse.
@@ -72,25 +68,6 @@ def parse(
     if options.workdir is None:
         options.workdir = pathlib.Path("runs", pathlib.Path(options.config).stem)
     return options, overrides
-
-
-def keep_compiled_programs() -> None:
-    """Let the next start of a command find what XLA has compiled in this one.
-
-    In a folder for this kind of CPU, as XLA compiles for its very instructions;
-    JAX_COMPILATION_CACHE_DIR names another folder.
-    """
-    import jax
-
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        path = pathlib.Path("/proc/cpuinfo")
-        lines = path.read_text().splitlines() if path.exists() else []
-        about = [x for x in lines if x.startswith(("model name", "flags", "Features"))]
-        identity = platform.machine() + "".join(sorted(set(about)))
-        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        folder = cache_folder() / f"compiled-{key}"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def silence_libraries() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax import processes, sharding
+from train_jax import compiler, processes, sharding
 from train_jax.experiment import Experiment
 from train_jax.state import TrainState
 from train_jax.step import epoch_order, make_next_step, make_train_step
@@ -208,7 +208,7 @@ def _compile_steps(
     if jax.default_backend() == "cpu" and _has_convolutions(step, arguments):
         # Inside a loop XLA's CPU backend runs convolutions on a path ten times slower.
         # Everything else is a third faster there.
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=layout)
+        jitted = compiler.jit(step, donate_argnums=0, out_shardings=layout)
         compiled_step = jitted.lower(*arguments).compile()
 
         def take_steps_one_by_one(num_steps: int, state: TrainState, *constants: Any):
@@ -223,7 +223,7 @@ def _compile_steps(
             0, num_steps, lambda _, state: step(state, *constants), state
         )
 
-    jitted = jax.jit(take_steps, donate_argnums=1, out_shardings=layout)
+    jitted = compiler.jit(take_steps, donate_argnums=1, out_shardings=layout)
     compiled = jitted.lower(np.int32(1), *arguments).compile()
     return lambda num_steps, *rest: compiled(np.int32(num_steps), *rest)
 

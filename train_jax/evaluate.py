@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax import sharding
+from train_jax import compiler, sharding
 from train_jax.data import Sequences, Split
 from train_jax.experiment import Experiment
 
@@ -39,7 +39,7 @@ class Evaluator:
         size = experiment.config.eval_batch_size
         self._batch_size = math.ceil(size / num_devices) * num_devices
         eval_step = experiment.task.make_eval_step(experiment.model)
-        self._eval_step = jax.jit(
+        self._eval_step = compiler.jit(
             experiment.runs.vmap(
                 lambda variables, examples: eval_step(variables, *examples),
                 in_axes=(0, None),

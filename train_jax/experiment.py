@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train_jax import optim, sharding
+from train_jax import compiler, optim, sharding
 from train_jax import workdir as wd
 from train_jax.augment import channel_statistics
 from train_jax.config import FIELDS, Config
@@ -66,13 +66,17 @@ class Experiment:
 
     def key(self, stream: str) -> jax.Array:
         """Each run's key of a stream of randomness: "init", "order" or "steps"."""
-        number = ("init", "order", "steps").index(stream)
-        make_key = self.runs.vmap(
-            lambda seed: jax.random.fold_in(jax.random.key(seed), number)
-        )
+        return self._keys[stream]
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, jax.Array]:
+        def make_keys(seed: jax.Array) -> dict[str, jax.Array]:
+            key, streams = jax.random.key(seed), ("init", "order", "steps")
+            return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}
+
         everywhere = sharding.replicated(self.mesh)
         seeds = self.runs.stack(self.runs.seeds).astype(np.uint32)
-        return jax.jit(make_key, out_shardings=everywhere)(seeds)
+        return jax.jit(self.runs.vmap(make_keys), out_shardings=everywhere)(seeds)
 
     def optimizer(
         self, swept: Mapping[str, Any]
@@ -103,7 +107,8 @@ class Experiment:
     def first_state(self) -> TrainState:
         """Draw the state that the runs start from."""
         layout = self.state_sharding(self.abstract_state())
-        return jax.jit(self._init, out_shardings=layout)(*self._init_arguments())
+        init = compiler.jit(self._init, out_shardings=layout)
+        return init(*self._init_arguments())
 
     @property
     def _init(self) -> Callable[..., TrainState]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 
-from train_jax import cli, plots
+from train_jax import cli, compiler, plots
 from train_jax import workdir as wd
 from train_jax.augment import normalize
 from train_jax.tasks import Classification
@@ -34,7 +34,7 @@ _SAMPLE = 128
 def main(arguments: list[str]) -> int:
     """Parse the command line, draw, and return the exit code."""
     options = _parser().parse_args(arguments)
-    cli.keep_compiled_programs()
+    compiler.keep_compiled_programs()
     try:
         explainer = Explainer(load_trained(options.workdir, run=options.run))
         images = explainer.choose(options.images, options.file)
@@ -114,8 +114,8 @@ class Explainer:
         height, width, _ = task.image_shape
         patch_size = self.fields.patch_size
         self.grid = (height // patch_size, width // patch_size)
-        self._capture = jax.jit(functools.partial(attention_weights, model))
-        self._classify = jax.jit(functools.partial(model.apply, train=False))
+        self._capture = compiler.jit(functools.partial(attention_weights, model))
+        self._classify = compiler.jit(functools.partial(model.apply, train=False))
 
     @functools.cached_property
     def test(self) -> Any:

@@ -120,10 +120,8 @@ def plot_misclassified(
         f"{len(wrong)} of {len(label_M)} wrong; the {len(chosen)} most confident "
         "(predicted, probability; true class)"
     )
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
-        axis.axis("off")
-    for axis, index in zip(axes, chosen, strict=False):
+    axes = _image_axes(figure, rows, columns)
+    for axis, index in zip(axes.flat, chosen, strict=False):
         _show(axis, image_MHWC[index])
         predicted = names[prediction_M[index]]
         truth = names[label_M[index]]
@@ -155,7 +153,7 @@ def plot_attention(
     figure = Figure(figsize=(1.5 * batch, 3.6), layout="constrained")
     reader = "the class token" if has_class_token else "all patches"
     figure.suptitle(f"Attention of {reader} in the last layer, mean over the heads")
-    axes = figure.subplots(2, batch, squeeze=False)
+    axes = _image_axes(figure, 2, batch)
     for column in range(batch):
         _show(axes[0, column], image_BHWC[column])
         axes[0, column].set_title(titles[column], fontsize=9)
@@ -164,8 +162,6 @@ def plot_attention(
         axes[1, column].imshow(
             relevance_BP[column].reshape(grid), cmap="magma", alpha=0.65, extent=extent
         )
-    for axis in axes.flat:
-        axis.axis("off")
     figure.savefig(path, dpi=120)
 
 
@@ -293,17 +289,23 @@ def plot_position_similarity(
         figsize=(side * columns + 1.6, side * rows + 0.9), layout="constrained"
     )
     figure.suptitle("Cosine similarity of position embeddings", fontsize=10)
-    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    axes = _image_axes(figure, rows, columns, frame_on=True)
     for index, axis in enumerate(axes.flat):
         image = axis.imshow(
             similarity_PP[index].reshape(grid), cmap="RdBu_r", vmin=-1, vmax=1
         )
-        axis.set_xticks([])
-        axis.set_yticks([])
     figure.supxlabel("column of the patch", fontsize=9)
     figure.supylabel("row of the patch", fontsize=9)
     figure.colorbar(image, ax=axes)
     figure.savefig(path, dpi=120)
+
+
+def _image_axes(
+    figure: Figure, rows: int, columns: int, *, frame_on: bool = False
+) -> Any:
+    """Make axes for images; that they have no ticks makes them quick to draw."""
+    style = {"xticks": [], "yticks": [], "frame_on": frame_on}
+    return figure.subplots(rows, columns, squeeze=False, subplot_kw=style)
 
 
 def _show(axis: Any, image_HWC: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """What a run tells while it goes: progress, a line an epoch, TensorBoard, a table."""
 
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,6 @@ import rich.box
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
 
 from train_jax import processes
 from train_jax import workdir as wd
@@ -46,7 +46,7 @@ class Report:
         """
         self._metrics = workdir / wd.METRICS
         self._console = rich.console.Console(highlight=False)
-        self._writer = tensorboardX.SummaryWriter(
+        self._writer = _import_tensorboardx().SummaryWriter(
             str(workdir / wd.TENSORBOARD),
             purge_step=first_step + 1,
             write_to_disk=processes.is_main(),
@@ -133,6 +133,23 @@ class Report:
             soft_wrap=True,
         )
         self._last_line = time.monotonic()
+
+
+def _import_tensorboardx() -> Any:
+    """Import it without PyTorch.
+
+    Where that is installed tensorboardX would import it too, which takes seconds, and
+    of which scalars make no use.
+    """
+    is_hidden = "torch" not in sys.modules
+    if is_hidden:
+        sys.modules["torch"] = None  # type: ignore  (makes its import fail)
+    try:
+        import tensorboardX
+    finally:
+        if is_hidden:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 def _floats(value: float | list[float | None]) -> np.ndarray:

@@ -56,10 +56,9 @@ def summarize(
             for run, seed in enumerate(runs.seeds)
         ]
     train_seconds = sum(record["seconds"] for record in records)
-    params = runs.take(state.params, 0)
     num_images = experiment.total_steps * experiment.examples_per_step
     return summary | {
-        "num_params": count_parameters(params),
+        "num_params": count_parameters(state.params) // len(runs),
         "steps": experiment.total_steps,
         "train_seconds": train_seconds,
         "images_per_second": num_images / train_seconds,

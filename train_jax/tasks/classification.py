@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax import plots
+from train_jax import compiler, plots
 from train_jax.augment import augment_batch, normalize
 from train_jax.data import Split
 from train_jax.models import IMAGE_MODELS
@@ -100,7 +100,7 @@ class Classification:
             folder / "misclassified.png",
         )
         image_BHWC = split.image_BHWC[:8]
-        weights = jax.jit(functools.partial(attention_weights, model))(
+        weights = compiler.jit(functools.partial(attention_weights, model))(
             variables,
             normalize(jnp.asarray(image_BHWC), mean=self.mean, std=self.std),
         )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax import plots
+from train_jax import compiler, plots
 from train_jax.data import Sequences
 from train_jax.models import SEQUENCE_MODELS
 from train_jax.step import Batch, cross_entropy
@@ -85,7 +85,7 @@ class Translation:
     ) -> None:
         """Draw what each token of the first answer looks at in its source."""
         source_BS, target_BT = split.source_BS[:1], output_M[:1]
-        weights = jax.jit(
+        weights = compiler.jit(
             functools.partial(
                 attention_weights, model, where="*decoder/block_*/cross_attention"
             )
