@@ -99,7 +99,7 @@ FIELDS: dict[str, tuple[Any, Rule]] = {
     "optimizer.b2": (0.999, _number(0, 1, high_open=True)),
     "optimizer.eps": (1e-8, _number(0)),
     "batch_size": (128, _integer(1)),
-    "eval_batch_size": (500, _integer(1)),
+    "eval_batch_size": (256, _integer(1)),
     "accumulation_steps": (1, _integer(1)),
     "num_epochs": (10, _integer(1)),
     "num_steps": (None, _or_none(_integer(1))),

@@ -1,11 +1,12 @@
 """Dropout: how much it drops, that it keeps the mean, and where it is the same."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.dropout import Dropout, dropout
+from vit_jax.dropout import Dropout, dropout, threefry_2x32
 
 KEY = jax.random.key(0)
 
@@ -20,21 +21,36 @@ def test_the_share_dropped_and_the_mean(rate):
     np.testing.assert_allclose(out.mean(), 1.0, atol=0.3 if rate > 0.99 else 0.02)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 5, 7), (4, 8)])
+def test_the_cipher_is_that_of_jax():
+    key = jax.random.bits(jax.random.key(3), (2,))
+    x, y = jax.random.bits(jax.random.key(4), (2, 1000))
+    expected = jax.extend.random.threefry_2x32(key, jnp.concatenate([x, y]))
+    found = jnp.concatenate(threefry_2x32((key[0], key[1]), x, y))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 5, 7), (4, 8), (3, 4, 8)])
 def test_it_equals_its_plain_form(shape):
     x = jax.random.normal(jax.random.key(1), shape)
-    words = np.asarray(jax.random.bits(KEY, (*shape[:-1], -(-shape[-1] // 4))))
-    bits = words[..., None] >> np.array([0, 8, 16, 24], np.uint32) & 0xFF
-    is_kept = bits.reshape(*shape[:-1], -1)[..., : shape[-1]] >= 77
-    expected = np.where(is_kept, x * (256 / 179), 0)
+    seed = jax.random.bits(KEY, (2,))
+    expected = []
+    for example in range(shape[0]):
+        count = np.arange(-(-x[0].size // 8), dtype=np.uint32)
+        pairs = np.concatenate([np.full_like(count, example), count])
+        words = np.asarray(jax.extend.random.threefry_2x32(seed, pairs))
+        bits = words[:, None] >> np.array([0, 8, 16, 24], np.uint32) & 0xFF
+        is_kept = bits.reshape(-1)[: x[0].size].reshape(shape[1:]) >= 77
+        expected.append(np.where(is_kept, x[example] * (256 / 179), 0))
     np.testing.assert_allclose(dropout(KEY, x, rate=0.3), expected, rtol=1e-6)
 
 
-def test_every_byte_of_a_word_decides_by_itself():
-    out = np.asarray(dropout(KEY, jnp.ones((20_000, 4)), rate=0.5)) > 0
-    correlation = np.corrcoef(out.T)
-    np.testing.assert_allclose(correlation, np.eye(4), atol=0.03)
+def test_examples_and_elements_are_dropped_independently():
+    out = np.asarray(dropout(KEY, jnp.ones((20_000, 20)), rate=0.5)) > 0
+    np.testing.assert_allclose(np.corrcoef(out.T), np.eye(20), atol=0.04)
     np.testing.assert_allclose(out.mean(axis=0), 0.5, atol=0.02)
+    out = np.asarray(dropout(KEY, jnp.ones((20, 20_000)), rate=0.5)) > 0
+    np.testing.assert_allclose(np.corrcoef(out), np.eye(20), atol=0.04)
+    np.testing.assert_allclose(out.mean(axis=1), 0.5, atol=0.02)
 
 
 def test_the_gradient_is_dropped_with_the_value():
@@ -64,5 +80,6 @@ def test_the_module_rests_when_it_is_deterministic():
     rngs = {"dropout": KEY}
     module = Dropout(0.5)
     np.testing.assert_array_equal(module.apply({}, x, deterministic=True), x)
-    assert (module.apply({}, x, deterministic=False, rngs=rngs) == 0).any()
+    out = module.apply({}, x, deterministic=False, rngs=rngs)
+    assert (np.asarray(out) == 0).any()
     np.testing.assert_array_equal(Dropout(0.0, deterministic=False).apply({}, x), x)
