@@ -1,11 +1,12 @@
 """Pictures of a run: curves, confusion matrix, mistakes, attention."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 
 def plot_curves(
@@ -43,9 +44,8 @@ def plot_curves(
     axes[0].set_ylabel("cross-entropy (nats)")
     axes[1].set_ylabel("accuracy (%)")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 3)
-    )
+    style = {"loc": "outside lower center", "fontsize": 8}
+    figure.legend(handles, labels, ncols=min(len(labels), 3), **style)
     figure.savefig(path, dpi=120)
 
 
@@ -120,12 +120,13 @@ def plot_misclassified(
         f"{len(wrong)} of {len(label_M)} wrong; the {len(chosen)} most confident "
         "(predicted, probability; true class)"
     )
-    axes = _image_axes(figure, rows, columns)
-    for axis, index in zip(axes.flat, chosen, strict=False):
-        _show(axis, image_MHWC[index])
-        predicted = names[prediction_M[index]]
-        truth = names[label_M[index]]
-        axis.set_title(f"{predicted} {confidence_M[index]:.0%}\n{truth}", fontsize=9)
+    titles = [
+        f"{names[predicted]} {confidence:.0%}\n{names[truth]}"
+        for predicted, confidence, truth in zip(
+            prediction_M[chosen], confidence_M[chosen], label_M[chosen], strict=True
+        )
+    ]
+    _draw_tiles(figure.subplots(), image_MHWC[chosen], columns, titles)
     figure.savefig(path, dpi=120)
 
 
@@ -153,15 +154,10 @@ def plot_attention(
     figure = Figure(figsize=(1.5 * batch, 3.6), layout="constrained")
     reader = "the class token" if has_class_token else "all patches"
     figure.suptitle(f"Attention of {reader} in the last layer, mean over the heads")
-    axes = _image_axes(figure, 2, batch)
-    for column in range(batch):
-        _show(axes[0, column], image_BHWC[column])
-        axes[0, column].set_title(titles[column], fontsize=9)
-        _show(axes[1, column], image_BHWC[column])
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axes[1, column].imshow(
-            relevance_BP[column].reshape(grid), cmap="magma", alpha=0.65, extent=extent
-        )
+    axis = figure.subplots()
+    extents = _draw_tiles(axis, [*image_BHWC, *image_BHWC], batch, titles)
+    for relevance_P, extent in zip(relevance_BP, extents[batch:], strict=True):
+        axis.imshow(relevance_P.reshape(grid), cmap="magma", alpha=0.65, extent=extent)
     figure.savefig(path, dpi=120)
 
 
@@ -289,26 +285,52 @@ def plot_position_similarity(
         figsize=(side * columns + 1.6, side * rows + 0.9), layout="constrained"
     )
     figure.suptitle("Cosine similarity of position embeddings", fontsize=10)
-    axes = _image_axes(figure, rows, columns, frame_on=True)
-    for index, axis in enumerate(axes.flat):
-        image = axis.imshow(
-            similarity_PP[index].reshape(grid), cmap="RdBu_r", vmin=-1, vmax=1
-        )
+    axis = figure.subplots()
+    tiles = similarity_PP.reshape(-1, *grid)
+    _draw_tiles(axis, tiles, columns, cmap="RdBu_r", vmin=-1, vmax=1)
     figure.supxlabel("column of the patch", fontsize=9)
     figure.supylabel("row of the patch", fontsize=9)
-    figure.colorbar(image, ax=axes)
+    figure.colorbar(axis.images[-1])
     figure.savefig(path, dpi=120)
 
 
-def _image_axes(
-    figure: Figure, rows: int, columns: int, *, frame_on: bool = False
-) -> Any:
-    """Make axes for images; that they have no ticks makes them quick to draw."""
-    style = {"xticks": [], "yticks": [], "frame_on": frame_on}
-    return figure.subplots(rows, columns, squeeze=False, subplot_kw=style)
+def _draw_tiles(
+    axis: Any,
+    tiles: Iterable[np.ndarray],
+    columns: int,
+    titles: Sequence[str] = (),
+    **style: Any,
+) -> list[tuple[float, float, float, float]]:
+    """Draw images of one size side by side, row by row.
+
+    In a single axis, as to make and to lay out an axis for each takes far longer.
+
+    Returns:
+        Where each lies: left, right, bottom and top.
+    """
+    axis.axis("off")
+    num_lines = max((title.count("\n") + 1 for title in titles), default=0)
+    above = 0.05 + 0.13 * num_lines
+    extents = []
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, columns)
+        height = tile.shape[0] / tile.shape[1]
+        left, top = 1.08 * column, (height + above) * row
+        extents.append((left, left + 1, top + height, top))
+        _show(axis, tile, extent=extents[-1], **style)
+        frame = Rectangle((left, top), 1, height, fill=False, linewidth=0.5)
+        axis.add_patch(frame)
+    for title, (left, _, _, top) in zip(titles, extents, strict=False):
+        where = {"ha": "center", "va": "bottom", "fontsize": 9}
+        axis.text(left + 0.5, top - 0.03, title, **where)
+    if extents:
+        axis.set_xlim(-0.02, 1.08 * columns)
+        axis.set_ylim(extents[-1][2] + 0.02, -above)
+    return extents
 
 
-def _show(axis: Any, image_HWC: np.ndarray) -> None:
-    """Draw one image, grey if it has one channel."""
-    grey = image_HWC.shape[-1] == 1
-    axis.imshow(image_HWC[..., 0] if grey else image_HWC, cmap="gray" if grey else None)
+def _show(axis: Any, image: np.ndarray, **style: Any) -> None:
+    """Draw one image, (H, W, C) or (H, W), grey if it has one channel."""
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image, style = image[..., 0], {"cmap": "gray", **style}
+    axis.imshow(image, **style)
