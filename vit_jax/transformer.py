@@ -269,7 +269,7 @@ class Encoder(TransformerModule, kw_only=True):
         names = [f"block_{layer}" for layer in range(self.depth)]
         for name in ["blocks"] if self.scan else names:
             block = EncoderBlock(
-                num_outputs=self.num_outputs if name == names[-1] else None,
+                num_outputs=self.num_outputs if name in names[-1:] else None,
                 **self._shared_fields(),
                 name=name,
             )

@@ -1,8 +1,11 @@
 """What the user sees: the table of layers, lines of progress, lines of metrics."""
 
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
+import pytest
 
 from resnet_jax import ResNet
 from tests import modules
@@ -79,3 +82,20 @@ def test_progress_is_a_plain_line_now_and_then_without_a_terminal(
     assert capsys.readouterr().out == (
         "epoch 2/5  step 40/100  loss 0.5000  100 img/s  ETA 2:00\n"
     )
+
+
+@pytest.mark.parity
+def test_a_report_does_without_torch(tmp_path):
+    pytest.importorskip("torch")
+    script = """
+import pathlib, sys
+from train_jax import report
+with report.Report(pathlib.Path(sys.argv[1]), first_step=0, total_steps=1, epochs=1):
+    pass
+print("torch" in sys.modules)
+import torch
+print(torch.ones(2).sum().item())
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "2.0"]

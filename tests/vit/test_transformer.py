@@ -326,3 +326,64 @@ def test_scanned_blocks_drop_each_their_own():
     added, counts = np.unique(np.round(out_BTD - X_BTD, 3), return_counts=True)
     np.testing.assert_array_equal(added, [0, 2, 4])
     assert counts.min() > X_BTD.size / 8
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"norm": "post"},
+        {"norm": None, "residual": False},
+        {"mlp_size": None},
+        {"remat": True},
+        {"attention_implementation": "xla"},
+        {"scan": True},
+        {"depth": 0},
+    ],
+    ids=lambda fields: "-".join(fields) if isinstance(fields, dict) else None,
+)
+def test_tokens_that_nobody_asks_for_are_not_computed(fields, num_outputs):
+    everything = Encoder(**(STACK | fields))
+    short = everything.copy(num_outputs=num_outputs)
+    variables = modules.variables(everything, X_BTD)
+    chex.assert_trees_all_equal_shapes(modules.variables(short, X_BTD), variables)
+    mask = causal_mask(5)
+
+    def first(module, params):
+        return module.apply({"params": params}, X_BTD, mask)[:, :num_outputs]
+
+    @jax.jit
+    def gradient(params):
+        return [
+            jax.grad(lambda p, m=module: (first(m, p) ** 3).sum())(params)
+            for module in (everything, short)
+        ]
+
+    params = variables.get("params", {})
+    out_BTD = short.apply({"params": params}, X_BTD, mask)
+    assert out_BTD.shape == (2, num_outputs, 16)
+    np.testing.assert_allclose(out_BTD, first(everything, params), atol=1e-5)
+    expected, found = gradient(params)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_captured_attention_weights_are_those_of_all_tokens():
+    module = Encoder(**STACK, num_outputs=1)
+    variables = modules.variables(module, X_BTD)
+    out_BTD, captured = apply(module, variables, X_BTD, mutable=("intermediates",))
+    (weights_BNTS,) = captured["intermediates"]["block_1"]["attention"][
+        "attention_weights"
+    ]
+    assert weights_BNTS.shape == (2, 4, 5, 5)
+    np.testing.assert_allclose(out_BTD, apply(module, variables, X_BTD), atol=1e-6)
+
+
+def test_the_last_block_multiplies_for_the_tokens_asked_for_alone():
+    def flops(num_outputs):
+        module = Encoder(**STACK, num_outputs=num_outputs)
+        variables = modules.variables(module, X_BTD)
+        lowered = jax.jit(module.apply).lower(variables, X_BTD)
+        return lowered.cost_analysis()["flops"]
+
+    assert flops(1) < 0.75 * flops(None)

@@ -1,13 +1,15 @@
-"""What the commands share."""
+"""What XLA compiles is kept, and compiled with less effort on a CPU."""
 
 import os
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from train_jax import cli
+from train_jax import compiler
 
 CACHE = "jax_compilation_cache_dir"
 
@@ -23,22 +25,23 @@ def no_cache():
 
 def test_compiled_programs_are_kept(no_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cli.keep_compiled_programs()
+    compiler.keep_compiled_programs()
     folder = jax.config.values[CACHE]
     assert folder.startswith(str(tmp_path / "vit-resnet-jax" / "compiled-"))
-    cli.keep_compiled_programs()
+    compiler.keep_compiled_programs()
     assert jax.config.values[CACHE] == folder
 
 
 def test_a_folder_that_the_user_names_is_used(no_cache, tmp_path):
     jax.config.update(CACHE, str(tmp_path))
-    cli.keep_compiled_programs()
+    compiler.keep_compiled_programs()
     assert jax.config.values[CACHE] == str(tmp_path)
 
 
 def test_a_second_start_compiles_nothing(tmp_path):
     def start(name: str) -> set[str]:
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": ""}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         subprocess.run(
             [
                 *(sys.executable, "train.py", "--config", "configs/vit_digits.py"),
@@ -55,3 +58,24 @@ def test_a_second_start_compiles_nothing(tmp_path):
     first = start("a")
     assert any("take_steps" in name for name in first)
     assert start("b") == first
+
+
+def test_a_program_is_that_of_jax_jit():
+    def double(x):
+        return {"y": 2 * x}
+
+    x = jnp.arange(5.0)
+    compiled = compiler.jit(double, donate_argnums=0)
+    np.testing.assert_array_equal(compiled(x)["y"], [0, 2, 4, 6, 8])
+    assert x.is_deleted()
+
+
+def test_llvm_tries_less_hard_on_a_cpu_alone(monkeypatch):
+    options = []
+    monkeypatch.setattr(jax, "jit", lambda f, **kwargs: options.append(kwargs))
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        compiler.jit(abs)
+    cpu, gpu = (x["compiler_options"] for x in options)
+    assert cpu == {"xla_backend_optimization_level": 2}
+    assert gpu is None
