@@ -32,8 +32,7 @@ def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
     """Do what `jax.jit` does, for a large program.
 
     On a CPU, LLVM compiles it as by -O2 instead of -O3: the MNIST ViT's step takes 2.9
-    instead of 4.7 s to compile, and none more to run, as its time goes by in libraries
-    and in code that XLA itself vectorises.
+    instead of 4.7 s to compile, and no longer to run.
     """
     options = {"xla_backend_optimization_level": 2}
     is_cpu = jax.default_backend() == "cpu"

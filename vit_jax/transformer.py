@@ -161,16 +161,14 @@ class EncoderBlock(TransformerModule, kw_only=True):
         """
         chex.assert_rank(x_BTD, 3)
         attention = self._attention("attention")
-        # Who captures the attention weights wants them of all tokens.
-        is_captured = self.is_mutable_collection("intermediates")
-        num_queries = None if is_captured else self.num_outputs
-        mask = None if mask is None else mask[..., :num_queries, :]
+        if mask is not None and self.num_outputs is not None:
+            mask = mask[..., : self.num_outputs, :]
 
         def attend(y_BSD: Array) -> Array:
-            return attention(y_BSD[:, :num_queries], y_BSD, mask, train=train)
+            return attention(y_BSD[:, : self.num_outputs], y_BSD, mask, train=train)
 
         out_BTD = self._sublayer("attention", attend, x_BTD, train)
-        out_BTD = self._transform(out_BTD, train=train)[:, : self.num_outputs]
+        out_BTD = self._transform(out_BTD, train=train)
         chex.assert_shape(out_BTD, x_BTD[:, : self.num_outputs].shape)
         return out_BTD
 
@@ -229,8 +227,7 @@ class Encoder(TransformerModule, kw_only=True):
     Attributes:
         depth: number of blocks L.
         num_outputs: how many of the tokens are asked for, from the first on, so that
-            the last block computes no others; None for all of them. Of a ViT with a
-            class token that is 1, which spares it most of its last block.
+            the last block computes no others; None for all of them.
         final_norm: whether a LayerNorm stands at the end.
         remat: whether the backward pass computes a block's activations anew, instead
             of keeping those of all blocks: less memory, more time.

@@ -135,8 +135,7 @@ class ViT(nn.Module):
             attention_implementation=self.attention_implementation,
             remat=self.remat,
             scan=self.scan,
-            # Nothing else is read at the end.
-            num_outputs=1 if self.pool == "cls" else None,
+            num_outputs=self._num_outputs(),
             dtype=self.dtype,
             name="encoder",
         )(x_BTD, train=train)
@@ -149,6 +148,14 @@ class ViT(nn.Module):
         logits_BY = Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
         chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
         return logits_BY.astype(jnp.float32)
+
+    def _num_outputs(self) -> int | None:
+        """How many tokens the last block has to compute: the class token alone.
+
+        All, where all are pooled, or where somebody captures what lies in between.
+        """
+        is_captured = self.is_mutable_collection("intermediates")
+        return 1 if self.pool == "cls" and not is_captured else None
 
     def _add_class_token(self, x_BTD: Array) -> Array:
         """Prepend the class token, where it is what is read at the end."""

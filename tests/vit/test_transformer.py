@@ -368,17 +368,6 @@ def test_tokens_that_nobody_asks_for_are_not_computed(fields, num_outputs):
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_captured_attention_weights_are_those_of_all_tokens():
-    module = Encoder(**STACK, num_outputs=1)
-    variables = modules.variables(module, X_BTD)
-    out_BTD, captured = apply(module, variables, X_BTD, mutable=("intermediates",))
-    (weights_BNTS,) = captured["intermediates"]["block_1"]["attention"][
-        "attention_weights"
-    ]
-    assert weights_BNTS.shape == (2, 4, 5, 5)
-    np.testing.assert_allclose(out_BTD, apply(module, variables, X_BTD), atol=1e-6)
-
-
 def test_the_last_block_multiplies_for_the_tokens_asked_for_alone():
     def flops(num_outputs):
         module = Encoder(**STACK, num_outputs=num_outputs)

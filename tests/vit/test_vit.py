@@ -278,3 +278,28 @@ def test_vit_rejects_fields_that_do_not_fit(fields, message):
 def test_vit_rejects_unknown_fields():
     with pytest.raises(TypeError, match="unexpected keyword argument 'dropout'"):
         _vit(dropout=0.1)
+
+
+def test_what_is_captured_is_that_of_all_tokens():
+    logits_BY, captured = apply(
+        _vit(),
+        _variables(),
+        IMAGE_BHWC,
+        mutable=("intermediates",),
+        capture_intermediates=True,
+    )
+    encoder = captured["intermediates"]["encoder"]
+    (weights_BNTS,) = encoder["block_1"]["attention"]["attention_weights"]
+    assert weights_BNTS.shape == (3, 4, 7, 7)
+    assert encoder["__call__"][0].shape == (3, 7, 16)
+    expected = apply(_vit(), _variables(), IMAGE_BHWC)
+    np.testing.assert_allclose(logits_BY, expected, atol=1e-5)
+
+
+def test_the_last_block_computes_the_class_token_alone():
+    def flops(model):
+        lowered = jax.jit(model.apply).lower(_variables(model.pool), IMAGE_BHWC)
+        return lowered.cost_analysis()["flops"]
+
+    # With all of its tokens it would be more: one more than there are patches.
+    assert flops(_vit()) < flops(_vit(pool="mean"))
