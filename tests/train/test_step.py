@@ -15,7 +15,12 @@ from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
 from train_jax import models, sharding
 from train_jax.epoch import EpochRunner
 from train_jax.state import TrainState
-from train_jax.step import cross_entropy, epoch_order, make_train_step
+from train_jax.step import (
+    cross_entropy,
+    epoch_order,
+    make_next_step,
+    make_train_step,
+)
 
 
 class Linear(nn.Module):
@@ -41,6 +46,28 @@ def _problem(batch=8):
 def test_cross_entropy_of_even_logits_is_log_of_classes():
     losses = cross_entropy(jnp.zeros((2, 5)), jax.nn.one_hot(jnp.array([0, 3]), 5))
     np.testing.assert_allclose(losses, np.log(5), rtol=1e-6)
+
+
+def test_finite_steps_are_those_before_the_first_that_is_not():
+    losses = jnp.array([2.0, 1.0, jnp.inf, 1.0])
+
+    def train_step(state, batch, key):
+        metrics = {"loss": losses[state.step], "accuracy": jnp.ones(())}
+        return state.replace(step=state.step + 1), metrics
+
+    next_step = make_next_step(
+        train_step,
+        lambda key, x: x,
+        batch_size=8,
+        batch_sharding=sharding.batch_sharding(sharding.make_mesh(1)),
+    )
+    _, _, state, _ = _problem()
+    counts = []
+    for _ in losses:
+        examples = (jnp.zeros((32, 1)),)
+        state = next_step(state, examples, jnp.arange(32), jax.random.key(0))
+        counts.append(int(state.finite_steps))
+    assert counts == [1, 2, 2, 2]
 
 
 def test_train_step_is_gradient_descent_on_the_mean_loss():
