@@ -152,7 +152,7 @@ class Checkpoints:
             for path in sorted(folder.glob("*/**/*"))
             if path.is_file()
         }
-        (folder / _SEAL).write_text(json.dumps(checksums, indent=2) + "\n")
+        (folder / _SEAL).write_text(_write_seal(checksums))
 
 
 def find_newest(directory: pathlib.Path) -> int | None:
@@ -220,18 +220,28 @@ def _look_through(directory: pathlib.Path) -> tuple[int | None, list[int]]:
 
 def _damage(folder: pathlib.Path) -> str | None:
     """Say what is wrong with a checkpoint, if something is."""
+    seal = folder / _SEAL
+    if not seal.is_file():
+        return f"is damaged: {_SEAL} is missing"
     try:
-        checksums = json.loads((folder / _SEAL).read_text())
-        for name, checksum in checksums.items():
-            if _checksum(folder / name) != checksum:
-                return f"is damaged: {name} has changed since it was written"
-    except FileNotFoundError as error:
-        return (
-            f"is damaged: {pathlib.Path(error.filename).relative_to(folder)} is missing"
-        )
-    except (ValueError, AttributeError):
+        text = seal.read_text()
+        checksums = json.loads(text)["files"]
+    except (ValueError, LookupError, TypeError):
         return f"is damaged: {_SEAL} is not readable"
+    if text != _write_seal(checksums):
+        return f"is damaged: {_SEAL} has changed since it was written"
+    for name, checksum in checksums.items():
+        if not (folder / name).is_file():
+            return f"is damaged: {name} is missing"
+        if _checksum(folder / name) != checksum:
+            return f"is damaged: {name} has changed since it was written"
     return None
+
+
+def _write_seal(checksums: Mapping[str, str]) -> str:
+    """Write down the checksums of all files, and a checksum of these."""
+    own = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
+    return json.dumps({"files": checksums, "sha256": own}, indent=2) + "\n"
 
 
 def _put_aside(directory: pathlib.Path, damaged: list[int]) -> None:

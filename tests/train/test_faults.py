@@ -244,6 +244,22 @@ def test_damage_never_yields_a_wrong_state(two_states, tmp_path, capsys, damage,
     chex.assert_trees_all_equal(_restore(ready, folder, step), states[step])
 
 
+def test_damage_to_the_checksums_is_named_as_such(two_states, tmp_path, capsys):
+    _, original, _ = two_states
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(original, folder)
+    seal = folder / "10" / "checksums.json"
+    content = seal.read_bytes()
+    for position in range(0, len(content), 5):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        seal.write_bytes(changed)
+        assert checkpoint.find_newest(folder) == 5, position
+        assert "10 is damaged: checksums.json " in capsys.readouterr().err, position
+    seal.write_bytes(content)
+    assert checkpoint.find_newest(folder) == 10
+
+
 def test_a_file_that_is_missing_is_damage(two_states, tmp_path, capsys):
     _, original, _ = two_states
     folder = tmp_path / "checkpoints"
@@ -265,7 +281,9 @@ def test_damaged_checkpoints_are_put_aside(two_states, tmp_path):
 
     (copy.workdir / wd.SUMMARY).unlink()
     for step in ("5", "10"):
-        (folder / step / "checksums.json").write_text('{"state/no": "such file"}')
+        (folder / step / "checksums.json").write_text(
+            '{"files": {"state/no": "such file"}}'
+        )
     with pytest.raises(loop.Failed, match="are damaged; --overwrite starts anew"):
         loop.train_and_evaluate(copy)
     assert {path.name for path in folder.iterdir()} == {"5", "10", "damaged_10"}
