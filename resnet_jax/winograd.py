@@ -75,7 +75,7 @@ def conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:
 @jax.custom_vjp
 def _conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:
     """Convolve an image whose height and width are multiples of 4."""
-    return _convolve(x_BHWC, _transform_kernel(kernel_33CF.swapaxes(2, 3)))
+    return _convolve(x_BHWC, _transform_kernel(kernel_33CF), "ntc,ncf->ntf")
 
 
 def _forward(x_BHWC: Array, kernel_33CF: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -86,7 +86,7 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
     x_BHWC, kernel_33CF = saved
     # The image's gradient is a convolution with the kernel turned by 180 degrees.
     turned_NCF = _transform_kernel(kernel_33CF[::-1, ::-1])
-    dx_BHWC = _convolve(dy_BHWF, turned_NCF)
+    dx_BHWC = _convolve(dy_BHWF, turned_NCF, "ntf,ncf->ntc")
 
     def add(sum_NCF: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
         x_bHWC, dy_bHWF = chunk
@@ -101,22 +101,22 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
 _conv3x3.defvjp(_forward, _backward)
 
 
-def _convolve(x_BHWC: Array, u_NFC: Array) -> Array:
-    """Convolve images with a transformed kernel, (N, features, channels)."""
+def _convolve(x_BHWC: Array, u_NCF: Array, product: str) -> Array:
+    """Convolve images with a transformed kernel; `product` sums over C or over F."""
 
     def convolve(x_bHWC: Array) -> Array:
-        m_NTF = jnp.einsum("ntc,nfc->ntf", _transform_tiles(x_bHWC), u_NFC)
+        m_NTF = jnp.einsum(product, _transform_tiles(x_bHWC), u_NCF)
         return _untile(m_NTF, x_bHWC.shape[:3])
 
-    return jax.lax.map(convolve, _cut(x_BHWC, u_NFC)).reshape(*x_BHWC.shape[:3], -1)
+    return jax.lax.map(convolve, _cut(x_BHWC, u_NCF)).reshape(*x_BHWC.shape[:3], -1)
 
 
-def _cut(x_BHWC: Array, u_NFC: Array) -> Array:
+def _cut(x_BHWC: Array, u_NCF: Array) -> Array:
     """Cut a batch into equal chunks: (B, H, W, C) → (number of chunks, b, H, W, C)."""
     batch, height, width, _ = x_BHWC.shape
-    num_components, *channels = u_NFC.shape
+    num_components, *channels = u_NCF.shape
     size_of_one = num_components * height * width // _STEP**2 * max(channels)
-    most = max(_CHUNK_SIZE, u_NFC.size) // size_of_one
+    most = max(_CHUNK_SIZE, u_NCF.size) // size_of_one
     size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= max(1, most))
     return x_BHWC.reshape(-1, size, *x_BHWC.shape[1:])
 
