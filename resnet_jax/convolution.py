@@ -35,9 +35,10 @@ def conv_general_dilated(
 ) -> Array:
     """Convolve as `jax.lax.conv_general_dilated` does, by matrix products.
 
-    A drop-in for the field of that name of `flax.linen.Conv`. Where `conv3x3` does the
-    work, the result is exact to some 1e-5 of its largest value, and can be
-    differentiated backward only.
+    A drop-in for the field of that name of `flax.linen.Conv`. It computes in float32,
+    whatever the dtype: on a CPU that is more than twice as fast as bfloat16. Where
+    `conv3x3` does the work, the result is exact to some 1e-5 of its largest value, and
+    can be differentiated backward only.
 
     Args:
         lhs: (B, H, W, C).
@@ -51,7 +52,7 @@ def conv_general_dilated(
         precision: None.
 
     Returns:
-        (B, H', W', F).
+        (B, H', W', F), of the dtype of `lhs`.
 
     Raises:
         ValueError: if something else is asked for.
@@ -64,10 +65,13 @@ def conv_general_dilated(
     if dilations != {1} or feature_group_count != 1 or precision is not None:
         raise ValueError("expected no dilation, no groups and the default precision")
     strides, border = tuple(window_strides), [tuple(pair) for pair in padding]
+    x_BHWC, kernel = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
     is_3x3 = rhs.shape[:2] == (3, 3) and strides == (1, 1) and border == [(1, 1)] * 2
-    if is_3x3 and rhs.shape[2] >= _MIN_CHANNELS and lhs.dtype == jnp.float32:
-        return conv3x3(lhs, rhs)
-    return _multiply_windows(lhs, rhs, strides, border)
+    if is_3x3 and rhs.shape[2] >= _MIN_CHANNELS:
+        y_BHWF = conv3x3(x_BHWC, kernel)
+    else:
+        y_BHWF = _multiply_windows(x_BHWC, kernel, strides, border)
+    return y_BHWF.astype(lhs.dtype)
 
 
 def _multiply_windows(

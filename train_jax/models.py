@@ -60,7 +60,7 @@ def create_model(name: str, *, dtype: str, **fields: Any) -> nn.Module:
     """
     if fields.get("attention_implementation") == "cudnn":
         _check_cudnn(dtype)
-    if name in CONVOLUTIONAL_MODELS and _has_one_cpu() and dtype == "float32":
+    if name in CONVOLUTIONAL_MODELS and _has_one_cpu():
         # It goes through the batch in chunks, which several devices could not share.
         fields["conv_general_dilated"] = convolution.conv_general_dilated
     return MODELS[name](dtype=jnp.dtype(dtype), **fields)

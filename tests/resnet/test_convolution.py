@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import ResNet18
+from resnet_jax import ResNet
 from resnet_jax.convolution import conv_general_dilated
 from resnet_jax.winograd import conv3x3
 
@@ -29,15 +29,21 @@ def _assert_close(tree, expected) -> None:
 
 
 def _value_and_gradients(convolve, image, kernel, **options):
-    out, pull = jax.vjp(lambda x, k: convolve(x, k, **options), image, kernel)
-    return out, pull(_draw(*out.shape))
+    @jax.jit
+    def compute(image, kernel):
+        out, pull = jax.vjp(lambda x, k: convolve(x, k, **options), image, kernel)
+        return out, pull(_draw(*out.shape))
+
+    return compute(image, kernel)
 
 
-# Sizes that tiles of 4 pixels cover, and that they do not; more and fewer channels than
-# Winograd's transforms pay for; kernels, strides and borders of all ResNets.
+# Sizes that tiles of 4 pixels cover, and that they do not; kernels, strides and borders
+# of all ResNets; more and fewer channels than Winograd's transforms pay for.
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 10), (4, 16), (1, 3)])
-@pytest.mark.parametrize("channels", [1, 3, 16])
-@pytest.mark.parametrize("side, stride", [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)])
+@pytest.mark.parametrize(
+    "channels, side, stride",
+    [(16, 3, 1), (17, 3, 1), (15, 3, 1), (3, 3, 2), (3, 1, 1), (3, 1, 2), (3, 7, 2)],
+)
 def test_equals_xla(height, width, channels, side, stride):
     image, kernel = _draw(5, height, width, channels), _draw(side, side, channels, 20)
     border = [((side - 1) // 2,) * 2] * 2
@@ -58,6 +64,24 @@ def test_chunks_make_no_difference():
         jax.lax.conv_general_dilated, image, kernel, dimension_numbers=LAYOUT, **options
     )
     _assert_close(_value_and_gradients(conv3x3, image, kernel), expected)
+
+
+@pytest.mark.parametrize("side", [3, 1])
+def test_bfloat16_is_rounded_once_at_the_end(side):
+    image, kernel = _draw(4, 8, 8, 16), _draw(side, side, 16, 16)
+    image, kernel = image.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    options = {"window_strides": (1, 1), "padding": [(side // 2,) * 2] * 2}
+    out = conv_general_dilated(image, kernel, **options)
+    assert out.dtype == jnp.bfloat16
+    image, kernel = image.astype(jnp.float32), kernel.astype(jnp.float32)
+    exact = jax.lax.conv_general_dilated(
+        image, kernel, dimension_numbers=LAYOUT, **options
+    )
+    # Half a unit in the last place, and Winograd's own error.
+    scale = float(jnp.abs(exact).max())
+    np.testing.assert_allclose(
+        out.astype(jnp.float32), exact, rtol=2**-8, atol=TOLERANCE * scale
+    )
 
 
 def test_vmap_over_kernels():
@@ -84,10 +108,12 @@ def test_other_convolutions_are_refused():
 
 def test_resnet_with_either_convolution():
     image = _draw(4, 16, 16, 3)
-    fast = ResNet18(10, width=16, conv_general_dilated=conv_general_dilated)
-    plain = ResNet18(10, width=16)
-    variables = plain.init(jax.random.key(0), image)
-    chex.assert_trees_all_equal_shapes(variables, fast.init(jax.random.key(0), image))
+    plain = ResNet(10, stage_sizes=(2, 1, 1), width=16)
+    fast = plain.clone(conv_general_dilated=conv_general_dilated)
+    variables = jax.jit(plain.init)(jax.random.key(0), image)
+    chex.assert_trees_all_equal_shapes(
+        variables, jax.eval_shape(fast.init, jax.random.key(0), image)
+    )
 
     def loss(params, model):
         logits, updates = model.apply(
@@ -95,7 +121,7 @@ def test_resnet_with_either_convolution():
         )
         return (logits * _draw(4, 10)).sum(), (logits, updates)
 
-    gradient = jax.grad(loss, has_aux=True)
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
     ours, expected = (gradient(variables["params"], model) for model in (fast, plain))
 
     def check(value, wanted):
