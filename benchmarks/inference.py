@@ -33,23 +33,24 @@ def _make_programs(
 
     experiment = ours.make_experiment(case)
     variables = experiment.first_state().eval_variables
-    predict = jax.jit(lambda image: experiment.model.apply(variables, image))
+    predict = jax.jit(experiment.model.apply)
     image_BHWC = jnp.zeros((batch_size, *case.image_shape))
-    peer = peers.make_model(case).eval()
-    image_BCHW = torch.zeros(batch_size, case.image_shape[-1], *case.image_shape[:2])
+    peer = peers.make_model(case).to(peers.DEVICE).eval()
+    height, width, channels = case.image_shape
+    image_BCHW = torch.zeros(batch_size, channels, height, width, device=peers.DEVICE)
     if case.is_convolutional:
         peer = peer.to(memory_format=torch.channels_last)  # type: ignore
         image_BCHW = image_BCHW.to(memory_format=torch.channels_last)
 
     def our_program() -> None:
         for _ in range(num_calls):
-            jax.block_until_ready(predict(image_BHWC))
+            jax.block_until_ready(predict(variables, image_BHWC))
 
     def torch_program(model: Callable) -> Callable[[], None]:
         def call() -> None:
             with torch.inference_mode():
                 for _ in range(num_calls):
-                    model(image_BCHW)
+                    model(image_BCHW).cpu()
 
         return call
 

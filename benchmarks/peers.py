@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from benchmarks.cases import Case
 from tests.torch_models import ResNet, ViT
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def make_model(case: Case) -> torch.nn.Module:
     """Make the model, with the same initial weights each time."""
@@ -40,7 +42,6 @@ def make_steps(
     is_compiled: bool = False,
     channels_last: bool = False,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
 ) -> Callable[[], None]:
     """Make a program that trains on one batch, for some steps each time it is called.
 
@@ -49,16 +50,13 @@ def make_steps(
         is_compiled: whether to use torch.compile.
         channels_last: whether images and kernels lie in memory channel by channel.
         dtype: of the computation; bfloat16 by autocast.
-        device: "cpu" or "cuda".
     """
     (height, width, channels), batch_size = case.image_shape, case.batch_size
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch_size, channels, height, width, generator=generator)
-    image = image.to(device)
-    label = torch.randint(case.num_classes, (batch_size,), generator=generator).to(
-        device
-    )
-    model = make_model(case).to(device).train()
+    label = torch.randint(case.num_classes, (batch_size,), generator=generator)
+    image, label = image.to(DEVICE), label.to(DEVICE)
+    model = make_model(case).to(DEVICE).train()
     if channels_last:
         image = image.to(memory_format=torch.channels_last)
         model = model.to(memory_format=torch.channels_last)  # type: ignore
@@ -69,7 +67,7 @@ def make_steps(
     def take_steps() -> None:
         for _ in range(case.num_steps):
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device, dtype, enabled=is_mixed):
+            with torch.autocast(DEVICE, dtype, enabled=is_mixed):
                 loss = F.cross_entropy(forward(image), label)
             loss.backward()
             optimizer.step()

@@ -115,4 +115,6 @@ if __name__ == "__main__":
     if "devices" in sys.argv:
         # A processor is taken for several devices; to be said before JAX starts.
         jax.config.update("jax_num_cpu_devices", _NUM_CPU_DEVICES)
+    # A GPU is shared with PyTorch, and with the commands that are timed.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.exit(main(sys.argv[1:]))

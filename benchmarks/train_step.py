@@ -45,10 +45,9 @@ def make_programs(
 
     adamw = {"optimizer.weight_decay": 0.05, "optimizer.schedule": "constant"}
     experiment = ours.make_experiment(case, dtype=dtype, **adamw)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return {"ours": ours.make_steps(experiment, case.num_steps)} | {
         f"PyTorch {name}": peers.make_steps(
-            case, dtype=getattr(torch, dtype), device=device, **options
+            case, dtype=getattr(torch, dtype), **options
         )
         for name, options in variants.items()
     }

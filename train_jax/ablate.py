@@ -110,9 +110,24 @@ def plan(
             except ValueError as error:
                 raise ValueError(f"variant {variant!r}: {error}") from error
             trials.append(Trial(variant, config, folder))
+    _check_folders(trials)
     for trial in trials:
         wd.prepare(trial.folder, trial.config, overwrite=False)
+        if not (trial.result() or {}).get("is_final", True):
+            (trial.folder / FAILURE).unlink()
     return trials
+
+
+def _check_folders(trials: Sequence[Trial]) -> None:
+    """Raise ValueError if two variants would be written to the same folder."""
+    variants: dict[pathlib.Path, str] = {}
+    for trial in trials:
+        other = variants.setdefault(trial.folder, trial.variant)
+        if other != trial.variant:
+            raise ValueError(
+                f"variant {trial.variant!r}: its folder, {str(trial.folder)!r}, is "
+                f"that of {other!r}, too; rename one of them"
+            )
 
 
 def run(
@@ -129,13 +144,17 @@ def run(
     with (trial.folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
             return loop.train_and_evaluate(ready, should_stop)
-        except (loop.Diverged, jax.errors.JaxRuntimeError) as error:
-            return _record_failure(trial, error)  # or memory ran out
+        except loop.Diverged as error:
+            return _record_failure(trial, error)
+        except jax.errors.JaxRuntimeError as error:  # memory ran out, for instance
+            return _record_failure(trial, error, is_final=False)
 
 
-def _record_failure(trial: Trial, error: Exception) -> dict[str, Any]:
-    """Write down why a trial failed, so that it is not tried again."""
-    result = {"error": " ".join(str(error).split())}
+def _record_failure(
+    trial: Trial, error: Exception, *, is_final: bool = True
+) -> dict[str, Any]:
+    """Write down why a trial failed; it is tried again if that need not be so again."""
+    result = {"error": " ".join(str(error).split()), "is_final": is_final}
     wd.write_json(trial.folder / FAILURE, result)
     return result
 

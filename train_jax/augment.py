@@ -3,6 +3,8 @@
 Every function is pure: the same key gives the same images.
 """
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,15 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Look up a set's mean and standard deviation, a value for each channel.
 
+    Args:
+        dataset: TFDS name, of any config and version.
+        num_channels: of its images.
+
     Returns:
         (mean, std) of pixels in [0, 1]; 0.5 and 0.5 for a set that is not known.
     """
     half = (0.5,) * num_channels
-    return _STATISTICS.get(dataset, (half, half))
+    return _STATISTICS.get(re.split("[/:]", dataset)[0], (half, half))
 
 
 def normalize(

@@ -43,7 +43,8 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags for training with several processes."""
     group = parser.add_argument_group(
         "several processes",
-        "Start the command in each; on TPU pods, SLURM and Open MPI without flags.",
+        "Start the command in each; under SLURM, Open MPI and on TPU slices of GKE "
+        "without flags.",
     )
     group.add_argument(
         "--coordinator",

@@ -114,6 +114,9 @@ FIELDS: dict[str, tuple[Any, Rule]] = {
     "checkpoint.keep": (2, _integer(1)),
 }
 
+# What an optimiser has no use for.
+_UNUSED = {"adamw": ["momentum"], "adam": ["momentum"], "sgd": ["b1", "b2", "eps"]}
+
 # The fields that `sweep` may give several values: those that a compiled step can take
 # as arguments. `config.sweep.optimizer.learning_rate` is one run for each value.
 SWEEPABLE = (
@@ -197,6 +200,12 @@ def resolve(given: Mapping[str, Any]) -> Config:
     for field, values in swept.items():
         if values is not None:
             complete[field] = _check_sweep(field, values, rules)
+            optimizer = complete["optimizer.name"]
+            if field.removeprefix("sweep.optimizer.") in _UNUSED[optimizer]:
+                raise ValueError(
+                    f"config.{field} would change nothing: config.optimizer.name is "
+                    f"{optimizer!r}"
+                )
     return _nest(complete).lock()
 
 

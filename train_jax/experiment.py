@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +14,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train_jax import compiler, optim, sharding
+from train_jax import compiler, data, optim, sharding
 from train_jax import workdir as wd
 from train_jax.augment import channel_statistics
 from train_jax.config import FIELDS, Config
-from train_jax.data import Sequences, Split, load
+from train_jax.data import Sequences, Split
 from train_jax.models import create_model, init_variables
 from train_jax.runs import Runs
 from train_jax.state import TrainState
@@ -164,16 +165,20 @@ def set_up(
 def load_splits(config: Config) -> list[Split | Sequences]:
     """Load the training, validation and test split."""
     dataset = config.dataset
-    splits = (dataset.train_split, dataset.val_split, dataset.test_split)
-    return [load_split(config, split) for split in splits]
-
-
-def load_split(config: Config, split: str) -> Split | Sequences:
-    """Load a split of the config's dataset."""
-    dataset = config.dataset
-    return load(
-        dataset.name, split, data_dir=dataset.data_dir, manual_dir=dataset.manual_dir
+    train, val, test = data.load_splits(
+        dataset.name,
+        *(dataset.train_split, dataset.val_split, dataset.test_split),
+        data_dir=dataset.data_dir,
+        manual_dir=dataset.manual_dir,
     )
+    # Slices of one split are views of one array.
+    if np.may_share_memory(train.examples[-1], val.examples[-1]):
+        print(
+            f"warning: config.dataset.val_split {dataset.val_split!r} has examples in "
+            f"common with config.dataset.train_split {dataset.train_split!r}",
+            file=sys.stderr,
+        )
+    return [train, val, test]
 
 
 def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None:
@@ -293,6 +298,7 @@ def make_model(config: Config, task: Task) -> nn.Module:
             functools.partial(init_variables, model, inputs=task.inputs()),
             jax.random.key(0),
         )
-    except ValueError as error:
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        # The latter two are what JAX raises where cuDNN's attention is not to be had.
         raise ValueError(f"config.model: {error}") from error
     return model

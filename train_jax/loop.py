@@ -110,8 +110,8 @@ def _open_checkpoints(experiment: Experiment) -> Iterator[Checkpoints]:
         except OSError as error:
             _wait_quietly(checkpoints)
             raise Failed(
-                f"{error.filename or experiment.workdir} cannot be written: "
-                f"{error.strerror}; {checkpoints.last_good}"
+                f"{error.filename or experiment.workdir}: {error.strerror or error}; "
+                f"{checkpoints.last_good}"
             ) from error
         except jax.errors.JaxRuntimeError:
             # Another process may be lost, and a save would wait for it.

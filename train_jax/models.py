@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -146,6 +146,6 @@ def list_layers(
     own = [
         LayerRow(name, "parameter", leaf.shape, count_parameters(leaf))
         for name, leaf in all_params.items()
-        if isinstance(leaf, jax.Array)
+        if not isinstance(leaf, Mapping)
     ]
     return own + [row for row in rows.values() if row.num_params]

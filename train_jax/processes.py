@@ -78,7 +78,9 @@ def _launched_by_a_cluster() -> bool:
     for count, sign in counts.items():
         if sign in os.environ and int(os.environ.get(count, "1")) > 1:
             return True
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    # Those of a TPU slice on Google Kubernetes Engine.
+    lists = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    return any("," in os.environ.get(name, "") for name in lists)
 
 
 @contextlib.contextmanager
@@ -91,8 +93,8 @@ def ending_together(program: str) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         print(
-            f"{program}: error: another process of the run seems to be lost; start all "
-            f"of them again to resume. What JAX says: {reason}",
+            f"{program}: error: {reason} (which is also said when another process of "
+            "the run is lost; all of them started again resume it)",
             file=sys.stderr,
             flush=True,
         )

@@ -99,9 +99,10 @@ class Report:
             self._last_line = time.monotonic()
             done = step - self._first_step
             left = (self._last_line - self._started) / done * (self._total_steps - step)
+            minutes, seconds = divmod(round(left), 60)
             print(
                 f"epoch {where}  step {step}/{self._total_steps}  loss {loss:.4f}  "
-                f"{rate} img/s  ETA {left / 60:.0f}:{left % 60:02.0f}",
+                f"{rate} img/s  ETA {minutes}:{seconds:02d}",
                 flush=True,
             )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from train_jax import processes
 from train_jax.config import FIELDS, Config, flatten
+from train_jax.models import model_fields
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD, PLOTS = "checkpoints", "tensorboard", "plots"
@@ -56,6 +57,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     yet, had its default.
     """
     defaults = {field: default for field, (default, _) in FIELDS.items()}
+    for name, parameter in model_fields(now["model.name"]).items():
+        if parameter.default is not parameter.empty:
+            defaults[f"model.{name}"] = parameter.default
     before, now = defaults | before, defaults | now
     return [
         f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
@@ -167,5 +171,9 @@ def _replace(path: pathlib.Path, text: str) -> None:
     if not processes.is_main():
         return
     draft = path.with_name(path.name + ".draft")
-    draft.write_text(text)
-    os.replace(draft, path)
+    try:
+        draft.write_text(text)
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.dense import Dense
-from vit_jax.dropout import Dropout
+from vit_jax.dropout import Dropout, check_rates
 
 Array = jax.Array
 
@@ -245,6 +245,7 @@ class MultiHeadAttention(nn.Module):
 
     def _check(self, width: int, mask: Array | None) -> None:
         """Raise ValueError for a field or a mask that does not fit."""
+        check_rates(self)
         if self.num_heads < 1 or width % self.num_heads:
             raise ValueError(
                 "width must be divisible by num_heads, got width "

@@ -1,5 +1,6 @@
 """Dropout whose random numbers are cheap: eight elements share a call of the cipher."""
 
+import dataclasses
 import math
 
 import chex
@@ -77,8 +78,7 @@ def dropout(key: Array, x: Array, *, rate: float) -> Array:
 
     References: Srivastava et al., Dropout, JMLR 15 (2014).
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate must be in [0, 1), got {rate}")
+    _check("rate", rate)
     threshold = min(round(rate * _LEVELS), _LEVELS - 1)
     if threshold == 0:
         return x
@@ -86,6 +86,18 @@ def dropout(key: Array, x: Array, *, rate: float) -> Array:
     chex.assert_equal_shape([is_kept, x])
     scale = jnp.asarray(_LEVELS / (_LEVELS - threshold), x.dtype)
     return jnp.where(is_kept, x * scale, jnp.zeros((), x.dtype))
+
+
+def check_rates(module: nn.Module) -> None:
+    """Raise ValueError if a field of a module that is a dropout rate is none."""
+    for field in dataclasses.fields(module):
+        if field.name.endswith("rate"):
+            _check(field.name, getattr(module, field.name))
+
+
+def _check(name: str, rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {rate}")
 
 
 class Dropout(nn.Module):
@@ -103,6 +115,7 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool | None = None) -> Array:
         """Drop elements of any floating-point array."""
+        check_rates(self)
         if nn.merge_param("deterministic", self.deterministic, deterministic):
             return x
         if self.rate == 0:

@@ -29,12 +29,16 @@ def attention_weights(
         model: a model made of `MultiHeadAttention`, such as `ViT`.
         variables: its variables.
         *inputs: what the model is called with, normalised images for instance.
-        where: which of its attention modules, by a pattern for their paths; an
-            encoder's by default, "decoder/block_*/cross_attention" for a decoder's.
+        where: which of its attention modules, by a pattern for their paths; those of a
+            part that is named encoder by default. "*decoder/block_*/cross_attention"
+            are a decoder's, "block_*/attention" those of an `Encoder` alone.
 
     Returns:
         weights_BNTS of each layer, the first layer first; empty for a model without
-        such modules. Every row sums to 1.
+        attention. Every row sums to 1.
+
+    Raises:
+        ValueError: if the model has attention, but none by that pattern.
     """
     captured: Any = model.apply(
         variables, *inputs, train=False, mutable=["intermediates"]
@@ -42,7 +46,11 @@ def attention_weights(
     leaves: dict[str, Any] = flax.traverse_util.flatten_dict(
         captured.get("intermediates", {}), sep="/"
     )
-    paths = fnmatch.filter(leaves, f"{where}/attention_weights")
+    all_paths = fnmatch.filter(leaves, "*attention_weights")
+    paths = fnmatch.filter(all_paths, f"{where}/attention_weights")
+    if all_paths and not paths:
+        known = ", ".join(path.removesuffix("/attention_weights") for path in all_paths)
+        raise ValueError(f"where must match one of {known}, got {where!r}")
     weights = []
     for path in sorted(paths, key=_by_number):
         (captured_layer,) = leaves[path]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.dense import Dense
-from vit_jax.dropout import Dropout
+from vit_jax.dropout import Dropout, check_rates
 from vit_jax.transformer import Transformer
 
 Array = jax.Array
@@ -72,6 +72,7 @@ class Seq2SeqTransformer(nn.Module):
 
     def setup(self) -> None:
         """Make the parts that encoding and decoding share."""
+        check_rates(self)
         self.embedding = nn.Embed(self.vocab_size, self.width, dtype=self.dtype)
         self.dropout = Dropout(self.dropout_rate)
         self.transformer = Transformer(

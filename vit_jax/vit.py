@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.dense import Dense
-from vit_jax.dropout import Dropout
+from vit_jax.dropout import Dropout, check_rates
 from vit_jax.transformer import Encoder
 
 Array = jax.Array
@@ -186,13 +186,7 @@ class ViT(nn.Module):
                 "mlp_ratio must leave the MLP a width of at least 1, got mlp_ratio "
                 f"{self.mlp_ratio} and width {self.width}"
             )
-        for name in (
-            "dropout_rate",
-            "attention_dropout_rate",
-            "embedding_dropout_rate",
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        check_rates(self)
 
 
 ViT_Ti16 = functools.partial(ViT, patch_size=16, width=192, depth=12, num_heads=3)

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import pytest
 
 from train_jax import ablate, loop
@@ -133,6 +134,32 @@ def test_mistakes_in_the_config_are_found_before_training(
     assert ablate.main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_variants_need_folders_of_their_own(arguments, tmp_path, capsys):
+    text = CONFIG.replace('"three heads"', '"no feed, forward"')
+    (tmp_path / "config.py").write_text(text)
+    assert ablate.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "variant 'no feed, forward': its folder" in error
+    assert "is that of 'no feed-forward', too" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_no_fault_of_the_variant_is_tried_again(
+    arguments, tmp_path, capsys, monkeypatch
+):
+    def out_of_memory(ready, should_stop):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(loop, "train_and_evaluate", out_of_memory)
+    assert ablate.main(arguments) == 0
+    assert "baseline, seed 0: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda ready, _: _pretend(ready))
+    assert ablate.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "baseline, seed 0: test accuracy" in output
+    assert "RESOURCE_EXHAUSTED" not in output
 
 
 def test_results_of_another_config_are_left_alone(arguments, tmp_path, capsys):

@@ -104,5 +104,6 @@ def test_augment_batch_without_options_only_normalises():
 
 
 def test_channel_statistics_have_a_default():
-    assert augment.channel_statistics("mnist", 1) == ((0.1307,), (0.3081,))
+    for name in ("mnist", "mnist:3.0.1", "mnist/default:3.0.1"):
+        assert augment.channel_statistics(name, 1) == ((0.1307,), (0.3081,))
     assert augment.channel_statistics("svhn_cropped", 3) == ((0.5,) * 3, (0.5,) * 3)

@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_fails_the_run(tmp_path, monkeypatch):
     with pytest.raises(loop.Failed) as caught:
         loop.train_and_evaluate(ready)
     assert str(caught.value) == (
-        f"{ready.workdir / wd.METRICS} cannot be written: No space left on device; "
+        f"{ready.workdir / wd.METRICS}: No space left on device; "
         "there is no checkpoint yet"
     )
 

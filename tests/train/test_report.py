@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -36,7 +37,7 @@ def test_layers_add_up_to_the_model():
     vit = ViT(5, patch_size=4, width=8, depth=2, num_heads=2)
     resnet = ResNet(5, stage_sizes=(1, 1), width=4)
     for model in (vit, vit.copy(remat=True), vit.copy(scan=True), resnet):
-        variables = modules.variables(model, *inputs)
+        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
         rows = list_layers(model, variables, inputs)
         total = count_parameters(variables["params"])
         assert sum(row.num_params for row in rows) == total
@@ -69,18 +70,19 @@ def test_epoch_is_one_line_on_the_console_and_on_disk(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("seconds, eta", [(20.0, "2:00"), (26.5, "2:39")])
 def test_progress_is_a_plain_line_now_and_then_without_a_terminal(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch, seconds, eta
 ):
     now = 1000.0
     monkeypatch.setattr(report.time, "monotonic", lambda: now)
     with _open(tmp_path) as open_report:
         for step in (30, 40, 50):
-            now += 20.0
+            now += seconds
             open_report.progress(step, epoch=2, loss=0.5, images_per_second=100.0)
-    # 40 steps remain at 20 steps in 40 s, counted from where the run went on.
+    # 60 steps remain, of which 20 took twice as long, since the run went on.
     assert capsys.readouterr().out == (
-        "epoch 2/5  step 40/100  loss 0.5000  100 img/s  ETA 2:00\n"
+        f"epoch 2/5  step 40/100  loss 0.5000  100 img/s  ETA {eta}\n"
     )
 
 

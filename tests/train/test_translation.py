@@ -85,6 +85,10 @@ def test_an_answer_is_right_only_if_every_token_is(tmp_path):
             "images, got True",
         ),
         (
+            {"model.dropout_rate": "1.5"},
+            "config.model: dropout_rate must be in [0, 1), got 1.5",
+        ),
+        (
             {"dataset.train_split": "dev"},
             "dataset 'reverse' has no split 'dev'",
         ),

@@ -1,6 +1,8 @@
 """The run's folder: who may use it, and what a killed run leaves in it."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -32,10 +34,13 @@ def test_another_config_is_refused_and_named(tmp_path):
 
 def test_a_field_that_is_newer_than_the_run_had_its_default():
     now = wd.to_json(tiny_config())
-    before = {k: v for k, v in now.items() if k not in ("fsdp", "num_seeds")}
+    newer = ("fsdp", "num_seeds", "model.scan", "model.remat")
+    before = {k: v for k, v in now.items() if k not in newer}
     assert wd.differences(before, now) == []
     changes = wd.differences(before, now | {"fsdp": True})
     assert changes == ["config.fsdp was False and is True"]
+    changes = wd.differences(before, now | {"model.scan": True})
+    assert changes == ["config.model.scan was False and is True"]
 
 
 def test_foreign_files_are_never_overwritten(tmp_path):
@@ -63,6 +68,17 @@ def test_a_file_is_no_folder(tmp_path):
         wd.check(tmp_path / "file", tiny_config(), overwrite=False)
     with pytest.raises(ValueError, match="cannot be written"):
         wd.prepare(tmp_path / "file" / "run", tiny_config(), overwrite=False)
+
+
+def test_a_config_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ValueError, match="No space left"):
+            wd.prepare(tmp_path, tiny_config(), overwrite=False)
+    assert not any(tmp_path.iterdir())
 
 
 def test_damaged_config_is_named(tmp_path):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax import EncoderBlock, MultiHeadAttention
 from vit_jax.dropout import Dropout, dropout, threefry_2x32
 
 KEY = jax.random.key(0)
@@ -83,3 +84,19 @@ def test_the_module_rests_when_it_is_deterministic():
     out = module.apply({}, x, deterministic=False, rngs=rngs)
     assert (np.asarray(out) == 0).any()
     np.testing.assert_array_equal(Dropout(0.0, deterministic=False).apply({}, x), x)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Dropout(1.5),
+        MultiHeadAttention(num_heads=2, dropout_rate=1.5, implementation="xla"),
+        EncoderBlock(num_heads=2, mlp_size=8, dropout_rate=1.5),
+        EncoderBlock(num_heads=2, mlp_size=8, attention_dropout_rate=1.5),
+    ],
+    ids=["dropout", "attention", "block", "block's attention"],
+)
+def test_rates_are_checked_also_where_nothing_is_dropped(module):
+    inputs = {"deterministic": True} if isinstance(module, Dropout) else {}
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\), got 1.5"):
+        module.init(KEY, jnp.ones((2, 3, 4)), **inputs)

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_jax import ResNet
 from tests import modules
-from vit_jax import Transformer, ViT, patchify
+from vit_jax import Encoder, Transformer, ViT, patchify
 from vit_jax.interpret import (
     attention_rollout,
     attention_weights,
@@ -166,3 +166,12 @@ def test_similarity_of_positions_is_a_cosine():
     np.testing.assert_allclose(
         similarity_PP, [[1, 0, -1], [0, 1, 0], [-1, 0, 1]], atol=1e-6
     )
+
+
+def test_a_pattern_that_finds_nothing_is_an_error():
+    encoder = Encoder(depth=2, num_heads=2, mlp_size=8)
+    x_BTD = jnp.ones((1, 3, 4))
+    variables = encoder.init(jax.random.key(0), x_BTD)
+    with pytest.raises(ValueError, match="one of block_0/attention, block_1/attention"):
+        attention_weights(encoder, variables, x_BTD)
+    assert len(attention_weights(encoder, variables, x_BTD, where="block_*/*")) == 2

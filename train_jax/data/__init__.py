@@ -40,14 +40,40 @@ def load(
     Raises:
         ValueError: If the arguments are wrong, or the data are missing or damaged.
     """
-    base, start, stop = parse_split(split)
+    return load_splits(name, split, data_dir=data_dir, manual_dir=manual_dir)[0]
+
+
+def load_splits(
+    name: str,
+    *splits: str,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+) -> list[Split | Sequences]:
+    """Load several splits as `load` does; slices of one are views of the same arrays.
+
+    Raises:
+        ValueError: see `load`.
+    """
+    bases: dict[str, Split | Sequences] = {}
+    loaded = []
+    for split in splits:
+        base, start, stop = parse_split(split)
+        if base not in bases:
+            bases[base] = _load_base(name, base, data_dir, manual_dir)
+        data = bases[base]
+        loaded.append(data[absolute_slice(split, start, stop, len(data))])
+    return loaded
+
+
+def _load_base(
+    name: str, base: str, data_dir: str | None, manual_dir: str | None
+) -> Split | Sequences:
+    """Load a whole split."""
     if name == "digits":
-        data = load_digits(base)
-    elif name == "reverse":
-        data = load_reverse(base)
-    else:
-        data = _load_tfds(name, base, data_dir=data_dir, manual_dir=manual_dir)
-    return data[absolute_slice(split, start, stop, len(data))]
+        return load_digits(base)
+    if name == "reverse":
+        return load_reverse(base)
+    return _load_tfds(name, base, data_dir=data_dir, manual_dir=manual_dir)
 
 
 def _load_tfds(
