@@ -2,8 +2,8 @@
 
     python train.py --config configs/transformer_reverse.py
 
-All of 2,000 test sequences right (1 seed), 52 s on two cores of an AMD EPYC (AVX2), the
-whole command.
+All of 2,000 test sequences right (1 seed), 17 s on two cores of an AMD EPYC (AVX-512),
+the whole command.
 
 Trained by teacher forcing. Accuracy is the share of sequences that are right in every
 place: in training with the true tokens before each place, in validation and test by
