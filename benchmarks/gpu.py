@@ -19,7 +19,7 @@ _PEAK = {
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
-    "L40S": 362e12,
+    "L40S": 362e12,  # before L4, which is part of its name
     "L4": 121e12,
     "V100": 125e12,
     "T4": 65e12,
@@ -72,8 +72,8 @@ def _cases() -> dict[str, Case]:
 def _flops_of_step(case: Case) -> float:
     """Operations of a training step, three times those of a forward pass."""
     # XLA does not see into cuDNN's attention; the plain one has as many.
-    plain = case.fields | {"model.attention_implementation": "own"}
-    fields = case.fields if case.is_convolutional else plain
+    fields = dict(case.fields)
+    fields.pop("model.attention_implementation", None)
     experiment = ours.make_experiment(case._replace(fields=fields))
     variables = experiment.abstract_state().eval_variables
     image = jax.ShapeDtypeStruct((case.batch_size, *case.image_shape), jnp.float32)

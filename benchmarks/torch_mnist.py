@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.peers import DEVICE
 from tests.torch_models import ViT
 
 _MEAN, _STD = 0.1307, 0.3081
-_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Images(Dataset):
@@ -59,7 +59,7 @@ def evaluate(model: ViT, loader: DataLoader) -> float:
     model.eval()
     hits = 0
     for image, label in loader:
-        predicted = model(image.to(_DEVICE)).argmax(1).cpu()
+        predicted = model(image.to(DEVICE)).argmax(1).cpu()
         hits += (predicted == label).sum().item()
     return hits / len(loader.dataset)  # type: ignore
 
@@ -79,14 +79,14 @@ def main(arguments: list[str]) -> int:
         test = Images(data["test_image"], data["test_label"])
     train_loader = DataLoader(train, 128, shuffle=True, num_workers=2, drop_last=True)
     test_loader = DataLoader(test, 512, num_workers=2)
-    model = make_model(train.image_BHW.shape[1]).to(_DEVICE)
+    model = make_model(train.image_BHW.shape[1]).to(DEVICE)
     forward = torch.compile(model) if options.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for epoch in range(options.num_epochs):
         model.train()
         for image, label in train_loader:
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(forward(image.to(_DEVICE)), label.to(_DEVICE))
+            loss = F.cross_entropy(forward(image.to(DEVICE)), label.to(DEVICE))
             loss.backward()
             optimizer.step()
             if options.first_step:

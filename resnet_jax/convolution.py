@@ -39,8 +39,8 @@ def conv_general_dilated(
 ) -> Array:
     """Convolve as `jax.lax.conv_general_dilated` does, by matrix products.
 
-    A drop-in for the field of that name of `flax.linen.Conv`. It computes in float32,
-    whatever the dtype: on a CPU that is more than twice as fast as bfloat16. Where
+    A drop-in for the field of that name of `flax.linen.Conv`. It computes in float32
+    at least: on a CPU that is more than twice as fast as bfloat16. Where
     `conv3x3` does the work, the result is exact to some 1e-5 of its largest value, and
     can be differentiated backward only.
 
@@ -69,7 +69,8 @@ def conv_general_dilated(
     if dilations != {1} or feature_group_count != 1 or precision is not None:
         raise ValueError("expected no dilation, no groups and the default precision")
     strides, border = tuple(window_strides), [tuple(pair) for pair in padding]
-    x_BHWC, kernel = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
+    dtype = jnp.promote_types(lhs.dtype, jnp.float32)
+    x_BHWC, kernel = lhs.astype(dtype), rhs.astype(dtype)
     is_3x3 = rhs.shape[:2] == (3, 3) and strides == (1, 1) and border == [(1, 1)] * 2
     num_pixels, channels = math.prod(lhs.shape[:3]), rhs.shape[2]
     pays = num_pixels >= _MIN_PIXELS * max(rhs.shape[2:]) and channels >= _MIN_CHANNELS

@@ -152,7 +152,7 @@ class Checkpoints:
             for path in sorted(folder.glob("*/**/*"))
             if path.is_file()
         }
-        (folder / _SEAL).write_text(_write_seal(checksums))
+        (folder / _SEAL).write_text(_seal_text(checksums))
 
 
 def find_newest(directory: pathlib.Path) -> int | None:
@@ -228,7 +228,7 @@ def _damage(folder: pathlib.Path) -> str | None:
         checksums = json.loads(text)["files"]
     except (ValueError, LookupError, TypeError):
         return f"is damaged: {_SEAL} is not readable"
-    if text != _write_seal(checksums):
+    if text != _seal_text(checksums):
         return f"is damaged: {_SEAL} has changed since it was written"
     for name, checksum in checksums.items():
         if not (folder / name).is_file():
@@ -238,8 +238,8 @@ def _damage(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _write_seal(checksums: Mapping[str, str]) -> str:
-    """Write down the checksums of all files, and a checksum of these."""
+def _seal_text(checksums: Mapping[str, str]) -> str:
+    """What the seal says: the checksums of all files, and a checksum of these."""
     own = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
     return json.dumps({"files": checksums, "sha256": own}, indent=2) + "\n"
 

@@ -165,12 +165,8 @@ def set_up(
 def load_splits(config: Config) -> list[Split | Sequences]:
     """Load the training, validation and test split."""
     dataset = config.dataset
-    train, val, test = data.load_splits(
-        dataset.name,
-        *(dataset.train_split, dataset.val_split, dataset.test_split),
-        data_dir=dataset.data_dir,
-        manual_dir=dataset.manual_dir,
-    )
+    splits = (dataset.train_split, dataset.val_split, dataset.test_split)
+    train, val, test = load(config, *splits)
     # Slices of one split are views of one array.
     if np.may_share_memory(train.examples[-1], val.examples[-1]):
         print(
@@ -179,6 +175,17 @@ def load_splits(config: Config) -> list[Split | Sequences]:
             file=sys.stderr,
         )
     return [train, val, test]
+
+
+def load(config: Config, *splits: str) -> list[Split | Sequences]:
+    """Load splits of the config's dataset."""
+    dataset = config.dataset
+    return data.load_splits(
+        dataset.name,
+        *splits,
+        data_dir=dataset.data_dir,
+        manual_dir=dataset.manual_dir,
+    )
 
 
 def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None:
@@ -298,7 +305,7 @@ def make_model(config: Config, task: Task) -> nn.Module:
             functools.partial(init_variables, model, inputs=task.inputs()),
             jax.random.key(0),
         )
-    except (ValueError, NotImplementedError, RuntimeError) as error:
-        # The latter two are what JAX raises where cuDNN's attention is not to be had.
+    except (ValueError, RuntimeError) as error:
+        # JAX raises the latter where cuDNN's attention is not to be had.
         raise ValueError(f"config.model: {error}") from error
     return model

@@ -93,8 +93,8 @@ def ending_together(program: str) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         print(
-            f"{program}: error: {reason} (which is also said when another process of "
-            "the run is lost; all of them started again resume it)",
+            f"{program}: error: {reason}; if another process of the run was lost, "
+            "start all of them again to resume",
             file=sys.stderr,
             flush=True,
         )

@@ -7,11 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from train_jax import checkpoint, data, tasks
+from train_jax import checkpoint, tasks
 from train_jax import workdir as wd
 from train_jax.config import Config, resolve
 from train_jax.data import Sequences, Split
-from train_jax.experiment import make_init, make_model
+from train_jax.experiment import load, make_init, make_model
 from train_jax.runs import Runs
 from train_jax.tasks import Task
 
@@ -36,13 +36,7 @@ class TrainedModel:
 
     def load_test(self) -> Split | Sequences:
         """Load the split that the model is to be tested on."""
-        dataset = self.config.dataset
-        return data.load(
-            dataset.name,
-            dataset.test_split,
-            data_dir=dataset.data_dir,
-            manual_dir=dataset.manual_dir,
-        )
+        return load(self.config, self.config.dataset.test_split)[0]
 
 
 def load_trained(workdir: pathlib.Path, *, run: int = 0) -> TrainedModel:

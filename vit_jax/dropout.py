@@ -89,7 +89,7 @@ def dropout(key: Array, x: Array, *, rate: float) -> Array:
 
 
 def check_rates(module: nn.Module) -> None:
-    """Raise ValueError if a field of a module that is a dropout rate is none."""
+    """Raise ValueError if one of a module's fields is a rate that is out of range."""
     for field in dataclasses.fields(module):
         if field.name.endswith("rate"):
             _check(field.name, getattr(module, field.name))

@@ -108,6 +108,19 @@ def test_bfloat16_is_rounded_once_at_the_end(side):
     )
 
 
+@pytest.mark.parametrize("side", [3, 1])
+def test_float64_is_computed_in_float64(side):
+    with jax.enable_x64(True):
+        image, kernel = _draw(4, 8, 8, 16), _draw(side, side, 16, 16)
+        options = {"window_strides": (1, 1), "padding": [(side // 2,) * 2] * 2}
+        out = conv_general_dilated(image, kernel, **options)
+        expected = jax.lax.conv_general_dilated(
+            image, kernel, dimension_numbers=LAYOUT, **options
+        )
+        assert out.dtype == jnp.float64
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-11)
+
+
 def test_vmap_over_kernels():
     images, kernels = _draw(2, 4, 8, 8, 16), _draw(2, 3, 3, 16, 16)
     together = jax.vmap(conv3x3)(images, kernels)
