@@ -1,10 +1,8 @@
 """Train a model as a config says: `python train.py --config configs/vit_digits.py`."""
 
-import contextlib
-import os
 import sys
 
-from train_jax import cli
+from train_jax.interrupt import StopRequest
 
 _DESCRIPTION = """\
 Train a model, evaluate it, and leave the results in a folder.
@@ -13,39 +11,65 @@ A second start with the same folder resumes the run where it was interrupted.
 
 
 def main(arguments: list[str]) -> int:
-    """Parse the command line, run the experiment, and return the exit code."""
+    """Listen for signals, run the experiment, and return the exit code."""
+    with StopRequest(is_setting_up=True) as stop_request:
+        return _run(arguments, stop_request)
+
+
+def _run(arguments: list[str], stop_request: StopRequest) -> int:
+    # All that takes time is imported here: signals are listened for, --help and a
+    # mistyped flag answer at once.
+    from train_jax import cli
+
+    cli.prepare_output()
     parser = cli.make_parser("train.py", _DESCRIPTION)
-    parser.add_argument(
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
         "--overwrite", action="store_true", help="delete the run that lies there first"
+    )
+    start.add_argument(
+        "--extend",
+        action="store_true",
+        help="train a run on to a larger num_epochs or num_steps, with the schedule of "
+        "that length",
     )
     cli.add_process_flags(parser)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
-    # Imported here, so that --help and a mistyped flag answer at once.
     from train_jax import compiler, experiment, loop, processes, report
     from train_jax.config import load_config
-    from train_jax.interrupt import StopRequest
+    from train_jax.workdir import WorkdirError
 
-    compiler.keep_compiled_programs()
-
-    with processes.ending_together("train.py"), contextlib.ExitStack() as stack:
+    how = {"overwrite": options.overwrite, "extend": options.extend}
+    with processes.ending_together("train.py"):
         try:
-            config = load_config(options.config, overrides)
-            processes.join(
-                options.coordinator, options.num_processes, options.process_id
-            )
-            if not processes.is_main():
-                silence = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(silence))
-            ready = experiment.set_up(
-                config, options.workdir, overwrite=options.overwrite
-            )
+            with stop_request.interrupting():
+                config = load_config(options.config, overrides)
+                processes.join(
+                    options.coordinator, options.num_processes, options.process_id
+                )
+                compiler.keep_compiled_programs()
+                if not processes.is_main():
+                    cli.silence_stdout()
+                summary = (
+                    None
+                    if options.overwrite
+                    else loop.read_finished(options.workdir, config)
+                )
+                if summary is None:
+                    ready = experiment.set_up(config, options.workdir, **how)
+        except KeyboardInterrupt:
+            print("train.py: stopped before the training began", file=sys.stderr)
+            return cli.STOPPED
         except ValueError as error:
             cli.complain("train.py", error)
             return 2
         try:
-            with StopRequest() as stop_request:
-                summary = loop.train_and_evaluate(ready, stop_request)
+            if summary is None:
+                summary = loop.train_and_evaluate(ready, stop_request, **how)
+        except WorkdirError as error:
+            cli.complain("train.py", error)
+            return 2
         except loop.Failed as error:
             cli.complain("train.py", error)
             return cli.FAILED

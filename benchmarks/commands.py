@@ -32,7 +32,7 @@ def run(arguments: Sequence[str], cache: pathlib.Path) -> tuple[float, int]:
         "XDG_CACHE_HOME": str(cache),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         started = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=output, stderr=output, env=environment

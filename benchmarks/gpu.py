@@ -91,7 +91,7 @@ def _whole_training(*, small: bool) -> Iterator[Timing]:
         command = ("-m", "benchmarks.reach", accuracy, *recipe)
         command = (*command, "--workdir", str(workdir))
         seconds, _ = commands.run(command, pathlib.Path(scratch) / "cache")
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
     images = round(epochs[-1]["images_per_second"] * epochs[-1]["seconds"])
     yield Timing(

@@ -11,7 +11,9 @@ def main(accuracy: float, arguments: list[str]) -> int:
     """Run train.py and look at its summary."""
     code = train.main(arguments)
     workdir = pathlib.Path(arguments[arguments.index("--workdir") + 1])
-    reached = json.loads((workdir / "summary.json").read_text())["test_accuracy"]
+    reached = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))[
+        "test_accuracy"
+    ]
     print(f"reached {reached:.2%}")
     return code or int(reached < accuracy)
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     kind = jax.devices()[0].device_kind.lower().replace(" ", "_")
     path = options.output / f"{options.question}_{kind}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     return 0
 
@@ -106,7 +106,7 @@ def describe_machine() -> dict[str, Any]:
 def _processor() -> str:
     """The name of the processor."""
     path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
     return names[0] if names else platform.processor()
 

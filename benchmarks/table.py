@@ -20,7 +20,8 @@ PAGES: dict[pathlib.Path, tuple[str, ...] | None] = {
 def main() -> int:
     """Fill the tables of all pages anew."""
     for page, questions in PAGES.items():
-        page.write_text(fill(page.read_text(), make_tables(RESULTS, questions)))
+        text = page.read_text(encoding="utf-8")
+        page.write_text(fill(text, make_tables(RESULTS, questions)), encoding="utf-8")
     return 0
 
 
@@ -33,7 +34,10 @@ def fill(text: str, tables: str) -> str:
 
 def make_tables(folder: pathlib.Path, questions: Sequence[str] | None = None) -> str:
     """Make a Markdown table of each result file, or of those of some questions."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    results = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    ]
     return "\n".join(
         _make_table(result)
         for result in results

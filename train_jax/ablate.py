@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
-from train_jax import cli, compiler, experiment, loop
+from train_jax import cli, compiler, experiment, lock, loop, processes
 from train_jax import workdir as wd
 from train_jax.config import Config, load_config, read_config_file
 from train_jax.interrupt import StopRequest
@@ -51,35 +51,45 @@ class Trial:
 
     def result(self) -> dict[str, Any] | None:
         """What came of it: a summary, {"error": …}, or None if it is still to do."""
-        for name in (wd.SUMMARY, FAILURE):
-            if (self.folder / name).exists():
-                return wd.read_json(self.folder / name)
-        return None
+        summary = wd.read_summary(self.folder, self.config)
+        if summary is None and (self.folder / FAILURE).exists():
+            return wd.read_json(self.folder / FAILURE)
+        return summary
 
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, train what is missing, and return the exit code."""
+    cli.prepare_output()
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
-    compiler.keep_compiled_programs()
-    workdir = options.workdir
     try:
-        trials = plan(options.config, overrides, workdir)
+        processes.check_devices()
+        compiler.keep_compiled_programs()
+        trials = plan(options.config, overrides, options.workdir)
+        held = lock.acquire(options.workdir)
     except ValueError as error:
         cli.complain(_PROGRAM, error)
         return 2
+    except OSError as error:
+        cli.complain(
+            _PROGRAM,
+            ValueError(
+                f"--workdir {str(options.workdir)!r} cannot be written: "
+                f"{error.strerror}"
+            ),
+        )
+        return 2
     try:
-        with StopRequest() as should_stop:
-            for number, trial in enumerate(trials, start=1):
-                _report(trial, number, len(trials), should_stop)
+        with contextlib.closing(held), StopRequest() as should_stop:
+            _run_all(trials, should_stop)
+            write_results(trials, options.workdir)
     except loop.Stopped as stopped:
         print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
         return cli.STOPPED
-    except loop.Failed as error:
+    except (loop.Failed, OSError) as error:
         cli.complain(_PROGRAM, error)
         return cli.FAILED
-    write_results(trials, workdir)
     return 0
 
 
@@ -103,6 +113,7 @@ def plan(
                     config_path, {**overrides, **changed, "seed": str(seed)}
                 )
                 folder = workdir / _slug(variant) / f"seed_{seed}"
+                wd.check_free(folder)
                 wd.check(folder, config, overwrite=False)
                 if config.dataset not in datasets:
                     experiment.load_splits(config)
@@ -111,11 +122,18 @@ def plan(
                 raise ValueError(f"variant {variant!r}: {error}") from error
             trials.append(Trial(variant, config, folder))
     _check_folders(trials)
+    lock.check_free(workdir)
+    return trials
+
+
+def _run_all(trials: Sequence[Trial], should_stop: Callable[[], bool]) -> None:
+    """Train what is missing; tell of each trial in a line."""
     for trial in trials:
         wd.prepare(trial.folder, trial.config, overwrite=False)
         if not (trial.result() or {}).get("is_final", True):
             (trial.folder / FAILURE).unlink()
-    return trials
+    for number, trial in enumerate(trials, start=1):
+        _report(trial, number, len(trials), should_stop)
 
 
 def _check_folders(trials: Sequence[Trial]) -> None:
@@ -141,7 +159,10 @@ def run(
         ready = experiment.set_up(trial.config, trial.folder)
     except ValueError as error:  # this variant cannot be built
         return _record_failure(trial, error)
-    with (trial.folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
+    with (
+        (trial.folder / LOG).open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+    ):
         try:
             return loop.train_and_evaluate(ready, should_stop)
         except loop.Diverged as error:
@@ -180,7 +201,7 @@ def write_results(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
     results = {trial: trial.result() or {} for trial in trials}
     columns = ("test_accuracy", "test_loss", "val_accuracy", "num_params")
     columns += ("images_per_second", "train_seconds", "error")
-    with (workdir / TABLE).open("w", newline="") as file:
+    with (workdir / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["variant", "seed", *columns])
         for trial, result in results.items():

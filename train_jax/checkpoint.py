@@ -6,7 +6,7 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from train_jax.state import TrainState
 
 # The items of a checkpoint, and the file with the checksums of all others.
 _STATE, _ABOUT, _SEAL = "state", "about", "checksums.json"
+_SCORE = "score"
 
 # The score of a state that was not evaluated, below every accuracy.
 NOT_SCORED = -1.0
@@ -39,18 +40,26 @@ class Checkpoints:
         newest: step of the newest one that is complete; None if there is none.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep: int,
+        check_lock: Callable[[], object] = lambda: None,
+    ):
         """Open the folder, creating it if need be, and put damaged ones aside.
 
         Args:
             directory: where the checkpoints lie.
             keep: how many of the newest are kept, beside the best one.
+            check_lock: called before each write; an OSError stops it.
 
         Raises:
             CheckpointError: if there are some, but all of them are damaged.
         """
         self.directory = directory.absolute()
-        self.newest, damaged = _look_through(self.directory)
+        complete, damaged = _look_through(self.directory)
+        self.newest = max(complete, default=None)
         processes.wait_for_all("checkpoints looked through")
         if processes.is_main():
             _put_aside(self.directory, damaged)
@@ -69,6 +78,7 @@ class Checkpoints:
             ),
         )
         self._saving: int | None = None
+        self._check_lock = check_lock
 
     def save(
         self,
@@ -92,10 +102,11 @@ class Checkpoints:
         self.wait()
         items = {
             _STATE: ocp.args.StandardSave(state),
-            _ABOUT: ocp.args.JsonSave(dict(about)),
+            _ABOUT: ocp.args.JsonSave({**about, _SCORE: score}),
         }
         self._saving = step
         with self._explaining_errors():
+            self._check_lock()
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics={"score": score}
             )
@@ -142,6 +153,7 @@ class Checkpoints:
         """Write the checksums of the checkpoint that is about to be complete."""
         # Orbax gives the folder its name right after this; the files beside the items,
         # its notes of times, change once more.
+        self._check_lock()
         (folder,) = (
             path
             for path in self.directory.iterdir()
@@ -152,7 +164,7 @@ class Checkpoints:
             for path in sorted(folder.glob("*/**/*"))
             if path.is_file()
         }
-        (folder / _SEAL).write_text(_seal_text(checksums))
+        (folder / _SEAL).write_text(_seal_text(checksums), encoding="utf-8")
 
 
 def find_newest(directory: pathlib.Path) -> int | None:
@@ -164,7 +176,40 @@ def find_newest(directory: pathlib.Path) -> int | None:
     Raises:
         CheckpointError: if there are some, but all of them are damaged.
     """
-    return _look_through(directory)[0]
+    return max(_look_through(directory)[0], default=None)
+
+
+def find_best(directory: pathlib.Path) -> int | None:
+    """Find the complete checkpoint that validated best, of equals the newest.
+
+    Returns, raises: see `find_newest`.
+    """
+    steps, _ = _look_through(directory)
+    return max(
+        steps,
+        key=lambda step: (read_about(directory, step)[_SCORE], step),
+        default=None,
+    )
+
+
+def find(directory: pathlib.Path, which: str) -> int | None:
+    """Find a checkpoint by what a user calls it: "last", "best" or its step.
+
+    Raises:
+        CheckpointError: see `find_newest`; also if the named one is not there.
+    """
+    if which == "last":
+        return find_newest(directory)
+    if which == "best":
+        return find_best(directory)
+    steps, _ = _look_through(directory)
+    if not which.isdecimal() or int(which) not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(
+            f"--checkpoint must be last, best or the step of one of those in "
+            f"{str(directory)!r} ({known}), got {which!r}"
+        )
+    return int(which)
 
 
 def read_about(directory: pathlib.Path, step: int) -> dict[str, Any]:
@@ -195,27 +240,27 @@ def restore(
         return checkpointer.restore(directory.absolute() / str(step) / _STATE, abstract)
 
 
-def _look_through(directory: pathlib.Path) -> tuple[int | None, list[int]]:
-    """Find the step of the newest complete checkpoint, and those that are damaged.
+def _look_through(directory: pathlib.Path) -> tuple[list[int], list[int]]:
+    """Find the steps of the complete checkpoints, and of those that are damaged.
 
     The latter are named on the way; see `find_newest`.
     """
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    newest, damaged = None, []
+    complete, damaged = [], []
     for step in sorted(int(name) for name in names if name.isdecimal()):
         damage = _damage(directory / str(step))
         if damage is None:
-            newest = step
+            complete.append(step)
         else:
             damaged.append(step)
             path = directory / str(step)
             print(f"warning: checkpoint {path} {damage}", file=sys.stderr)
-    if damaged and newest is None:
+    if damaged and not complete:
         raise CheckpointError(
             f"all checkpoints in {str(directory)!r} are damaged; --overwrite starts "
             "anew"
         )
-    return newest, damaged
+    return complete, damaged
 
 
 def _damage(folder: pathlib.Path) -> str | None:
@@ -224,7 +269,7 @@ def _damage(folder: pathlib.Path) -> str | None:
     if not seal.is_file():
         return f"is damaged: {_SEAL} is missing"
     try:
-        text = seal.read_text()
+        text = seal.read_text(encoding="utf-8")
         checksums = json.loads(text)["files"]
     except (ValueError, LookupError, TypeError):
         return f"is damaged: {_SEAL} is not readable"

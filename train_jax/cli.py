@@ -1,9 +1,15 @@
 """What the commands share: a config, its fields as flags, and a line for a mistake."""
 
 import argparse
+import io
 import logging
+import os
 import pathlib
+import re
 import sys
+from typing import Any
+
+from train_jax.folders import cache_folder, local_path
 
 # Exit codes of a run that cannot go on, and of one that was asked to stop and goes on
 # when it is started again (EX_TEMPFAIL). Wrong input is 2, as with argparse.
@@ -29,11 +35,13 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", required=True, help="a Python file with get_config()"
+        "--config",
+        required=True,
+        metavar="FILE[:ARGUMENT]",
+        help="a Python file with get_config(), which may take an argument",
     )
     parser.add_argument(
         "--workdir",
-        type=pathlib.Path,
         help="folder for the results (default: runs/<name of the config>)",
     )
     return parser
@@ -55,6 +63,17 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=int, help="which one this is, from 0")
 
 
+def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names a checkpoint of a run."""
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="last|best|STEP",
+        help="the newest, the one that validated best, or that of a step "
+        "(default: last)",
+    )
+
+
 def parse(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -66,14 +85,74 @@ def parse(
         if not argument.startswith("--config.") or not equals:
             parser.error(f"expected --config.FIELD=VALUE, got {argument!r}")
         overrides[field] = value
-    if options.workdir is None:
-        options.workdir = pathlib.Path("runs", pathlib.Path(options.config).stem)
+    try:
+        options.workdir = _workdir(options)
+        # Before a library makes folders of the same variable.
+        cache_folder()
+    except ValueError as error:
+        parser.error(str(error))
     return options, overrides
 
 
+def _workdir(options: argparse.Namespace) -> pathlib.Path:
+    """The run's folder: the flag's, or one named after the config."""
+    if options.workdir is not None:
+        return local_path(options.workdir, "--workdir")
+    file, _, argument = options.config.partition(".py:")
+    words = [pathlib.Path(file).stem, *re.findall(r"[\w.-]+", argument)]
+    return pathlib.Path("runs", "_".join(words))
+
+
+class _Output(io.FileIO):
+    """A file that goes on in silence when its reader, `head` for instance, has gone."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or throw them away."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _silence(self.fileno())
+            return len(data)
+
+
+def _silence(descriptor: int) -> None:
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, descriptor)
+    os.close(silence)
+
+
+def prepare_output() -> None:
+    """Let nothing that is printed end the program.
+
+    What the terminal cannot show is replaced, and what nobody reads is thrown away.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue  # somebody, a test for instance, catches what is printed
+        buffered = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+        replacement = io.TextIOWrapper(
+            buffered,
+            encoding=stream.encoding,
+            errors="replace",
+            line_buffering=stream.line_buffering,
+        )
+        setattr(sys, name, replacement)
+
+
+def silence_stdout() -> None:
+    """Print nothing any more, but errors."""
+    _silence(sys.stdout.fileno())
+
+
 def silence_libraries() -> None:
-    """Keep Orbax from logging, with tracebacks, what it raises as well."""
+    """Keep libraries from logging what is raised as well, or is of no consequence.
+
+    Orbax logs what it raises, with tracebacks; Matplotlib that it cannot keep a list of
+    fonts.
+    """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def complain(program: str, error: Exception) -> None:

@@ -3,29 +3,54 @@
 import hashlib
 import pathlib
 import platform
+import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from train_jax.folders import cache_folder
+from train_jax.folders import cache_folder, local_path
 
 
 def keep_compiled_programs() -> None:
     """Let the next start of a command find what XLA has compiled in this one.
 
     In a folder for this kind of CPU, as XLA compiles for its very instructions;
-    JAX_COMPILATION_CACHE_DIR names another folder.
+    JAX_COMPILATION_CACHE_DIR names another folder. One that cannot be written is told
+    of in a line.
+
+    Raises:
+        ValueError: for a folder that is none on this machine.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        path = pathlib.Path("/proc/cpuinfo")
-        lines = path.read_text().splitlines() if path.exists() else []
-        about = [x for x in lines if x.startswith(("model name", "flags", "Features"))]
-        identity = platform.machine() + "".join(sorted(set(about)))
-        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        folder = cache_folder() / f"compiled-{key}"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    name = "JAX_COMPILATION_CACHE_DIR"
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    if chosen and "://" in chosen:
+        return  # JAX itself can write to such addresses.
+    folder = local_path(chosen, name) if chosen else _default_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        print(
+            f"warning: compiled programs are not kept, {str(folder)!r} cannot be "
+            f"written: {error.strerror}",
+            file=sys.stderr,
+        )
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not chosen:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _default_folder() -> pathlib.Path:
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    about = [x for x in lines if x.startswith(("model name", "flags", "Features"))]
+    identity = platform.machine() + "".join(sorted(set(about)))
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return cache_folder() / f"compiled-{key}"
 
 
 def jit(function: Callable[..., Any], **kwargs: Any) -> Any:

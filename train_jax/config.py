@@ -12,8 +12,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import RequiredValueError
 
+from train_jax.data import canonical_name
+from train_jax.folders import local_path
 from train_jax.models import MODELS, model_fields
 
 # A complete ConfigDict: `FIELDS` says what type each field has, Python cannot.
@@ -28,9 +32,17 @@ class Rule:
     allowed: str
 
 
+# The positive numbers that float32 knows.
+_SMALLEST, _LARGEST = (float(getattr(np.finfo("f4"), x)) for x in ("tiny", "max"))
+
+# Steps are counted in int32.
+MOST_STEPS = 2**31 - 1
+
+
 def _is_number(value: Any) -> bool:
+    """Whether it is a number that is finite in float32, which all of them become."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    return is_number and abs(value) <= _LARGEST
 
 
 def _integer(low: int, high: float = math.inf) -> Rule:
@@ -42,15 +54,18 @@ def _integer(low: int, high: float = math.inf) -> Rule:
     return Rule(passes, f"an integer{in_words}")
 
 
-def _number(low: float, high: float = math.inf, *, high_open: bool = False) -> Rule:
-    def passes(value):
-        if not _is_number(value) or value < low:
-            return False
-        return value < high if high_open else value <= high
+def _number(low: float, below: float = math.inf) -> Rule:
+    """A number from `low` on, and below `below` in float32 as well."""
 
-    end = f"{high})" if high_open else f"{high}]"
-    in_words = f"in [{low}, {end}" if high < math.inf else f"at least {low}"
+    def passes(value):
+        return _is_number(value) and value >= low and bool(np.float32(value) < below)
+
+    in_words = f"in [{low}, {below})" if below < math.inf else f"at least {low}"
     return Rule(passes, f"a number {in_words}")
+
+
+# Zero, or what float32 rounds to zero, would turn something off without a word.
+_POSITIVE = Rule(lambda v: _is_number(v) and v >= _SMALLEST, "a number above 0")
 
 
 def _one_of(*values: str) -> Rule:
@@ -68,7 +83,7 @@ _NUMBERS = Rule(
     "a tuple of numbers, one for each channel",
 )
 _POSITIVE_NUMBERS = Rule(
-    lambda v: _NUMBERS.passes(v) and all(x > 0 for x in v),
+    lambda v: _NUMBERS.passes(v) and all(map(_POSITIVE.passes, v)),
     "a tuple of positive numbers, one for each channel",
 )
 
@@ -83,35 +98,39 @@ FIELDS: dict[str, tuple[Any, Rule]] = {
     "dataset.manual_dir": (None, _or_none(_TEXT)),
     "dataset.mean": (None, _or_none(_NUMBERS)),
     "dataset.std": (None, _or_none(_POSITIVE_NUMBERS)),
+    "dataset.allow_overlap": (False, _BOOLEAN),
     "augment.crop_padding": (0, _integer(0)),
     "augment.flip": (False, _BOOLEAN),
     "augment.mixup_alpha": (0.0, _number(0)),
     "augment.cutmix_alpha": (0.0, _number(0)),
     "optimizer.name": ("adamw", _one_of("adamw", "adam", "sgd")),
-    "optimizer.learning_rate": (1e-3, _number(0)),
+    "optimizer.learning_rate": (1e-3, _POSITIVE),
     "optimizer.schedule": ("cosine", _one_of("constant", "cosine", "linear")),
     "optimizer.warmup_epochs": (0.0, _number(0)),
     "optimizer.weight_decay": (0.0, _number(0)),
     "optimizer.decay": ("kernels", _one_of("kernels", "all")),
-    "optimizer.clip_norm": (None, _or_none(_number(0))),
-    "optimizer.momentum": (0.9, _number(0, 1, high_open=True)),
-    "optimizer.b1": (0.9, _number(0, 1, high_open=True)),
-    "optimizer.b2": (0.999, _number(0, 1, high_open=True)),
-    "optimizer.eps": (1e-8, _number(0)),
+    "optimizer.clip_norm": (None, _or_none(_POSITIVE)),
+    "optimizer.momentum": (0.9, _number(0, below=1)),
+    "optimizer.b1": (0.9, _number(0, below=1)),
+    "optimizer.b2": (0.999, _number(0, below=1)),
+    "optimizer.eps": (1e-8, _POSITIVE),
     "batch_size": (128, _integer(1)),
     "eval_batch_size": (256, _integer(1)),
     "accumulation_steps": (1, _integer(1)),
-    "num_epochs": (10, _integer(1)),
-    "num_steps": (None, _or_none(_integer(1))),
-    "label_smoothing": (0.0, _number(0, 1, high_open=True)),
-    "ema_decay": (None, _or_none(_number(0, 1, high_open=True))),
+    "num_epochs": (10, _integer(1, MOST_STEPS)),
+    "num_steps": (None, _or_none(_integer(1, MOST_STEPS))),
+    "label_smoothing": (0.0, _number(0, below=1)),
+    "ema_decay": (None, _or_none(_number(0, below=1))),
     "dtype": ("float32", _one_of("float32", "bfloat16")),
     "seed": (0, _integer(0, 2**31 - 1)),
     "num_seeds": (1, _integer(1, 1024)),
     "fsdp": (False, _BOOLEAN),
     "debug_nans": (False, _BOOLEAN),
     "checkpoint.every_epochs": (1, _integer(1)),
+    "checkpoint.every_steps": (None, _or_none(_integer(1))),
+    "checkpoint.every_minutes": (None, _or_none(_POSITIVE)),
     "checkpoint.keep": (2, _integer(1)),
+    "test_checkpoint": ("last", _one_of("last", "best")),
 }
 
 # What an optimiser has no use for.
@@ -149,8 +168,10 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
     """Read a config file and turn it into a complete, valid config.
 
     Args:
-        path: Python file that defines `get_config()`.
-        overrides: dotted field name → the text of its new value.
+        path: Python file that defines `get_config()`; FILE.py:ARGUMENT calls
+            `get_config(ARGUMENT)`.
+        overrides: dotted field name → the text of its new value. Fields that refer to
+            one of these (`ConfigDict.get_ref`) follow it.
 
     Returns:
         A locked ConfigDict that has every field.
@@ -158,15 +179,38 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
     Raises:
         ValueError: naming the file or the field, the value, and what is allowed.
     """
-    config = read_config_file(path, "get_config")
+    config: Any = read_config_file(path, "get_config")
     if not isinstance(config, ConfigDict | dict):
         raise ValueError(
             f"--config {path!r}: get_config() must return a ConfigDict or a dict, got "
             f"{type(config).__name__}"
         )
-    fields: Any = config
+    if isinstance(config, dict | FrozenConfigDict):
+        config = ConfigDict(dict(config))
     given = {field: _parse(text) for field, text in overrides.items()}
-    return resolve(flatten(fields) | given)
+    for field, value in given.items():
+        if field in FIELDS:
+            _check(field, value, FIELDS[field][1])
+    with config.unlocked(), config.ignore_type():
+        # What is no value of a known field is refused, by its name, in `resolve`.
+        refused = {k: v for k, v in given.items() if not _override(config, k, v)}
+    return resolve(flatten(config) | refused)
+
+
+def _override(config: ConfigDict, field: str, value: Any) -> bool:
+    """Set a field, in sections that are made if need be; False if it can be none."""
+    *sections, key = field.split(".")
+    section: Any = config
+    for name in sections:
+        if name not in section:
+            section[name] = ConfigDict()
+        section = section[name]
+        if not isinstance(section, ConfigDict):
+            return False
+    if isinstance(value, dict):
+        return False
+    section[key] = value
+    return True
 
 
 def resolve(given: Mapping[str, Any]) -> Config:
@@ -197,6 +241,7 @@ def resolve(given: Mapping[str, Any]) -> Config:
             )
         _check(field, value, rule)
         complete[field] = tuple(value) if isinstance(value, list) else value
+    complete["dataset.name"] = canonical_name(complete["dataset.name"])
     for field, values in swept.items():
         if values is not None:
             complete[field] = _check_sweep(field, values, rules)
@@ -206,13 +251,47 @@ def resolve(given: Mapping[str, Any]) -> Config:
                     f"config.{field} would change nothing: config.optimizer.name is "
                     f"{optimizer!r}"
                 )
+    _check_together(complete)
     return _nest(complete).lock()
 
 
+def _check_together(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError for fields that do not fit together, whatever the data are."""
+    warmup_epochs, num_epochs = fields["optimizer.warmup_epochs"], fields["num_epochs"]
+    if fields["num_steps"] is None and warmup_epochs >= num_epochs:
+        raise ValueError(
+            "config.optimizer.warmup_epochs must be shorter than the training, got "
+            f"{warmup_epochs} of {num_epochs} epochs"
+        )
+    rate, decay = (
+        max(fields.get(f"sweep.{field}", (fields[field],)))
+        for field in ("optimizer.learning_rate", "optimizer.weight_decay")
+    )
+    if rate * decay >= 1:
+        raise ValueError(
+            "config.optimizer.weight_decay × config.optimizer.learning_rate must be "
+            "below 1, the share of the parameters that a step takes away, got "
+            f"{decay} × {rate}"
+        )
+
+
 def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Map every dotted field name of a config to its value."""
+    """Map every dotted field name of a config to its value.
+
+    Raises:
+        ValueError: if a field is a placeholder that was not filled, or refers to
+            something that it cannot be computed from.
+    """
     flat = {}
-    for key, value in config.items():
+    for key in config:
+        try:
+            value = config[key]
+        except RequiredValueError as error:
+            raise ValueError(f"config.{prefix}{key} must be given") from error
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"config.{prefix}{key} could not be computed: {error}"
+            ) from error
         if isinstance(value, ConfigDict | dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
@@ -224,25 +303,43 @@ def read_config_file(path: str, name: str) -> Any:
     """Run a config file and return what it defines under a name.
 
     Args:
-        path: the file.
-        name: of a constant, or of a function, which is called.
+        path: the file, or FILE.py:ARGUMENT.
+        name: of a constant, or of a function, which is called, with the argument if
+            there is one.
 
     Raises:
         ValueError: if the file cannot be run, or has no such name.
     """
-    if not pathlib.Path(path).is_file():
+    file, *argument = split_argument(path)
+    if not _is_file(local_path(file, "--config")):
         raise ValueError(f"--config must name a readable file, got {path!r}")
-    spec = importlib.util.spec_from_file_location("_config", path)
+    spec = importlib.util.spec_from_file_location(
+        "_config", local_path(file, "--config")
+    )
     if spec is None or spec.loader is None:
         raise ValueError(f"--config must name a Python file (.py), got {path!r}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         value = getattr(module, name)
-        return value() if callable(value) else value
+        return value(*argument) if callable(value) else value
     except _FILE_FAULTS as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"--config {path!r} could not be read: {reason}") from error
+
+
+def split_argument(path: str) -> list[str]:
+    """Split FILE.py:ARGUMENT, as ml_collections does: [file] or [file, argument]."""
+    file, colon, argument = path.partition(".py:")
+    return [f"{file}.py", argument] if colon else [path]
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    """Whether there is such a file; a name that no file could have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _parse(text: str) -> Any:
@@ -291,8 +388,14 @@ def _check_sweep(
 
 
 def _check(field: str, value: Any, rule: Rule) -> None:
-    if not rule.passes(value):
-        raise ValueError(f"config.{field} must be {rule.allowed}, got {value!r}")
+    if rule.passes(value):
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = float(np.float32(value)) if isinstance(value, float) else value
+    # Rounded to one of these it may be out of a range that it is in as written.
+    is_rounded = rounded in (0, 1, math.inf) and rounded != value
+    remark = f" (in float32: {rounded:g})" if is_rounded else ""
+    raise ValueError(f"config.{field} must be {rule.allowed}, got {value!r}{remark}")
 
 
 def _rule_of(parameter: inspect.Parameter) -> Rule:

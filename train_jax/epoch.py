@@ -92,7 +92,7 @@ class EpochRunner:
         Returns:
             The new state and the training's part of the epoch's record, in which the
             metrics lead with the run axis R; no record if it was stopped before the
-            epoch's end.
+            epoch's end, or has come to a step that is to be saved.
 
         Raises:
             NonFiniteError: if the loss is not finite any more, in all runs.
@@ -100,9 +100,11 @@ class EpochRunner:
         experiment = self._experiment
         step = state.steps_done
         epoch, steps_before = divmod(step, experiment.steps_per_epoch)
-        end = min(
+        end_of_epoch = min(
             step - steps_before + experiment.steps_per_epoch, experiment.total_steps
         )
+        every = experiment.config.checkpoint.every_steps or end_of_epoch
+        end = min(end_of_epoch, (step // every + 1) * every)
         if not steps_before:
             self.seconds = 0.0
         loss_R = self._sums(state)["loss"] if steps_before else 0.0
@@ -125,7 +127,7 @@ class EpochRunner:
             )
             loss_R = sums["loss"]
             stretch = max(1, round(stretch * _SECONDS_BETWEEN_REPORTS / seconds))
-        return state, self._record(epoch, state) if step == end else None
+        return state, self._record(epoch, state) if step == end_of_epoch else None
 
     def take_steps(
         self, num_steps: int, state: TrainState, order: jax.Array

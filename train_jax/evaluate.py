@@ -36,7 +36,9 @@ class Evaluator:
         self._runs = experiment.runs
         self._batch_sharding = sharding.batch_sharding(experiment.mesh)
         num_devices = experiment.mesh.shape[sharding.DATA_AXIS]
-        size = experiment.config.eval_batch_size
+        # A larger batch would be filled up with nothing but zeros.
+        longest = max(len(experiment.val), len(experiment.test))
+        size = min(experiment.config.eval_batch_size, longest)
         self._batch_size = math.ceil(size / num_devices) * num_devices
         eval_step = experiment.task.make_eval_step(experiment.model)
         self._eval_step = compiler.jit(

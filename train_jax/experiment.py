@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import sys
@@ -14,15 +15,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train_jax import compiler, data, optim, sharding
+from train_jax import compiler, data, optim, processes, sharding
 from train_jax import workdir as wd
 from train_jax.augment import channel_statistics
-from train_jax.config import FIELDS, Config
+from train_jax.config import FIELDS, MOST_STEPS, Config
 from train_jax.data import Sequences, Split
 from train_jax.models import create_model, init_variables
 from train_jax.runs import Runs
 from train_jax.state import TrainState
 from train_jax.tasks import Classification, Task, Translation
+
+SPLITS = ("train_split", "val_split", "test_split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Experiment:
 
     Attributes:
         config: every field.
-        workdir: the run's folder, prepared.
+        workdir: the run's folder.
         train: the examples to learn from.
         val: the examples to watch.
         test: the examples to judge by, once, at the end.
@@ -120,33 +123,50 @@ class Experiment:
 
 
 def set_up(
-    config: Config, workdir: pathlib.Path, *, overwrite: bool = False
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    overwrite: bool = False,
+    extend: bool = False,
 ) -> Experiment:
     """Load the data, build the model, and check that all of it fits together.
 
-    The folder is written to only when everything is in order.
+    Nothing is written to the folder. What can be known from the config alone is said
+    before anything is read or downloaded.
 
     Args:
         config: complete, from `load_config`.
         workdir: the run's folder.
         overwrite: whether a run that lies there may be deleted.
+        extend: whether such a run may be trained longer than its schedule said.
 
     Raises:
         ValueError: naming what is wrong, what was given and what is allowed.
     """
-    wd.check(workdir, config, overwrite=overwrite)
-    train, val, test = load_splits(config)
+
+    def check_folder() -> None:
+        wd.check_free(workdir)
+        wd.check(workdir, config, overwrite=overwrite, extend=extend)
+
+    processes.on_main(check_folder)
     runs = Runs.of(config)
     mesh = sharding.make_mesh(len(runs))
-    _check_batch(
-        config, num_examples=len(train), num_devices=mesh.shape[sharding.DATA_AXIS]
-    )
+    _check_without_data(config, num_devices=mesh.shape[sharding.DATA_AXIS])
+    train, val, test = load_splits(config)
+    if config.batch_size > len(train):
+        raise ValueError(
+            f"config.batch_size must be at most {len(train)}, the number of examples "
+            f"in {config.dataset.train_split!r}, got {config.batch_size}"
+        )
     steps_per_epoch = len(train) // config.batch_size
     total_steps = config.num_steps or config.num_epochs * steps_per_epoch
+    if total_steps > MOST_STEPS:
+        raise ValueError(
+            f"config.num_epochs must be at most {MOST_STEPS // steps_per_epoch}, as "
+            f"steps are counted in int32, got {config.num_epochs}"
+        )
     make_optimizer(config, {}, steps_per_epoch, total_steps)
     task = make_task(config, train)
-    model = make_model(config, task)
-    wd.prepare(workdir, config, overwrite=overwrite)
     return Experiment(
         config=config,
         workdir=workdir,
@@ -154,7 +174,7 @@ def set_up(
         val=val,
         test=test,
         task=task,
-        model=model,
+        model=make_model(config, task),
         runs=runs,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
@@ -162,18 +182,39 @@ def set_up(
     )
 
 
-def load_splits(config: Config) -> list[Split | Sequences]:
-    """Load the training, validation and test split."""
-    dataset = config.dataset
-    splits = (dataset.train_split, dataset.val_split, dataset.test_split)
-    train, val, test = load(config, *splits)
-    # Slices of one split are views of one array.
-    if np.may_share_memory(train.examples[-1], val.examples[-1]):
-        print(
-            f"warning: config.dataset.val_split {dataset.val_split!r} has examples in "
-            f"common with config.dataset.train_split {dataset.train_split!r}",
-            file=sys.stderr,
+def _check_without_data(config: Config, *, num_devices: int) -> None:
+    """Raise ValueError for what cannot work, whatever the data are."""
+    for name in SPLITS:
+        data.parse_split(config.dataset[name])
+    size, parts = config.batch_size, config.accumulation_steps
+    if size % (num_devices * parts):
+        raise ValueError(
+            f"config.batch_size must be divisible by {num_devices * parts} "
+            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
         )
+    if data.is_sequences(config.dataset.name):
+        make_model(config, Translation(1, 1, 1))
+    else:
+        side = config.model.get("patch_size", 32)
+        make_model(config, Classification((side, side, 1), ("any",), (0.5,), (0.5,)))
+
+
+def load_splits(config: Config) -> list[Split | Sequences]:
+    """Load the training, validation and test split; warn where they overlap."""
+    cuts = [config.dataset[name] for name in SPLITS]
+    wholes = [data.parse_split(cut)[0] for cut in cuts]
+    train, val, test, *whole = load(config, *cuts, *wholes)
+    if not config.dataset.allow_overlap and processes.is_main():
+        size_of = dict(zip(wholes, map(len, whole), strict=True))
+        for a, b in itertools.combinations(range(len(SPLITS)), 2):
+            shared = data.count_shared(cuts[a], cuts[b], size_of)
+            if shared:
+                print(
+                    f"warning: config.dataset.{SPLITS[a]} {cuts[a]!r} and "
+                    f"config.dataset.{SPLITS[b]} {cuts[b]!r} share {shared:,} examples;"
+                    " if that is meant, say so by config.dataset.allow_overlap=True",
+                    file=sys.stderr,
+                )
     return [train, val, test]
 
 
@@ -186,21 +227,6 @@ def load(config: Config, *splits: str) -> list[Split | Sequences]:
         data_dir=dataset.data_dir,
         manual_dir=dataset.manual_dir,
     )
-
-
-def _check_batch(config: Config, *, num_examples: int, num_devices: int) -> None:
-    """Raise ValueError unless the batch fits the data, the devices and the parts."""
-    size, parts = config.batch_size, config.accumulation_steps
-    if size > num_examples:
-        raise ValueError(
-            f"config.batch_size must be at most {num_examples}, the number of examples "
-            f"in {config.dataset.train_split!r}, got {size}"
-        )
-    if size % (num_devices * parts):
-        raise ValueError(
-            f"config.batch_size must be divisible by {num_devices * parts} "
-            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
-        )
 
 
 def make_optimizer(

@@ -1,20 +1,26 @@
 """Draw what a trained ViT looks at: python -m train_jax.explain --workdir RUN."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.image
 import numpy as np
 
-from train_jax import cli, compiler, plots
+from train_jax import cli, compiler, plots, processes
 from train_jax import workdir as wd
 from train_jax.augment import normalize
+from train_jax.data.picture import decode_picture
+from train_jax.folders import local_path
 from train_jax.tasks import Classification
 from train_jax.trained import TrainedModel, load_trained
 from vit_jax.interpret import (
@@ -33,41 +39,73 @@ _SAMPLE = 128
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, draw, and return the exit code."""
+    cli.prepare_output()
     options = _parser().parse_args(arguments)
-    compiler.keep_compiled_programs()
+    cli.silence_libraries()
     try:
-        explainer = Explainer(load_trained(options.workdir, run=options.run))
-        images = explainer.choose(options.images, options.file)
+        processes.check_devices()
+        compiler.keep_compiled_programs()
+        workdir = local_path(options.workdir, "--workdir")
+        out = local_path(options.out, "--out") if options.out else workdir / wd.PLOTS
+        file = None if options.file is None else local_path(options.file, "--file")
+        trained = load_trained(workdir, run=options.run, which=options.checkpoint)
+        explainer = Explainer(trained)
+        images = explainer.choose(options.images, file)
         explainer.check(options.layer, options.head)
-        sample_BHWC = (
-            explainer.test.image_BHWC[:_SAMPLE]
-            if options.file is None
-            else np.stack(list(images.values()))
-        )
-    except ValueError as error:
+        sample_BHWC = explainer.test.image_BHWC[:_SAMPLE] if file is None else None
+    except (OSError, ValueError) as error:
         cli.complain(_PROGRAM, error)
         return 2
-    folder = options.workdir / wd.PLOTS
-    folder.mkdir(exist_ok=True)
-    for name, image_HWC in images.items():
-        path = folder / f"explain_{name}.png"
-        explainer.draw_image(image_HWC, path, layer=options.layer, head=options.head)
-        print(path)
-    for path in explainer.draw_model(folder, sample_BHWC):
-        print(path)
+    names = [f"explain_{name}.png" for name in images]
+    try:
+        with _moved_into(out) as folder:
+            for name, image_HWC in zip(names, images.values(), strict=True):
+                explainer.draw_image(
+                    image_HWC, folder / name, layer=options.layer, head=options.head
+                )
+            if sample_BHWC is not None:
+                written = explainer.draw_model(folder, sample_BHWC)
+                names += [path.name for path in written]
+    except OSError as error:
+        reason = f"no pictures can be written to {str(out)!r}: "
+        reason += f"{error.strerror or error}; --out names another folder"
+        cli.complain(_PROGRAM, ValueError(reason))
+        return 2
+    for name in names:
+        print(out / name)
     return 0
+
+
+@contextlib.contextmanager
+def _moved_into(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give an empty folder, whose files go into `folder` at the end; all or none.
+
+    Raises:
+        OSError: at once, if nothing can be written there.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            yield pathlib.Path(scratch)
+            for path in pathlib.Path(scratch).iterdir():
+                os.replace(path, folder / path.name)
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):  # not empty: the pictures are there
+                path.rmdir()
 
 
 def _parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
-        description="Draw what a trained ViT looks at, into the run's plots/.",
+        description="Draw what a trained ViT looks at.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--workdir", type=pathlib.Path, required=True, help="folder of the run"
-    )
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    cli.add_checkpoint_flag(parser)
+    parser.add_argument("--out", help="folder for the pictures (default: its plots/)")
     parser.add_argument(
         "--images",
         type=int,
@@ -76,9 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I",
         help="numbers of test images, from 0 (default: 0 1 2 3)",
     )
-    parser.add_argument(
-        "--file", type=pathlib.Path, help="a PNG to explain instead of test images"
-    )
+    parser.add_argument("--file", help="a picture to explain instead of test images")
     parser.add_argument(
         "--layer", type=int, help="whose heads to draw, from 1 (default: the last)"
     )
@@ -131,7 +167,7 @@ class Explainer:
             ValueError: if there is no such image, or it has another size.
         """
         if file is not None:
-            return {file.stem: self._read(file)}
+            return {f"file_{_short_stem(file)}": self._read(file)}
         last = len(self.test) - 1
         for index in indices:
             if not 0 <= index <= last:
@@ -225,23 +261,24 @@ class Explainer:
         return written
 
     def _read(self, file: pathlib.Path) -> np.ndarray:
-        """Read a PNG as the model wants its images."""
-        try:
-            pixels = matplotlib.image.imread(file)
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"--file {str(file)!r} is no readable PNG") from error
+        """Read a picture as the model wants its images."""
         height, width, channels = self.task.image_shape
-        if pixels.dtype != np.uint8:
-            pixels = np.rint(pixels * 255).astype(np.uint8)
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
-        if channels == 1:
-            pixels = np.rint(pixels.mean(axis=-1, keepdims=True)).astype(np.uint8)
-        if pixels.shape != self.task.image_shape:
-            got = "x".join(map(str, pixels.shape))
+        try:
+            image_HWC = decode_picture(file, channels=channels)
+        except ValueError as error:
+            raise ValueError(f"--file {error}") from error
+        if image_HWC.shape != self.task.image_shape:
+            got = "x".join(map(str, image_HWC.shape))
             raise ValueError(
                 f"--file must be an image of {height}x{width}x{channels}, got {got}"
             )
-        return pixels
+        return image_HWC
+
+
+def _short_stem(file: pathlib.Path) -> str:
+    """Turn a file's name into a part of another one that any system can write."""
+    stem = re.sub(r"[^\w.-]+", "_", file.stem)
+    return stem.encode()[: 255 - len("explain_file_.png")].decode(errors="ignore")
 
 
 if __name__ == "__main__":

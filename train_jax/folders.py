@@ -1,10 +1,31 @@
-"""Where this project keeps what it need not make twice."""
+"""Folders and paths: what a user may write, and where this project keeps its cache."""
 
 import os
 import pathlib
+import re
 
 
 def cache_folder() -> pathlib.Path:
     """The folder for decoded data and compiled programs; it may not exist yet."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "vit-resnet-jax"
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return local_path(root, "XDG_CACHE_HOME") / "vit-resnet-jax"
+
+
+def local_path(text: str, name: str) -> pathlib.Path:
+    """Turn what a user wrote into a path, the home folder `~` expanded.
+
+    Args:
+        text: the flag's, field's or environment variable's value.
+        name: what to call it in an error.
+
+    Raises:
+        ValueError: for a URL, such as gs://bucket, and for the home of nobody.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise ValueError(
+            f"{name} must be a path on this machine, got the address {text!r}"
+        )
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} {text!r}: there is no such home folder") from error

@@ -1,6 +1,9 @@
 """The story of a run: data → model → steps → evaluation → checkpoints → report."""
 
 import contextlib
+import pathlib
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,11 +13,12 @@ import numpy as np
 from train_jax import checkpoint, plots, processes, sharding, summary
 from train_jax import workdir as wd
 from train_jax.checkpoint import CheckpointError, Checkpoints
+from train_jax.config import Config
 from train_jax.diagnose import find_first_nonfinite
 from train_jax.epoch import EpochRunner, NonFiniteError
 from train_jax.evaluate import Evaluation, Evaluator
 from train_jax.experiment import Experiment
-from train_jax.models import count_parameters, init_variables, list_layers
+from train_jax.models import count_parameters, init_variables, kernel_sums, list_layers
 from train_jax.report import Report, print_layers
 from train_jax.state import TrainState
 
@@ -34,37 +38,70 @@ class Diverged(Failed):
 
 
 def train_and_evaluate(
-    experiment: Experiment, should_stop: Callable[[], bool] = lambda: False
+    experiment: Experiment,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    overwrite: bool = False,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint if there is one, then test.
 
     Args:
         experiment: what to train.
         should_stop: asked every few seconds whether to save and stop.
+        overwrite: whether to delete the run that lies in the folder first.
+        extend: whether a run may be trained longer than its schedule said.
 
     Returns:
         The summary, as it lies in summary.json; a finished run's is read from there.
 
     Raises:
+        WorkdirError: if the folder may not be used, or cannot be written; nothing is
+            changed then.
         Stopped: if it was asked to stop.
-        Failed: if the folder cannot be written or its checkpoints cannot be read;
-            it names the last good checkpoint.
+        Failed: if the folder cannot be written any more or its checkpoints cannot be
+            read; it names the last good checkpoint.
         Diverged: if the loss is not finite any more; it names the step.
     """
-    workdir = experiment.workdir
-    if (workdir / wd.SUMMARY).exists():
-        print("this run is finished already")
-        return wd.read_json(workdir / wd.SUMMARY)
-
-    _announce(experiment)
-    with _open_checkpoints(experiment) as checkpoints:
-        evaluator = Evaluator(experiment)
-        state, records = _train(experiment, checkpoints, evaluator, should_stop)
-        test = evaluator(state.eval_variables, experiment.test)
-        _plot(experiment, state, records, test)
-        result = summary.summarize(experiment, state, records, test)
-        wd.write_json(workdir / wd.SUMMARY, result)
+    workdir, config = experiment.workdir, experiment.config
+    result = None if overwrite else read_finished(workdir, config)
+    if result is not None:
+        return result
+    with wd.opened(workdir, config, overwrite=overwrite, extend=extend) as check_lock:
+        _announce(experiment)
+        with _open_checkpoints(experiment, check_lock) as checkpoints:
+            evaluator = Evaluator(experiment)
+            state, records = _train(
+                experiment, checkpoints, evaluator, should_stop, check_lock
+            )
+            step, variables = _to_test(experiment, checkpoints, state)
+            test = evaluator(variables, experiment.test)
+            check_lock()
+            _plot(experiment, variables, records, test)
+            result = summary.summarize(experiment, state, records, test, step)
+            check_lock()
+            wd.write_json(workdir / wd.SUMMARY, result)
     return result
+
+
+def read_finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
+    """Read the summary of a run that is finished already, and say so; else None."""
+    result = wd.read_summary(workdir, config)
+    if result is not None:
+        print("this run is finished already")
+    return result
+
+
+def _to_test(
+    experiment: Experiment, checkpoints: Checkpoints, state: TrainState
+) -> tuple[int, Any]:
+    """The step and the variables that the test split is read with."""
+    if experiment.config.test_checkpoint == "best":
+        checkpoints.wait()
+        step = checkpoint.find_best(checkpoints.directory)
+        if step is not None and step != state.steps_done:
+            state = _restore(experiment, checkpoints.directory, step)
+    return state.steps_done, state.eval_variables
 
 
 def _announce(experiment: Experiment) -> None:
@@ -88,11 +125,15 @@ def _announce(experiment: Experiment) -> None:
 
 
 @contextlib.contextmanager
-def _open_checkpoints(experiment: Experiment) -> Iterator[Checkpoints]:
+def _open_checkpoints(
+    experiment: Experiment, check_lock: Callable[[], object]
+) -> Iterator[Checkpoints]:
     """Open the run's checkpoints; turn what ends the run into Failed."""
     try:
         checkpoints = Checkpoints(
-            experiment.workdir / wd.CHECKPOINTS, keep=experiment.config.checkpoint.keep
+            experiment.workdir / wd.CHECKPOINTS,
+            keep=experiment.config.checkpoint.keep,
+            check_lock=check_lock,
         )
     except (CheckpointError, OSError) as error:
         raise Failed(str(error)) from error
@@ -109,10 +150,10 @@ def _open_checkpoints(experiment: Experiment) -> Iterator[Checkpoints]:
             raise Diverged(f"{error}{where}; {checkpoints.last_good}") from error
         except OSError as error:
             _wait_quietly(checkpoints)
-            raise Failed(
-                f"{error.filename or experiment.workdir}: {error.strerror or error}; "
-                f"{checkpoints.last_good}"
-            ) from error
+            reason = str(error)
+            if error.strerror:
+                reason = f"{error.filename or experiment.workdir}: {error.strerror}"
+            raise Failed(f"{reason}; {checkpoints.last_good}") from error
         except jax.errors.JaxRuntimeError:
             # Another process may be lost, and a save would wait for it.
             stack.pop_all()
@@ -135,16 +176,35 @@ def _start(
     """
     step = checkpoints.newest
     if step is None:
-        return experiment.first_state(), {"epoch_seconds": 0.0}
+        about = {"epoch_seconds": 0.0, "metrics": []}
+        return experiment.first_state(), about
     about = checkpoint.read_about(checkpoints.directory, step)
-    changes = wd.differences(about["config"], wd.to_json(experiment.config))
+    if "metrics" not in about:
+        raise CheckpointError(
+            f"checkpoint {step} was written by an older version of this project, which "
+            "has to finish the run; --overwrite starts anew"
+        )
+    # How long to train is the folder's matter: see `workdir.check`.
+    changes = wd.differences(
+        about["config"], wd.to_json(experiment.config), but=wd.LENGTH
+    )
     if changes:
         raise CheckpointError(
             f"checkpoint {step} is of another config: {'; '.join(changes)}"
         )
+    if step > experiment.total_steps:
+        raise CheckpointError(
+            f"checkpoint {step} is of a longer training than the config's "
+            f"{experiment.total_steps} steps"
+        )
+    return _restore(experiment, checkpoints.directory, step), about
+
+
+def _restore(experiment: Experiment, directory: pathlib.Path, step: int) -> TrainState:
+    """Read a checkpoint of this experiment."""
     template = experiment.abstract_state()
     layout = experiment.state_sharding(template)
-    return checkpoint.restore(checkpoints.directory, step, template, layout), about
+    return checkpoint.restore(directory, step, template, layout)
 
 
 def _train(
@@ -152,24 +212,33 @@ def _train(
     checkpoints: Checkpoints,
     evaluator: Evaluator,
     should_stop: Callable[[], bool],
+    check_lock: Callable[[], object],
 ) -> tuple[TrainState, list[Record]]:
     """Train epoch by epoch; after each, evaluate, report and save."""
     state, about = _start(experiment, checkpoints)
     step, total_steps = state.steps_done, experiment.total_steps
     if step:
         print(f"resuming after step {step} of {total_steps}")
-    records = wd.keep_metrics(experiment.workdir / wd.METRICS, step)
+    records = about["metrics"]
+    check_lock()
+    wd.write_metrics(experiment.workdir / wd.METRICS, records)
     runner = EpochRunner(experiment, state, seconds=about["epoch_seconds"])
+    kernels = kernel_sums(state.params) if step == 0 else None
     with Report(
         experiment.workdir,
         first_step=step,
         total_steps=total_steps,
         epochs=experiment.num_epochs,
         run_names=experiment.runs.names,
+        check_lock=check_lock,
     ) as report:
-        is_asked = False
+        is_asked, saved_at = False, time.monotonic()
         while step < total_steps and not is_asked:
-            state, record = runner.run(state, report.progress, should_stop)
+
+            def should_pause(saved_at: float = saved_at) -> bool:
+                return should_stop() or _is_late(experiment, saved_at)
+
+            state, record = runner.run(state, report.progress, should_pause)
             step = state.steps_done
             score = checkpoint.NOT_SCORED
             if record is not None:
@@ -180,10 +249,18 @@ def _train(
                 score = summary.mean(val.accuracy_R)
                 records.append(wd.plain(record))
                 report.epoch(records[-1])
-            (is_asked,) = processes.agree(record is None or should_stop())
-            if is_asked or step == total_steps or _is_due(experiment, step):
-                about = summary.about(experiment, epoch_seconds=runner.seconds)
+                if kernels is not None:
+                    _warn_if_still(kernels, kernel_sums(state.params))
+                    kernels = None
+            is_asked, is_late = processes.agree(
+                should_stop(), _is_late(experiment, saved_at)
+            )
+            if is_asked or is_late or step == total_steps or _is_due(experiment, step):
+                about = summary.about(
+                    experiment, epoch_seconds=runner.seconds, metrics=records
+                )
                 checkpoints.save(step, state, about, score=score)
+                saved_at = time.monotonic()
     if step < total_steps:
         checkpoints.wait()
         raise Stopped(
@@ -193,10 +270,30 @@ def _train(
     return state, records
 
 
+def _warn_if_still(before: dict[str, int], after: dict[str, int]) -> None:
+    """Tell of kernels that an epoch of training has not changed."""
+    still = [name for name, total in before.items() if after[name] == total]
+    if still:
+        more = f" and {len(still) - 3} more" if len(still) > 3 else ""
+        print(
+            f"warning: the first epoch has not changed {', '.join(still[:3])}{more}; "
+            "is config.optimizer.learning_rate or clip_norm too small, or eps too "
+            "large?",
+            file=sys.stderr,
+        )
+
+
+def _is_late(experiment: Experiment, saved_at: float) -> bool:
+    """Whether to save because the last time is too long ago."""
+    minutes = experiment.config.checkpoint.every_minutes
+    return minutes is not None and time.monotonic() - saved_at >= 60 * minutes
+
+
 def _is_due(experiment: Experiment, step: int) -> bool:
-    """Whether to save at the end of the epoch that a step ends."""
-    every_epochs = experiment.config.checkpoint.every_epochs
-    return step % (every_epochs * experiment.steps_per_epoch) == 0
+    """Whether to save after a step."""
+    every = experiment.config.checkpoint
+    is_due = step % (every.every_epochs * experiment.steps_per_epoch) == 0
+    return is_due or (every.every_steps is not None and step % every.every_steps == 0)
 
 
 def _diagnose(experiment: Experiment, checkpoints: Checkpoints, step: int) -> str:
@@ -218,10 +315,10 @@ def _diagnose(experiment: Experiment, checkpoints: Checkpoints, step: int) -> st
 
 
 def _plot(
-    experiment: Experiment, state: TrainState, records: list[Record], test: Evaluation
+    experiment: Experiment, variables: Any, records: list[Record], test: Evaluation
 ) -> None:
     """Draw the run's pictures; of several runs those of the one that validates best."""
-    variables = sharding.fetch(state.eval_variables, experiment.mesh)
+    variables = sharding.fetch(variables, experiment.mesh)
     if not processes.is_main():
         return
     folder = experiment.workdir / wd.PLOTS

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -99,6 +100,22 @@ def init_variables(
 def count_parameters(params: Any) -> int:
     """Count the scalars in a parameter tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def kernel_sums(params: Any) -> dict[str, int]:
+    """Map each kernel to a number that is another one once the kernel has changed.
+
+    Args:
+        params: parameters, on any devices.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    kernels = {k: v for k, v in flat.items() if k.endswith("kernel")}
+    sums = jax.jit(lambda tree: jax.tree.map(_sum_of_bits, tree))(kernels)
+    return {name: int(total) for name, total in jax.device_get(sums).items()}
+
+
+def _sum_of_bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint32).sum(dtype=jnp.uint32)
 
 
 # Of these, the parts are listed.

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -12,6 +12,9 @@ from jax.experimental import multihost_utils
 # A process that is not heard of for so long is taken for dead, and the others stop.
 _HEARTBEAT_SECONDS = 20
 _START_SECONDS = 120
+
+# Of what process 0 tells the others, bytes.
+_LONGEST_MESSAGE = 4096
 
 
 def join(
@@ -36,9 +39,9 @@ def join(
         for flag, value in numbers.items():
             if value is not None:
                 raise ValueError(f"{flag} needs --coordinator=HOST:PORT, got {value}")
-        if coordinator is None and not _launched_by_a_cluster():
-            return
-        _initialize()
+        if coordinator == "auto" or _launched_by_a_cluster():
+            _initialize()
+        check_devices()
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
@@ -56,6 +59,19 @@ def join(
             f"--process_id must be in [0, {num_processes - 1}], got {process_id}"
         )
     _initialize(coordinator, num_processes, process_id)
+    check_devices()
+
+
+def check_devices() -> None:
+    """Raise ValueError if JAX finds none of the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        raise ValueError(
+            f"JAX has no device to compute on, JAX_PLATFORMS is "
+            f"{os.environ.get('JAX_PLATFORMS', '')!r}: {reason}"
+        ) from error
 
 
 def _initialize(*arguments: str | int) -> None:
@@ -113,6 +129,29 @@ def agree(*values: float) -> list[float]:
         return list(values)
     gathered = multihost_utils.process_allgather(np.array(values, np.float32))
     return np.asarray(gathered).max(axis=0).tolist()
+
+
+def on_main(function: Callable[[], object]) -> None:
+    """Call a function in process 0 alone; what it refuses, all processes refuse.
+
+    Raises:
+        ValueError: in every process, if the function raises one.
+    """
+    message = b""
+    if is_main():
+        try:
+            function()
+        except ValueError as error:
+            if jax.process_count() == 1:
+                raise
+            message = str(error).encode()[:_LONGEST_MESSAGE]
+    if jax.process_count() > 1:
+        letters = np.zeros(_LONGEST_MESSAGE, np.uint8)
+        letters[: len(message)] = np.frombuffer(message, np.uint8)
+        letters = multihost_utils.broadcast_one_to_all(letters)
+        message = np.asarray(letters, np.uint8).tobytes().rstrip(b"\0")
+        if message:
+            raise ValueError(message.decode(errors="replace"))
 
 
 def wait_for_all(name: str) -> None:

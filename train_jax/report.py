@@ -3,7 +3,7 @@
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Report:
         total_steps: int,
         epochs: int,
         run_names: Sequence[str] = ("",),
+        check_lock: Callable[[], object] = lambda: None,
     ):
         """Open the run's logs.
 
@@ -43,7 +44,9 @@ class Report:
             total_steps: number of steps at the end of the run.
             epochs: number of epochs, for the display.
             run_names: what each of several runs is called.
+            check_lock: called before each write; an OSError stops it.
         """
+        self._check_lock = check_lock
         self._metrics = workdir / wd.METRICS
         self._console = rich.console.Console(highlight=False)
         self._writer = _import_tensorboardx().SummaryWriter(
@@ -112,6 +115,7 @@ class Report:
         Args:
             record: as `workdir.plain` makes it.
         """
+        self._check_lock()
         wd.append_metrics(self._metrics, record)
         step = record["step"]
         for name, value in record.items():

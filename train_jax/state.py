@@ -21,7 +21,9 @@ class TrainState(flax.struct.PyTreeNode):
         params: the parameters.
         batch_stats: BatchNorm's running statistics; empty without BatchNorm.
         opt_state: the optimiser's state.
-        ema_params: moving average of the parameters, or None.
+        ema: moving averages of the parameters and, with BatchNorm, of its running
+            statistics: those of the newest parameters do not fit averaged ones. None
+            without averaging.
     """
 
     step: jax.Array
@@ -30,23 +32,24 @@ class TrainState(flax.struct.PyTreeNode):
     params: PyTree
     batch_stats: PyTree
     opt_state: optax.OptState
-    ema_params: PyTree | None
+    ema: PyTree | None
 
     @classmethod
     def create(
         cls, variables: PyTree, tx: optax.GradientTransformation, *, ema: bool = False
     ) -> "TrainState":
         """Start from a model's initial variables."""
-        params = variables["params"]
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        averaged = {"params": params, "batch_stats": batch_stats}
         return cls(
             step=jnp.zeros((), jnp.int32),
             finite_steps=jnp.zeros((), jnp.int32),
             epoch_sums={"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
             params=params,
-            batch_stats=variables.get("batch_stats", {}),
+            batch_stats=batch_stats,
             opt_state=tx.init(params),
             # A copy: donating the state must not donate one buffer twice.
-            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+            ema=jax.tree.map(jnp.copy, averaged) if ema else None,
         )
 
     @property
@@ -56,6 +59,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def eval_variables(self) -> PyTree:
-        """The variables to evaluate with: the averaged parameters, if there are any."""
-        params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, "batch_stats": self.batch_stats}
+        """The variables to evaluate with: the averaged ones, if there are any."""
+        if self.ema is not None:
+            return self.ema
+        return {"params": self.params, "batch_stats": self.batch_stats}

@@ -42,8 +42,9 @@ def make_train_step(
         model: takes a batch's inputs and `train`, returns logits.
         tx: the optimiser.
         label_smoothing: share of the target spread evenly over all classes.
-        ema_decay: of the parameters' moving average; none if None. It is ramped up
-            over the first steps, so that the average forgets the initial values.
+        ema_decay: of the moving average of parameters and BatchNorm's statistics; none
+            if None. It is ramped up over the first steps, so that the average forgets
+            the initial values.
         accumulation_steps: the batch is passed through the model in that many parts,
             one after another, and their gradients are averaged.
         params_sharding: how the parameters lie while the gradient is computed, if
@@ -69,16 +70,17 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if ema_decay is not None and ema_params is not None:
+        ema = state.ema
+        if ema_decay is not None and ema is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+            newest = {"params": params, "batch_stats": batch_stats}
+            ema = optax.incremental_update(newest, ema, 1 - decay)
         new_state = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema_params=ema_params,
+            ema=ema,
         )
         return new_state, metrics
 

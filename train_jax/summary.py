@@ -21,16 +21,25 @@ def summarize(
     state: TrainState,
     records: Sequence[dict[str, Any]],
     test: Evaluation,
+    test_step: int,
 ) -> dict[str, Any]:
     """Gather what summary.json says.
 
     Of several runs it gives each result's mean and standard deviation over the runs
     that did not diverge, and a list of the runs.
+
+    Args:
+        experiment: what was trained.
+        state: the last one.
+        records: the lines of metrics.jsonl.
+        test: the results on the test split.
+        test_step: step of the state that they are of; the validation's are, too.
     """
     config, runs = experiment.config, experiment.runs
     finite_steps_R = runs.rows(jax.device_get(state.finite_steps))
     diverged_R = finite_steps_R < experiment.total_steps
-    last = {k: np.array(v, float, ndmin=1) for k, v in records[-1].items()}
+    tested = next(record for record in records if record["step"] == test_step)
+    last = {k: np.array(v, float, ndmin=1) for k, v in tested.items()}
     results = {
         "test_accuracy": test.accuracy_R,
         "test_loss": test.loss_R,
@@ -60,6 +69,7 @@ def summarize(
     return summary | {
         "num_params": count_parameters(state.params) // len(runs),
         "steps": experiment.total_steps,
+        "test_step": test_step,
         "train_seconds": train_seconds,
         "images_per_second": num_images / train_seconds,
         "model": config.model.name,
@@ -67,21 +77,26 @@ def summarize(
         "seed": config.seed,
         "device": describe_devices(),
         "versions": versions(),
+        "config": wd.to_json(config),
     }
 
 
-def about(experiment: Experiment, *, epoch_seconds: float) -> dict[str, Any]:
+def about(
+    experiment: Experiment, *, epoch_seconds: float, metrics: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Gather what a checkpoint has to say to be of use by itself.
 
     Args:
         experiment: what is trained.
         epoch_seconds: how long the steps of the current epoch have taken so far.
+        metrics: the lines of metrics.jsonl so far.
     """
     return {
         "config": wd.to_json(experiment.config),
         "task": tasks.to_json(experiment.task),
         "versions": versions(),
         "epoch_seconds": epoch_seconds,
+        "metrics": list(metrics),
     }
 
 

@@ -18,7 +18,7 @@ from train_jax.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """What a run has learnt so far; all of it from its newest checkpoint.
+    """What a run has learnt; all of it from one of its checkpoints.
 
     Attributes:
         config: every field.
@@ -39,20 +39,23 @@ class TrainedModel:
         return load(self.config, self.config.dataset.test_split)[0]
 
 
-def load_trained(workdir: pathlib.Path, *, run: int = 0) -> TrainedModel:
-    """Load the newest checkpoint of a run.
+def load_trained(
+    workdir: pathlib.Path, *, run: int = 0, which: str = "last"
+) -> TrainedModel:
+    """Load a checkpoint of a run.
 
     Args:
         workdir: the run's folder; of it, only `checkpoints/` is used.
         run: which one, from 0, if several were trained in one program.
+        which: "last", "best" (by validation) or the step of one.
 
     Raises:
-        ValueError: if the folder holds no checkpoint that is complete, or not so many
-            runs.
+        ValueError: if the folder holds no such checkpoint that is complete, or not so
+            many runs.
     """
     directory = workdir / wd.CHECKPOINTS
     try:
-        step = checkpoint.find_newest(directory)
+        step = checkpoint.find(directory, which)
     except checkpoint.CheckpointError as error:
         raise ValueError(str(error)) from error
     if step is None:

@@ -123,8 +123,16 @@ def test_load_config_applies_overrides(config_file):
         ("batch_size", "3.5", "must be an integer, at least 1, got 3.5"),
         ("batch_size", "many", "must be an integer, at least 1, got 'many'"),
         ("batch_size", "True", "must be an integer, at least 1, got True"),
-        ("num_steps", "-5", "config.num_steps must be an integer, at least 1, or None"),
-        ("num_epochs", "0", "config.num_epochs must be an integer, at least 1, got 0"),
+        (
+            "num_steps",
+            "-5",
+            "config.num_steps must be an integer in [1, 2147483647], or None",
+        ),
+        (
+            "num_epochs",
+            "0",
+            "config.num_epochs must be an integer in [1, 2147483647], got 0",
+        ),
         ("seed", "-1", "config.seed must be an integer in [0, 2147483647], got -1"),
         ("augment.flip", "1", "config.augment.flip must be True or False, got 1"),
         ("label_smoothing", "1.0", "must be a number in [0, 1), got 1.0"),
@@ -140,8 +148,8 @@ def test_load_config_applies_overrides(config_file):
             "step",
             "config.optimizer.schedule must be one of constant, cosine, linear, got",
         ),
-        ("optimizer.learning_rate", "-1", "must be a number at least 0, got -1"),
-        ("optimizer.learning_rate", "1e999", "must be a number at least 0, got inf"),
+        ("optimizer.learning_rate", "-1", "must be a number above 0, got -1"),
+        ("optimizer.learning_rate", "1e999", "must be a number above 0, got inf"),
         ("optimizer.momentum", "1", "must be a number in [0, 1), got 1"),
         ("dataset.name", "", "must be a string that is not empty, got ''"),
         ("dataset.std", "(0,)", "must be a tuple of positive numbers"),
@@ -187,3 +195,81 @@ def test_unusable_config_files(tmp_path, text, message):
         load_config(str(path), {})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+REFERRING = """
+from ml_collections import ConfigDict, config_dict
+
+def get_config(size="64"):
+    config = ConfigDict({
+        "model": {"name": "resnet18"}, "num_epochs": 20, "batch_size": int(size),
+    })
+    config.optimizer = ConfigDict({
+        "warmup_epochs": config.get_ref("num_epochs") / 10,
+        "weight_decay": 1,
+    })
+    config.eval_batch_size = config.get_ref("batch_size") * 2
+    config.seed = config_dict.placeholder(int)
+    config.num_seeds = config_dict.required_placeholder(int)
+    return config
+"""
+
+
+@pytest.fixture
+def referring(tmp_path):
+    """A config file whose fields refer to each other."""
+    path = tmp_path / "referring.py"
+    path.write_text(REFERRING)
+    return str(path)
+
+
+def test_references_follow_what_they_refer_to(referring):
+    given = {"num_seeds": "1", "seed": "3"}
+    config = load_config(referring, given)
+    assert (config.optimizer.warmup_epochs, config.eval_batch_size) == (2.0, 128)
+    changes = {"num_epochs": "100", "optimizer.weight_decay": "0.5"}
+    config = load_config(f"{referring}:32", given | changes)
+    assert (config.optimizer.warmup_epochs, config.optimizer.weight_decay) == (10, 0.5)
+    assert (config.batch_size, config.eval_batch_size, config.seed) == (32, 64, 3)
+    config = load_config(referring, given | {"optimizer.warmup_epochs": "1"})
+    assert config.optimizer.warmup_epochs == 1  # of its own now
+    # A field that the file does not mention, in a section that it does not have.
+    assert load_config(referring, given | {"augment.flip": "True"}).augment.flip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "3"}, "config.num_seeds must be given"),
+        ({"num_seeds": "1"}, "config.seed must be an integer in [0, 2147483647], got"),
+        ({"num_epochs": "ten"}, "config.num_epochs must be an integer in [1, 2147483"),
+        ({"model.name": "vgg"}, "config.model.name must be one of vit, vit_ti16"),
+    ],
+)
+def test_what_cannot_be_referred_to_is_named(referring, changes, message):
+    with pytest.raises(ValueError) as caught:
+        load_config(referring, changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_that_cannot_be_computed_is_named(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    config = ConfigDict({'ema_decay': 0.5, 'model': {'name': 'resnet18'}})\n"
+        "    config.num_epochs = 8 // config.get_ref('ema_decay')\n"
+        "    return config\n"
+    )
+    with pytest.raises(ValueError, match=r"config\.num_epochs could not be computed: "):
+        load_config(str(path), {"ema_decay": "0.0"})
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [("MNIST", "mnist"), ("Cifar10:3.0.2", "cifar10:3.0.2"), ("Digits", "digits")],
+)
+def test_a_set_has_one_name(config_file, name, canonical):
+    config = load_config(config_file, {"dataset.name": name})
+    assert config.dataset.name == canonical

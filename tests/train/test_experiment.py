@@ -5,22 +5,56 @@ import pytest
 from tests.train.tiny import tiny_config
 from train_jax import experiment
 
+FIELD = "config.dataset."
+MEANT = "if that is meant, say so by config.dataset.allow_overlap=True\n"
+
 
 @pytest.mark.parametrize(
-    "val_split, is_warned", [("train[319:]", True), ("train[320:]", False)]
+    ("changes", "warnings"),
+    [
+        ({"val_split": "train[320:]"}, []),
+        (
+            {"val_split": "train[319:]"},
+            ["train_split 'train[:320]' and {}val_split 'train[319:]' share 1 exam"],
+        ),
+        (
+            {"test_split": "train[:10%]"},
+            ["train_split 'train[:320]' and {}test_split 'train[:10%]' share 144 exam"],
+        ),
+        (
+            {"val_split": "test", "test_split": "test[300:]"},
+            ["val_split 'test' and {}test_split 'test[300:]' share 60 examples"],
+        ),
+        ({"val_split": "test", "test_split": "test", "allow_overlap": True}, []),
+    ],
 )
-def test_validation_on_training_examples_is_told(capsys, val_split, is_warned):
-    config = tiny_config({"dataset.val_split": val_split})
-    assert config.dataset.train_split == "train[:320]"
-    train, val, _ = experiment.load_splits(config)
-    assert (len(train), len(val)) == (320, 1437 - int(val_split[6:9]))
-    warning = capsys.readouterr().err
-    assert warning == (
-        "warning: config.dataset.val_split 'train[319:]' has examples in common with "
-        "config.dataset.train_split 'train[:320]'\n"
-        if is_warned
-        else ""
-    )
+def test_splits_with_examples_in_common_are_told(capsys, changes, warnings):
+    fields = {f"dataset.{name}": value for name, value in changes.items()}
+    experiment.load_splits(tiny_config(fields))
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    assert len(lines) == len(warnings)
+    for line, warning in zip(lines, warnings, strict=True):
+        assert line.startswith(f"warning: {FIELD}{warning.format(FIELD)}")
+        assert line.endswith(f"; {MEANT}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_epochs": 1, "optimizer.warmup_epochs": 1}, "shorter than the training"),
+        ({"model.num_heads": 3}, "width must be divisible by num_heads"),
+        ({"model.dropout_rate": 1.0}, r"dropout_rate must be in \[0, 1\)"),
+        ({"batch_size": 60}, "config.batch_size must be divisible by 8"),
+        ({"dataset.name": "reverse"}, "config.model.name must be one of transformer"),
+        ({"dataset.test_split": "test["}, "split 'test.' is not understood"),
+    ],
+)
+def test_what_the_config_alone_tells_is_said_before_the_data_are_read(
+    tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr(experiment.data, "load_splits", None)  # fails if it is called
+    with pytest.raises(ValueError, match=message):
+        experiment.set_up(tiny_config(changes), tmp_path / "run")
 
 
 def test_what_cudnn_does_not_support_is_said_in_a_line(tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
 """Explaining a trained run: pictures, and a line for what cannot be explained."""
 
 import dataclasses
+import errno
+import os
 import shutil
+import tempfile
 
+import cv2
 import matplotlib.image
 import numpy as np
 import optax
@@ -36,6 +40,16 @@ def test_a_trained_model_is_the_one_that_was_tested(run):
     loss_M = optax.softmax_cross_entropy_with_integer_labels(logits_MY, test.label_B)
     summary = wd.read_json(run / wd.SUMMARY)
     np.testing.assert_allclose(loss_M.mean(), summary["test_loss"], rtol=1e-5)
+
+
+def test_a_checkpoint_is_chosen_by_name(run, capsys):
+    for which in ("last", "best", "5"):
+        assert load_trained(run, which=which).step == 5
+    assert explain.main(["--workdir", str(run), "--checkpoint", "7"]) == 2
+    assert capsys.readouterr().err == (
+        "python -m train_jax.explain: error: --checkpoint must be last, best or the "
+        f"step of one of those in '{run / wd.CHECKPOINTS}' (5), got '7'\n"
+    )
 
 
 def test_pictures_of_chosen_images_and_of_the_model(run, capsys):
@@ -86,6 +100,72 @@ def test_an_image_from_a_file(run, tmp_path, monkeypatch):
     np.testing.assert_array_equal(drawn[0], expected_HWC)
 
 
+def _write_image(path, image_HWC):
+    path.write_bytes(cv2.imencode(".png", image_HWC)[1].tobytes())
+    return path
+
+
+def test_16_bits_are_rounded(run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        plots, "plot_explanation", lambda image, *args, **kwargs: drawn.append(image)
+    )
+    expected_HWC = load_trained(run).load_test().image_BHWC[5]
+    wide_HWC = np.clip(expected_HWC.astype(int) * 257 + 128, 0, 65535)
+    file = tmp_path / "five.tif"
+    file.write_bytes(cv2.imencode(".tif", wide_HWC.astype(np.uint16))[1].tobytes())
+    assert explain.main(["--workdir", str(run), "--file", str(file)]) == 0
+    np.testing.assert_array_equal(drawn[0], expected_HWC)
+
+
+def test_a_file_leaves_the_pictures_of_test_images_alone(run, tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    arguments = ["--workdir", str(run), "--out", str(out)]
+    assert explain.main([*arguments, "--images", "0"]) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert capsys.readouterr().out.split() == [
+        str(out / f"{name}.png")
+        for name in ("explain_0", "attention_distance", "position_similarity")
+    ]
+    test = load_trained(run).load_test()
+    file = _write_image(tmp_path / "0.png", test.image_BHWC[5])
+    assert explain.main([*arguments, "--file", str(file)]) == 0
+    assert capsys.readouterr().out.split() == [str(out / "explain_file_0.png")]
+    after = {path: path.read_bytes() for path in out.iterdir()}
+    assert set(after) == {*before, out / "explain_file_0.png"}
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("x" * 251, f"explain_file_{'x' * 238}.png"),
+        ("x" + "ü" * 125, f"explain_file_x{'ü' * 118}.png"),
+        ("my own five", "explain_file_my_own_five.png"),
+        ("line\nbreak", "explain_file_line_break.png"),
+        ("\udcff", "explain_file__.png"),
+    ],
+)
+def test_any_name_of_a_file(run, tmp_path, capsys, stem, expected):
+    test = load_trained(run).load_test()
+    file = _write_image(tmp_path / f"{stem}.png", test.image_BHWC[5])
+    out = tmp_path / "out"
+    flags = ["--workdir", str(run), "--file", str(file), "--out", str(out)]
+    assert explain.main(flags) == 0
+    assert os.listdir(out) == [expected]
+    assert len(os.fsencode(expected)) <= 255
+    assert capsys.readouterr().out == f"{out / expected}\n"
+
+
+def test_the_home_folder_is_expanded(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    test = load_trained(run).load_test()
+    _write_image(run.parent / "five.png", test.image_BHWC[5])
+    flags = ["--workdir", "~/run", "--file", "~/five.png", "--out", "~/pictures"]
+    assert explain.main(flags) == 0
+    assert os.listdir(run.parent / "pictures") == ["explain_file_five.png"]
+
+
 def _fail(arguments, capsys):
     """Run the command, which must fail, and return its one line."""
     assert explain.main([str(argument) for argument in arguments]) == 2
@@ -102,11 +182,75 @@ def _fail(arguments, capsys):
         (["--head", "9"], "--head must be in [1, 2], got 9"),
         (["--images", "0", "90"], "--images must be in [0, 89], got 90"),
         (["--images", "-1"], "--images must be in [0, 89], got -1"),
-        (["--file", "no.png"], "--file 'no.png' is no readable PNG"),
+        (["--file", "no.png"], "--file 'no.png' can't be read: No such file"),
+        (["--file", ""], "--file '.' is not a file"),
+        (["--file", "x" * 300], "x' can't be read: File name too long"),
+        (["--file", __file__], f"--file {__file__!r} is no picture of a known kind"),
+        (["--file", "gs://bucket/x.png"], "--file must be a path on this machine"),
+        (["--out", "s3://bucket/x"], "--out must be a path on this machine"),
     ],
 )
 def test_what_does_not_exist_is_named(run, capsys, flags, message):
     assert message in _fail(["--workdir", run, *flags], capsys)
+
+
+@pytest.mark.parametrize(
+    ("workdir", "message"),
+    [
+        ("https://host/run", "--workdir must be a path on this machine, got the addre"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_what_is_no_folder_of_a_run(capsys, workdir, message):
+    assert message in _fail(["--workdir", workdir], capsys)
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("file", "File exists"),
+        ("file/below", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_an_out_that_is_no_folder(run, tmp_path, capsys, monkeypatch, out, reason):
+    monkeypatch.setattr(explain.Explainer, "draw_image", _must_not_be_called)
+    (tmp_path / "file").touch()
+    line = _fail(["--workdir", run, "--out", tmp_path / out], capsys)
+    expected = f"no pictures can be written to {str(tmp_path / out)!r}: {reason}; --out"
+    assert line.startswith(f"python -m train_jax.explain: error: {expected}")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_that_may_only_be_read(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(explain.Explainer, "draw_image", _must_not_be_called)
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir, ignore=shutil.ignore_patterns(wd.PLOTS))
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    # As root, permissions would change nothing.
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    line = _fail(["--workdir", workdir], capsys)
+    plots_folder = str(workdir / wd.PLOTS)
+    assert f"no pictures can be written to {plots_folder!r}: Read-only file" in line
+    assert "; --out names another folder" in line
+    assert not (workdir / wd.PLOTS).exists()
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+    def fill(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plots, "plot_attention_distance", fill)
+    line = _fail(["--workdir", run, "--images", "0", "--out", tmp_path / "a/b"], capsys)
+    assert "No space left on device" in line
+    assert os.listdir(tmp_path) == []
+
+
+def _must_not_be_called(*args, **kwargs):
+    raise AssertionError("drawn before it was known where to write")
 
 
 def test_an_image_of_another_size(run, tmp_path, capsys):

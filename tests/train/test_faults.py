@@ -140,6 +140,50 @@ def test_interrupted_once_it_saves_and_twice_it_quits(nursery, tmp_path):
     assert time.monotonic() - started < 3
 
 
+@pytest.fixture(scope="module")
+def second_nursery(tmp_path_factory):
+    """For a second run at the same time."""
+    nursery = Nursery(tmp_path_factory.mktemp("second"), TINY | CHANGES)
+    yield nursery
+    nursery.close()
+
+
+@pytest.mark.slow  # forty starts
+def test_twenty_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path):
+    generator = np.random.default_rng(2)
+    refused = 0
+    for pair in range(20):
+        workdir = tmp_path / str(pair)
+        how = ["--overwrite"] if pair % 2 else []
+        nursery.start(workdir, "--config.num_epochs=40")
+        time.sleep(generator.uniform(0, 2))
+        second_nursery.start(
+            workdir, *how, "--config.num_epochs=40", f"--config.seed={pair % 2}"
+        )
+        codes = [each.wait() for each in (nursery, second_nursery)]
+        outputs = nursery.output + second_nursery.output
+        assert "Traceback" not in outputs, outputs
+        assert sorted(codes) in ([0, 0], [0, 2]), outputs
+        refused += 2 in codes
+        if 2 in codes:
+            assert re.search(r"is in use by process \d+ on host ", outputs), outputs
+        # All that is left is of one run.
+        summary = wd.read_json(workdir / wd.SUMMARY)
+        config = wd.read_json(workdir / wd.CONFIG)
+        assert summary["config"] == config
+        winner = second_nursery if config["seed"] else nursery
+        assert codes[0 if winner is nursery else 1] == 0
+        lines = (workdir / wd.METRICS).read_text().splitlines()
+        assert [json.loads(x)["step"] for x in lines] == list(range(5, 205, 5))
+        step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
+        assert step == 200
+        about = checkpoint.read_about(workdir / wd.CHECKPOINTS, step)
+        assert about["config"] == config
+        assert about["metrics"] == [json.loads(x) for x in lines]
+        assert not list(workdir.glob("lock.*"))
+    assert refused >= 10
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     nursery, whole, tmp_path
@@ -272,6 +316,7 @@ def test_a_file_that_is_missing_is_damage(two_states, tmp_path, capsys):
 def test_damaged_checkpoints_are_put_aside(two_states, tmp_path):
     _, original, states = two_states
     copy = set_up(tmp_path / "run", {"num_epochs": 2})
+    wd.prepare(copy.workdir, copy.config, overwrite=False)
     folder = copy.workdir / wd.CHECKPOINTS
     shutil.copytree(original, folder)
     (folder / "10" / "checksums.json").write_text("{")
@@ -292,6 +337,7 @@ def test_damaged_checkpoints_are_put_aside(two_states, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(two_states, tmp_path):
     _, original, _ = two_states
     ready = set_up(tmp_path / "run", {"num_epochs": 2, "model.width": 32})
+    wd.prepare(ready.workdir, ready.config, overwrite=False)
     shutil.copytree(original, ready.workdir / wd.CHECKPOINTS)
     with pytest.raises(loop.Failed, match=r"config\.model\.width was 16 and is 32"):
         loop.train_and_evaluate(ready)

@@ -217,9 +217,15 @@ def test_a_folder_that_cannot_be_written_fails_the_run(tmp_path, monkeypatch):
     )
 
 
-def test_a_folder_that_cannot_hold_checkpoints_fails_the_run(tmp_path):
+def test_a_folder_that_cannot_hold_checkpoints_fails_the_run(tmp_path, monkeypatch):
     ready = set_up(tmp_path / "run")
-    (ready.workdir / wd.CHECKPOINTS).write_text("in the way")
+    check = wd.check
+
+    def check_and_spoil(workdir, *arguments, **how):
+        check(workdir, *arguments, **how)
+        (workdir / wd.CHECKPOINTS).write_text("in the way")
+
+    monkeypatch.setattr(wd, "check", check_and_spoil)
     with pytest.raises(loop.Failed, match="checkpoints"):
         loop.train_and_evaluate(ready)
 
@@ -235,3 +241,143 @@ def test_a_validation_loss_that_is_not_finite_fails_the_run(tmp_path, monkeypatc
     monkeypatch.setattr(Evaluator, "__call__", spoil)
     with pytest.raises(loop.Diverged, match="not finite in step 5"):
         loop.train_and_evaluate(ready)
+
+
+def test_a_constant_schedule_goes_on_as_if_it_had_never_ended(tmp_path):
+    constant = CHANGES | {"optimizer.schedule": "constant"}
+    longer = set_up(tmp_path / "longer", constant | {"num_epochs": 3})
+    loop.train_and_evaluate(longer)
+    loop.train_and_evaluate(set_up(tmp_path / "run", constant | {"num_epochs": 2}))
+    extended = set_up(tmp_path / "run", constant | {"num_epochs": 3})
+    assert loop.train_and_evaluate(extended)["steps"] == 15
+    chex.assert_trees_all_equal(final_state(extended), final_state(longer))
+    assert records(extended) == records(longer)
+
+
+def test_an_extended_run_enters_the_longer_schedule_where_it_stands(finished, tmp_path):
+    uninterrupted, _ = finished
+    loop.train_and_evaluate(set_up(tmp_path / "run", CHANGES | {"num_epochs": 2}))
+    with pytest.raises(ValueError, match="--extend trains it on, with the linear sche"):
+        set_up(tmp_path / "run", CHANGES)
+    extended = set_up(tmp_path / "run", CHANGES, extend=True)
+    summary = loop.train_and_evaluate(extended, extend=True)
+    assert summary["steps"] == 20
+    rates = [line["learning_rate"] for line in records(extended)]
+    whole = [line["learning_rate"] for line in records(uninterrupted)]
+    assert rates[2:] == whole[2:] and rates[1] < whole[1]
+    history = wd.read_json(extended.workdir / wd.CONFIG)[wd.HISTORY]
+    assert history == [{"until_step": 10, "num_epochs": 2, "num_steps": None}]
+    again = set_up(tmp_path / "run", CHANGES)
+    assert loop.train_and_evaluate(again) == summary
+
+
+def test_the_test_split_is_read_with_the_best_checkpoint(tmp_path, monkeypatch):
+    changes = {"num_epochs": 3, "checkpoint.keep": 1, "test_checkpoint": "best"}
+    ready = set_up(tmp_path / "run", changes)
+    evaluate, accuracies = Evaluator.__call__, iter((0.5, 0.9, 0.7))
+
+    def pretend(evaluator, variables, split):
+        result = evaluate(evaluator, variables, split)
+        if split is ready.val:
+            accuracy_R = np.array([next(accuracies)])
+            result = dataclasses.replace(result, accuracy_R=accuracy_R)
+        return result
+
+    monkeypatch.setattr(Evaluator, "__call__", pretend)
+    summary = loop.train_and_evaluate(ready)
+    monkeypatch.undo()
+    assert summary["test_step"] == 10 and summary["val_accuracy"] == 0.9
+    folder = ready.workdir / wd.CHECKPOINTS
+    template = ready.first_state()
+    best = checkpoint.restore(folder, 10, template, ready.state_sharding(template))
+    test = Evaluator(ready)(best.eval_variables, ready.test)
+    assert summary["test_loss"] == test.loss_R.mean()
+
+    assert [checkpoint.find(folder, which) for which in ("last", "best")] == [15, 10]
+    assert checkpoint.find(folder, "10") == 10
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        checkpoint.find(folder, "12")
+    assert "must be last, best or the step of one of those" in str(caught.value)
+    assert "(10, 15), got '12'" in str(caught.value)
+
+
+def saved_steps(ready):
+    names = [path.name for path in (ready.workdir / wd.CHECKPOINTS).iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def test_checkpoints_between_the_ends_of_epochs(finished, tmp_path, monkeypatch):
+    uninterrupted, _ = finished
+    how = {"checkpoint.every_epochs": 99, "checkpoint.keep": 99}
+    changes = CHANGES | how | {"checkpoint.every_steps": 3}
+    save = checkpoint.Checkpoints.save
+
+    def save_until_step_12(checkpoints, step, *arguments, **score):
+        if step > 12:
+            raise ZeroDivisionError  # the run breaks off
+        save(checkpoints, step, *arguments, **score)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_until_step_12)
+    with pytest.raises(ZeroDivisionError):
+        loop.train_and_evaluate(set_up(tmp_path / "run", changes))
+    monkeypatch.undo()
+    resumed = set_up(tmp_path / "run", changes)
+    assert saved_steps(resumed) in ([3, 6, 9], [3, 6, 9, 12])  # 12 was under way
+    loop.train_and_evaluate(resumed)
+    assert saved_steps(resumed) == [3, 6, 9, 12, 15, 18, 20]
+    chex.assert_trees_all_equal(final_state(resumed), final_state(uninterrupted))
+    assert records(resumed) == records(uninterrupted)
+
+    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    often = set_up(
+        tmp_path / "often",
+        CHANGES | how | {"num_steps": 7, "checkpoint.every_minutes": 1e-9},
+    )
+    loop.train_and_evaluate(often)
+    assert saved_steps(often) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.learning_rate": 1e-30},
+        {"optimizer.name": "sgd", "optimizer.clip_norm": 1e-30},
+        {"optimizer.eps": 1e30},
+    ],
+)
+def test_training_that_changes_nothing_is_told(tmp_path, capsys, changes):
+    loop.train_and_evaluate(set_up(tmp_path / "run", changes | {"num_epochs": 1}))
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: the first epoch has not changed embedding/kern")
+    assert warning.count("\n") == 1
+    loop.train_and_evaluate(set_up(tmp_path / "other", {"num_epochs": 1}))
+    assert capsys.readouterr().err == ""
+
+
+def test_evaluation_batches_are_no_larger_than_the_splits(tmp_path):
+    ready = set_up(tmp_path / "run", {"eval_batch_size": 10**12})
+    state = ready.first_state()
+    evaluation = Evaluator(ready)(state.eval_variables, ready.val)
+    assert evaluation.output_RM.shape == (1, 100, 10)
+
+
+def test_a_run_that_has_lost_its_folder_ends_in_a_line(tmp_path, monkeypatch):
+    ready = set_up(tmp_path / "run")
+    holder = '{"pid": 17, "host": "colab-7", "renewed": 0}'
+    plain = wd.plain
+
+    def lose(record):  # before the first line of metrics
+        (ready.workdir / "lock.2").write_text(holder)
+        return plain(record)
+
+    monkeypatch.setattr(wd, "plain", lose)
+    with pytest.raises(loop.Failed) as caught:
+        loop.train_and_evaluate(ready)
+    assert str(caught.value) == (
+        f"{ready.workdir} is no longer this process's: it was taken over or deleted, "
+        "by process 17 on host colab-7; nothing more is written; there is no "
+        "checkpoint yet"
+    )
+    assert (ready.workdir / wd.METRICS).read_text() == ""
+    assert not any((ready.workdir / wd.CHECKPOINTS).iterdir())
+    assert (ready.workdir / "lock.2").read_text() == holder

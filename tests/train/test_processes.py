@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -78,6 +79,24 @@ def test_two_processes_equal_one(tmp_path):
     assert "epoch" not in outputs[1].read_text()
     summaries = [wd.read_json(tmp_path / x / wd.SUMMARY) for x in ("two", "one")]
     np.testing.assert_allclose(*(s["test_loss"] for s in summaries), rtol=1e-5)
+
+
+@pytest.mark.slow  # four processes
+def test_a_run_of_two_processes_keeps_another_one_out(tmp_path):
+    workdir = tmp_path / "run"
+    changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 100_000}
+    outputs, first = start_two(workdir, tmp_path, changes=changes)
+    wait_for_epochs(workdir, 2, first)
+    assert [path.name for path in workdir.glob("lock.*")] == ["lock.1"]
+    (tmp_path / "second").mkdir()
+    refusals, second = start_two(workdir, tmp_path / "second", changes=changes)
+    assert [p.wait(timeout=60) for p in second] == [2, 2]
+    for refusal in refusals:
+        refused = rf"--workdir '{workdir}' is in use by process {first[0].pid} on host"
+        assert re.search(f"train.py: error: {refused}", refusal.read_text())
+    first[0].send_signal(signal.SIGTERM)
+    assert [p.wait(timeout=60) for p in first] == [75, 75], outputs[0].read_text()
+    assert not list(workdir.glob("lock.*"))
 
 
 @pytest.mark.slow

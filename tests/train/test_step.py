@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from resnet_jax import ResNet
 from resnet_jax.convolution import conv_general_dilated
 from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
 from train_jax import models, sharding
@@ -110,7 +111,7 @@ def test_accumulation_equals_the_whole_batch(parts):
 
 def test_ema_follows_the_parameters():
     model, tx, state, batch = _problem()
-    state = state.replace(ema_params=jax.tree.map(jnp.copy, state.params))
+    state = state.replace(ema={"params": state.params, "batch_stats": {}})
     step = make_train_step(model, tx, ema_decay=0.5)
     average = state.params
     for i in range(20):
@@ -119,8 +120,27 @@ def test_ema_follows_the_parameters():
         average = jax.tree.map(
             lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params
         )
-    chex.assert_trees_all_close(state.ema_params, average, atol=1e-6)
-    chex.assert_trees_all_equal(state.eval_variables["params"], state.ema_params)
+    chex.assert_trees_all_close(state.ema["params"], average, atol=1e-6)
+    assert state.eval_variables is state.ema
+
+
+def test_ema_averages_the_running_statistics_along():
+    model = ResNet(3, stage_sizes=(1,), width=2)
+    image_BHWC = jax.random.normal(jax.random.key(0), (8, 4, 4, 1)) + 5
+    batch = (image_BHWC,), jax.nn.one_hot(jnp.arange(8) % 3, 3)
+    tx = optax.sgd(0.1)
+    state = TrainState.create(model.init(jax.random.key(1), image_BHWC), tx, ema=True)
+    step = jax.jit(make_train_step(model, tx, ema_decay=0.5))
+    average = state.batch_stats
+    for i in range(4):
+        state, _ = step(state, batch, jax.random.key(i))
+        decay = min(0.5, (1 + i) / (10 + i))
+        average = jax.tree.map(
+            lambda a, s, d=decay: d * a + (1 - d) * s, average, state.batch_stats
+        )
+    assert state.ema is not None
+    chex.assert_trees_all_close(state.ema["batch_stats"], average, rtol=1e-5)
+    assert state.eval_variables["batch_stats"] is state.ema["batch_stats"]
 
 
 def test_epoch_order_is_a_new_permutation_each_epoch():

@@ -1,7 +1,6 @@
 """The run's folder: who may use it, and what a killed run leaves in it."""
 
 import errno
-import json
 import os
 
 import pytest
@@ -66,8 +65,9 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a folder"):
         wd.check(tmp_path / "file", tiny_config(), overwrite=False)
-    with pytest.raises(ValueError, match="cannot be written"):
-        wd.prepare(tmp_path / "file" / "run", tiny_config(), overwrite=False)
+    inside = wd.opened(tmp_path / "file" / "run", tiny_config())
+    with pytest.raises(wd.WorkdirError, match="cannot be written"), inside:
+        pass
 
 
 def test_a_config_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
@@ -76,8 +76,9 @@ def test_a_config_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(ValueError, match="No space left"):
-            wd.prepare(tmp_path, tiny_config(), overwrite=False)
+        opened = wd.opened(tmp_path, tiny_config())
+        with pytest.raises(wd.WorkdirError, match="No space left"), opened:
+            pass
     assert not any(tmp_path.iterdir())
 
 
@@ -87,18 +88,65 @@ def test_damaged_config_is_named(tmp_path):
         wd.check(tmp_path, tiny_config(), overwrite=False)
 
 
-def test_keep_metrics_drops_what_will_be_done_again(tmp_path):
+def test_metrics_become_those_of_the_checkpoint(tmp_path):
     path = tmp_path / wd.METRICS
-    for step in (5, 10, 15):
+    for step in (5, 10, 10, 15):
         wd.append_metrics(path, {"step": step})
-    with path.open("a") as file:
-        file.write('{"step": 2')  # killed while it wrote
-    assert wd.keep_metrics(path, last_step=10) == [{"step": 5}, {"step": 10}]
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [
-        5,
-        10,
-    ]
+    with path.open("ab") as file:
+        file.write(b'{"step": 2\xff')  # killed while it wrote, and damaged
+    wd.write_metrics(path, [{"step": 5}, {"step": 10}])
+    assert path.read_text() == '{"step": 5}\n{"step": 10}\n'
 
 
-def test_keep_metrics_of_a_new_run_is_empty(tmp_path):
-    assert wd.keep_metrics(tmp_path / wd.METRICS, last_step=0) == []
+CONSTANT = {"optimizer.schedule": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "extend", "refused"),
+    [
+        (CONSTANT, CONSTANT | {"num_epochs": 9}, False, None),
+        ({}, {"num_epochs": 9}, True, None),
+        ({"num_steps": 9}, {"num_steps": 10}, True, None),
+        ({}, {"num_epochs": 9}, False, "--extend trains it on, with the cosine"),
+        ({}, {"num_epochs": 3}, True, "num_epochs was 4 and is 3. Give another"),
+        (CONSTANT, CONSTANT | {"num_epochs": 3}, True, "was 4 and is 3. Give another"),
+        ({}, {"num_epochs": 9, "seed": 1}, True, "seed was 0 and is 1. Give another"),
+        ({}, {"num_steps": 99}, True, "num_steps was None and is 99. Give another"),
+    ],
+)
+def test_a_longer_training_may_go_on(tmp_path, before, now, extend, refused):
+    with wd.opened(tmp_path, tiny_config(before)):
+        pass
+    (tmp_path / wd.CHECKPOINTS / "20").mkdir(parents=True)
+    config = tiny_config(now)
+    if refused:
+        with pytest.raises(ValueError) as caught:
+            wd.check(tmp_path, config, overwrite=False, extend=extend)
+        assert refused in str(caught.value)
+        return
+    wd.check(tmp_path, config, overwrite=False, extend=extend)
+    with wd.opened(tmp_path, config, extend=extend):
+        pass
+    written = wd.read_json(tmp_path / wd.CONFIG)
+    length = {name: wd.to_json(tiny_config(before))[name] for name in wd.LENGTH}
+    assert written.pop(wd.HISTORY) == [{"until_step": 20} | length]
+    assert written == wd.to_json(config)
+    with wd.opened(tmp_path, config):  # by now it is the run's own config
+        pass
+
+
+def test_a_summary_counts_if_it_is_of_the_config(tmp_path):
+    config = tiny_config()
+    results = dict.fromkeys(
+        ("test_accuracy", "test_loss", "steps", "train_seconds", "device"), 1
+    )
+    assert wd.read_summary(tmp_path, config) is None
+    for summary, counts in (
+        ({}, False),
+        (results, False),
+        ({"config": wd.to_json(config)}, False),
+        (results | {"config": wd.to_json(tiny_config({"seed": 1}))}, False),
+        (results | {"config": wd.to_json(config)}, True),
+    ):
+        wd.write_json(tmp_path / wd.SUMMARY, summary)
+        assert wd.read_summary(tmp_path, config) == (summary if counts else None)

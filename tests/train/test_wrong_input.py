@@ -25,7 +25,8 @@ MODELS = (
 TOP_LEVEL = (
     "config.batch_size, config.eval_batch_size, config.accumulation_steps, "
     "config.num_epochs, config.num_steps, config.label_smoothing, config.ema_decay, "
-    "config.dtype, config.seed, config.num_seeds, config.fsdp, config.debug_nans"
+    "config.dtype, config.seed, config.num_seeds, config.fsdp, config.debug_nans, "
+    "config.test_checkpoint"
 )
 SWEEPABLE = (
     "optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm, "
@@ -96,34 +97,58 @@ FIELDS = {
         ".optimizer.name must be one of adamw, adam, sgd, got 'lion'"
     ),
     "optimizer.learning_rate=-1": (
-        ".optimizer.learning_rate must be a number at least 0, got -1"
+        ".optimizer.learning_rate must be a number above 0, got -1"
     ),
     "optimizer.learning_rate=nan": (
-        ".optimizer.learning_rate must be a number at least 0, got 'nan'"
+        ".optimizer.learning_rate must be a number above 0, got 'nan'"
     ),
     "optimizer.learning_rate=1e400": (
-        ".optimizer.learning_rate must be a number at least 0, got inf"
+        ".optimizer.learning_rate must be a number above 0, got inf"
     ),
     "optimizer.learning_rate=(1,2)": (
-        ".optimizer.learning_rate must be a number at least 0, got (1, 2)"
+        ".optimizer.learning_rate must be a number above 0, got (1, 2)"
     ),
     "optimizer.learning_rate={}": (
-        ".optimizer.learning_rate must be a number at least 0, got {}"
+        ".optimizer.learning_rate must be a number above 0, got {}"
     ),
     "optimizer.learning_rate=True": (
-        ".optimizer.learning_rate must be a number at least 0, got True"
+        ".optimizer.learning_rate must be a number above 0, got True"
+    ),
+    "optimizer.learning_rate=0": (
+        ".optimizer.learning_rate must be a number above 0, got 0"
+    ),
+    "optimizer.learning_rate=1e-46": (
+        ".optimizer.learning_rate must be a number above 0, got 1e-46 (in float32: 0)"
+    ),
+    "optimizer.learning_rate=1e39": (
+        ".optimizer.learning_rate must be a number above 0, got 1e+39 (in float32: inf)"
+    ),
+    "optimizer.weight_decay=1000": (
+        ".optimizer.weight_decay × config.optimizer.learning_rate must be below 1, the "
+        "share of the parameters that a step takes away, got 1000.0 × 0.003"
+    ),
+    "sweep.optimizer.weight_decay=(0.1,1000)": (
+        ".optimizer.weight_decay × config.optimizer.learning_rate must be below 1, the "
+        "share of the parameters that a step takes away, got 1000 × 0.003"
+    ),
+    "optimizer.clip_norm=0": (
+        ".optimizer.clip_norm must be a number above 0, or None, got 0"
+    ),
+    "optimizer.eps=0": ".optimizer.eps must be a number above 0, got 0",
+    "optimizer.b2=0.999999999": (
+        ".optimizer.b2 must be a number in [0, 1), got 0.999999999 (in float32: 1)"
     ),
     "optimizer.schedule=step": (
         ".optimizer.schedule must be one of constant, cosine, linear, got 'step'"
     ),
     "optimizer.warmup_epochs=9": (
-        ".optimizer.warmup_epochs must be shorter than the training, got 45 of 20 steps"
+        ".optimizer.warmup_epochs must be shorter than the training, got 9 of 4 epochs"
     ),
     "optimizer.decay=biases": (
         ".optimizer.decay must be one of kernels, all, got 'biases'"
     ),
     "optimizer.clip_norm=-1": (
-        ".optimizer.clip_norm must be a number at least 0, or None, got -1"
+        ".optimizer.clip_norm must be a number above 0, or None, got -1"
     ),
     "optimizer.momentum=1": ".optimizer.momentum must be a number in [0, 1), got 1",
     "optimizer.b2=-1": ".optimizer.b2 must be a number in [0, 1), got -1",
@@ -167,6 +192,11 @@ FIELDS = {
         ".dataset.std must be a tuple of positive numbers, one for each channel, or "
         "None, got (0,)"
     ),
+    "dataset.std=(1e-46,)": (
+        ".dataset.std must be a tuple of positive numbers, one for each channel, or "
+        "None, got (1e-46,)"
+    ),
+    "dataset.allow_overlap=1": ".dataset.allow_overlap must be True or False, got 1",
     "dataset.data_dir=3": (
         ".dataset.data_dir must be a string that is not empty, or None, got 3"
     ),
@@ -183,8 +213,10 @@ FIELDS = {
         ".batch_size must be divisible by 24 (8 devices × 3 accumulation_steps), got 64"
     ),
     "eval_batch_size=0": ".eval_batch_size must be an integer, at least 1, got 0",
-    "num_epochs=0": ".num_epochs must be an integer, at least 1, got 0",
-    "num_steps=1.5": ".num_steps must be an integer, at least 1, or None, got 1.5",
+    "num_epochs=0": ".num_epochs must be an integer in [1, 2147483647], got 0",
+    "num_steps=1.5": (
+        ".num_steps must be an integer in [1, 2147483647], or None, got 1.5"
+    ),
     "label_smoothing=1": ".label_smoothing must be a number in [0, 1), got 1",
     "ema_decay=1.0": ".ema_decay must be a number in [0, 1), or None, got 1.0",
     "dtype=float16": ".dtype must be one of float32, bfloat16, got 'float16'",
@@ -196,6 +228,19 @@ FIELDS = {
     "checkpoint.every_epochs=0": (
         ".checkpoint.every_epochs must be an integer, at least 1, got 0"
     ),
+    "checkpoint.every_steps=0": (
+        ".checkpoint.every_steps must be an integer, at least 1, or None, got 0"
+    ),
+    "checkpoint.every_minutes=0": (
+        ".checkpoint.every_minutes must be a number above 0, or None, got 0"
+    ),
+    "test_checkpoint=first": (
+        ".test_checkpoint must be one of last, best, got 'first'"
+    ),
+    "num_epochs=2000000000": (
+        ".num_epochs must be at most 429496729, as steps are counted in int32, got "
+        "2000000000"
+    ),
     "checkpoint.keep=None": ".checkpoint.keep must be an integer, at least 1, got None",
     "sweep=3": f".sweep is unknown; known fields: {TOP_LEVEL}",
     "sweep.model.width=(16,32)": (
@@ -206,11 +251,11 @@ FIELDS = {
     ),
     "sweep.optimizer.learning_rate=1e-3": (
         ".sweep.optimizer.learning_rate must be a tuple of values, each of them a "
-        "number at least 0, got 0.001"
+        "number above 0, got 0.001"
     ),
     "sweep.optimizer.clip_norm=(1,None)": (
         ".sweep.optimizer.clip_norm must be a tuple of values, each of them a number "
-        "at least 0, got (1, None)"
+        "above 0, got (1, None)"
     ),
     "sweep.ema_decay=(0.9,1.5)": (
         ".sweep.ema_decay must be a tuple of values, each of them a number in [0, 1), "
@@ -351,7 +396,7 @@ def test_folders_that_hold_something_else(tmp_path, capsys, files, expected):
     [
         (
             "data_dir=gs://bucket",
-            "data_dir 'gs://bucket' is not a local folder; copy the prepared set here",
+            "data_dir must be a path on this machine, got the address 'gs://bucket'",
         ),
         (
             "manual_dir=/no/such",
@@ -359,7 +404,8 @@ def test_folders_that_hold_something_else(tmp_path, capsys, files, expected):
         ),
         (
             "data_dir=None",  # TFDS_DATA_DIR is asked then
-            "data_dir 's3://bucket' is not a local folder; copy the prepared set here",
+            "TFDS_DATA_DIR must be a path on this machine, got the address "
+            "'s3://bucket'",
         ),
     ],
 )

@@ -41,9 +41,9 @@ def tiny_config(changes: dict[str, Any] | None = None) -> Config:
     return resolve(base | changes)
 
 
-def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None):
+def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None, **how: bool):
     """The tiny experiment."""
-    ready = experiment.set_up(tiny_config(changes), workdir)
+    ready = experiment.set_up(tiny_config(changes), workdir, **how)
     if ready.config.model.name == "resnet18":
         ready = dataclasses.replace(ready, model=SMALL_RESNET)
     return ready

@@ -11,10 +11,14 @@ import pathlib
 
 from train_jax.data import cache, tfds_prepare, tfds_read
 from train_jax.data.digits import load_digits
+from train_jax.data.names import canonical_name as canonical_name
 from train_jax.data.reverse import load_reverse
 from train_jax.data.split import Sequences as Sequences
 from train_jax.data.split import Split as Split
-from train_jax.data.split import absolute_slice, parse_split
+from train_jax.data.split import absolute_slice
+from train_jax.data.split import count_shared as count_shared
+from train_jax.data.split import parse_split as parse_split
+from train_jax.folders import local_path
 
 
 def load(
@@ -54,6 +58,7 @@ def load_splits(
     Raises:
         ValueError: see `load`.
     """
+    name = canonical_name(name)
     bases: dict[str, Split | Sequences] = {}
     loaded = []
     for split in splits:
@@ -63,6 +68,11 @@ def load_splits(
         data = bases[base]
         loaded.append(data[absolute_slice(split, start, stop, len(data))])
     return loaded
+
+
+def is_sequences(name: str) -> bool:
+    """Whether a set is one of sequences, not of images."""
+    return name == "reverse"
 
 
 def _load_base(
@@ -80,23 +90,33 @@ def _load_tfds(
     name: str, base: str, *, data_dir: str | None, manual_dir: str | None
 ) -> Split:
     """Load a whole base split: from the cache, else from the prepared set."""
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    if "://" in root:
-        raise ValueError(
-            f"data_dir {root!r} is not a local folder; copy the prepared set here"
-        )
-    root = pathlib.Path(root).expanduser()
-    manual = pathlib.Path(manual_dir).expanduser() if manual_dir else None
-    if manual is not None and not manual.is_dir():
+    root = _data_root(data_dir)
+    manual = local_path(manual_dir, "manual_dir") if manual_dir else None
+    if manual is not None and not os.path.isdir(manual):
         raise ValueError(
             f"manual_dir {str(manual)!r} is not a folder; expected the archives there"
         )
     folder = tfds_read.find_prepared(name, root)
     if folder is None:
         folder = tfds_prepare.prepare(name, root, manual)
-    cached = cache.cache_path(folder, base)
+    try:
+        cached = cache.cache_path(folder, base)
+    except OSError as error:
+        raise ValueError(
+            f"the prepared dataset in {folder} can't be read: {error}"
+        ) from error
     data = cache.read_cache(cached)
     if data is None:
         data = tfds_read.read_prepared(folder, base)
         cache.write_cache(cached, data)
     return data
+
+
+def _data_root(data_dir: str | None) -> pathlib.Path:
+    """Find the folder of the prepared sets; it may not exist yet."""
+    name = "data_dir" if data_dir else "TFDS_DATA_DIR"
+    text = data_dir or os.environ.get(name) or "~/tensorflow_datasets"
+    root = local_path(text, name)
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise ValueError(f"{name} {str(root)!r} is not a folder")
+    return root

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -107,9 +107,29 @@ def absolute_slice(split: str, start: str | None, stop: str | None, size: int) -
     return cut
 
 
+def count_shared(split_a: str, split_b: str, size_of: Mapping[str, int]) -> int:
+    """Count the examples that two splits have in common.
+
+    Args:
+        size_of: number of examples of each whole split, by its name: of `"train"`
+            for `"train[:90%]"` (`parse_split` gives the name).
+
+    Raises:
+        ValueError: if a split is not understood, is empty, or is longer than the whole.
+    """
+    cuts = []
+    for split in (split_a, split_b):
+        base, start, stop = parse_split(split)
+        size = size_of[base]
+        cuts.append((base, range(size)[absolute_slice(split, start, stop, size)]))
+    (base_a, a), (base_b, b) = cuts
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start)) * (base_a == base_b)
+
+
 def check_split_name(base: str, known: Iterable[str], name: str) -> None:
     """Raise ValueError unless the dataset `name` has the split `base`."""
     if base not in known:
         raise ValueError(
-            f"dataset {name!r} has no split {base!r}; it has: {', '.join(known)}"
+            f"dataset {name!r} has no split {base!r}; it has: "
+            f"{', '.join(known) or 'none'}"
         )

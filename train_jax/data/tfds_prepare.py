@@ -7,50 +7,51 @@ import io
 import logging
 import pathlib
 import re
+import shutil
 import tempfile
 import urllib.error
+from collections.abc import Iterator
 from typing import Any
 
-from train_jax.data.tfds_read import image_and_label_keys, import_tensorflow
+from train_jax.data.names import parse_name
+from train_jax.data.tfds_read import (
+    image_and_label_keys,
+    import_tensorflow,
+    one_line,
+    prepared_names,
+)
 
 
 def prepare(name: str, root: pathlib.Path, manual: pathlib.Path | None) -> pathlib.Path:
-    """Let TFDS download and prepare a set, and return the folder it is in."""
-    import requests
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download import download_manager
+    """Let TFDS download and prepare a set, and return the folder it is in.
 
+    Raises:
+        ValueError: if it can't be prepared; what was begun is removed then.
+    """
     builder = _tfds_builder(name, root)
     folder = pathlib.Path(builder.data_dir)
     if (folder / "dataset_info.json").is_file():
-        return folder  # TFDS itself knew the default config or the name's spelling.
+        return folder  # TFDS itself knew the default config.
+    if folder.exists():
+        raise ValueError(
+            f"the prepared dataset in {folder} has no dataset_info.json; delete that "
+            "folder and prepare or copy it again"
+        )
     image_and_label_keys(builder)  # Refuse a text set before it is downloaded.
-    tf = import_tensorflow(
+    _check_version(name, builder, root)
+    import_tensorflow(
         f"dataset {name!r} is not prepared in {root} (configs/vit_digits.py needs no "
         "download); preparing it"
     )
     print(f"Preparing {name} in {folder} (once) ...", flush=True)
-    try:
-        _download_and_prepare(builder, manual)
-    except (
-        requests.RequestException,
-        urllib.error.URLError,
-        tfds.download.DownloadError,
-    ) as error:
-        raise ValueError(_missing_data(name, builder, root, manual, error)) from error
-    except download_manager.NonMatchingChecksumError as error:
-        what, expected, found, *_ = str(error).splitlines()
-        raise ValueError(
-            f"dataset {name!r}: {what} {expected[2:]}; {found[2:]}"
-        ) from error
-    except AssertionError as error:  # Archives that only a registered user can get.
-        raise ValueError(
-            f"dataset {name!r} needs --config.dataset.manual_dir=FOLDER. {error}"
-        ) from error
-    except (OSError, tf.errors.OpError) as error:
-        # Another process may have prepared the same set at the same time, and won.
-        if not (folder / "dataset_info.json").is_file():
-            raise ValueError(f"cannot prepare {name!r} in {root}: {error}") from error
+    with _no_leftovers(builder):
+        try:
+            _download_and_prepare(builder, manual)
+        except Exception as error:  # TFDS and each set's code raise what they like.
+            # Another process may have prepared the same set at the same time, and won.
+            if not (folder / "dataset_info.json").is_file():
+                message = _what_went_wrong(name, builder, root, manual, error)
+                raise ValueError(message) from error
     return folder
 
 
@@ -61,20 +62,87 @@ def _tfds_builder(name: str, root: pathlib.Path) -> Any:
     try:
         return tfds.builder(name, data_dir=str(root))
     except (ValueError, AssertionError) as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        dataset = re.split("[/:]", name)[0]
-        if dataset in known:
-            configs = list(tfds.builder_cls(dataset).builder_configs)
-            more = f" and {len(configs) - 8} more" if len(configs) > 8 else ""
-            raise ValueError(
-                f"dataset {name!r}: TFDS has {dataset!r}, but not in this config or "
-                f"version; its configs: {', '.join(configs[:8]) or 'none'}{more}"
-            ) from error
+        raise ValueError(_unknown(name, root)) from error
+    except Exception as error:  # Of a package that is missing, or damaged metadata.
+        raise ValueError(f"TFDS can't open {name!r}: {one_line(error)}") from error
+
+
+def _unknown(name: str, root: pathlib.Path) -> str:
+    """Say what there is instead of a dataset, config or version that there isn't."""
+    import tensorflow_datasets as tfds
+
+    dataset, config, _ = parse_name(name)
+    prepared = _prepared_too(dataset, root)
+    known = tfds.list_builders(with_community_datasets=False)
+    if dataset not in known:
         near = difflib.get_close_matches(dataset, ["digits", *known])
-        raise ValueError(
+        return (
             f"dataset {name!r} is unknown; allowed: 'digits' or any TFDS "
-            "image-classification set" + (f"; near: {', '.join(near)}" if near else "")
-        ) from error
+            "image-classification set"
+            + (f"; near: {', '.join(near)}" if near else "")
+            + prepared
+        )
+    configs = list(tfds.builder_cls(dataset).builder_configs)
+    if config is None or config in configs:
+        versions = tfds.builder(name.partition(":")[0], data_dir=str(root)).versions
+        offered = f"versions: {', '.join(map(str, versions))}"
+    else:
+        more = f" and {len(configs) - 8} more" if len(configs) > 8 else ""
+        offered = f"configs: {', '.join(configs[:8]) or 'none'}{more}"
+    return (
+        f"dataset {name!r}: TFDS has {dataset!r}, but not in this config or version; "
+        f"its {offered}{prepared}"
+    )
+
+
+def _prepared_too(dataset: str, root: pathlib.Path) -> str:
+    """Say which configs and versions of a dataset lie prepared, if any do."""
+    names = prepared_names(dataset, root)
+    return f"; prepared in {root}: {', '.join(names)}" if names else ""
+
+
+def _check_version(name: str, builder: Any, root: pathlib.Path) -> None:
+    """Raise ValueError for a version that this TFDS can only read."""
+    able = {
+        str(version)
+        for version in (builder.canonical_version, max(builder.versions))
+        if not version.tfds_version_to_prepare
+    }
+    if str(builder.version) not in able:
+        raise ValueError(
+            f"dataset {name!r}: this TFDS can't prepare version {builder.version}, "
+            f"only: {', '.join(sorted(able)) or 'none'}"
+            f"{_prepared_too(builder.name, root)}"
+        )
+
+
+@contextlib.contextmanager
+def _no_leftovers(builder: Any) -> Iterator[None]:
+    """When preparing fails, remove what is unfinished or empty and wasn't there.
+
+    A download that is complete stays, for the next time.
+    """
+    root = pathlib.Path(builder.data_dir_root)
+    dataset, downloads = root / builder.name, root / "downloads" / builder.name
+    note = dataset / ".config"
+    folders = [pathlib.Path(builder.data_dir).parent, note, dataset]
+    folders += [downloads, downloads.parent, root, *root.parents]
+    before = {path for path in folders if path.exists()}
+    before |= set(downloads.rglob("*.tmp.*"))
+    try:
+        yield
+    except BaseException:
+        unfinished = [*downloads.rglob("*.tmp.*")]
+        # The note of which config is the default, unless a config is prepared.
+        unfinished += [] if prepared_names(builder.name, root) else [note]
+        for path in unfinished:
+            if path not in before:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in folders:
+            if path not in before:
+                with contextlib.suppress(OSError):  # Not empty, or never made.
+                    path.rmdir()
+        raise
 
 
 def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:
@@ -105,6 +173,50 @@ def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:
         builder.download_and_prepare(file_format="array_record", download_config=config)
 
 
+def _what_went_wrong(
+    name: str,
+    builder: Any,
+    root: pathlib.Path,
+    manual: pathlib.Path | None,
+    error: Exception,
+) -> str:
+    """Say why a dataset can't be prepared, and what helps."""
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import download_manager
+
+    offline = requests.RequestException, urllib.error.URLError
+    if isinstance(error, (*offline, tfds.download.DownloadError)):
+        return _missing_data(name, builder, root, manual, error)
+    if isinstance(error, download_manager.NonMatchingChecksumError):
+        return f"dataset {name!r}: {_wrong_file(builder, manual, error)}"
+    # Archives that only a registered user can get.
+    if isinstance(error, AssertionError) and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        needs = f"dataset {name!r} needs --config.dataset.manual_dir=FOLDER"
+        return f"{needs}. {one_line(error)}"
+    return f"cannot prepare {name!r} in {root}: {one_line(error)}"
+
+
+def _wrong_file(builder: Any, manual: pathlib.Path | None, error: Exception) -> str:
+    """Say which archive is not the original, and how it differs."""
+    from tensorflow_datasets.core.download import checksums
+
+    match = re.match("Artifact (.+), downloaded to (.+), has wrong", str(error))
+    url, path = match.groups() if match else ("", "")
+    expected = (builder.url_infos or {}).get(url)
+    if expected is None or not pathlib.Path(path).is_file():
+        return one_line(error)
+    found = checksums.compute_url_info(path)
+    by_hand = manual is not None and pathlib.Path(path).parent == manual
+    return (
+        f"{path if by_hand else url} is not the original archive. "
+        f"Expected: {int(expected.size)} bytes, sha256 {expected.checksum[:12]}...; "
+        f"Got: {int(found.size)} bytes, sha256 {found.checksum[:12]}... It may have "
+        "been compressed anew or altered on the way; download it again"
+        + (f" from {url}, or give the original" if by_hand else "")
+    )
+
+
 def _missing_data(
     name: str,
     builder: Any,
@@ -120,7 +232,8 @@ def _missing_data(
     more = f" and {len(wanted) - 8} more" if len(wanted) > 8 else ""
     prepared = pathlib.Path(builder.data_dir).relative_to(root)
     return (
-        f"dataset {name!r} is not prepared in {root} and can't be downloaded: {error}\n"
+        f"dataset {name!r} is not prepared in {root} and can't be downloaded: "
+        f"{one_line(error)}\n"
         f"Without internet, put the original archives ({', '.join(wanted[:8])}{more}) "
         "into a folder and give it as --config.dataset.manual_dir=FOLDER,\n"
         f"or give a folder that holds a prepared {prepared} as "

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from train_jax.data.names import parse_name
+from train_jax.data.quiet import quiet
 from train_jax.data.split import Split, check_split_name
 
-_NAME = re.compile(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 # Large enough to amortise a call, small enough not to hold a big set twice.
@@ -20,32 +21,52 @@ _RECORDS_PER_READ = 4096
 
 
 def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
-    """Find the newest prepared version of a set, without the cost of importing TFDS."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(
-            f"dataset {name!r} is not a name; allowed: 'digits', or a TFDS image-"
-            "classification set as 'dataset', 'dataset/config' or 'dataset:1.2.3'"
-        )
-    dataset, config, wanted = match.groups()
+    """Find the newest prepared version of a set, without the cost of importing TFDS.
+
+    Raises:
+        ValueError: if `name` is no name, or the file system can't hold it.
+    """
+    dataset, config, wanted = parse_name(name)
     folder = root / dataset
-    config = config or _default_config(folder)
-    if config:
-        folder = folder / config
-    found = [
-        path.parent
-        for path in folder.glob(f"{wanted or '*'}/dataset_info.json")
-        if _VERSION.fullmatch(path.parent.name)
-    ]
-    return max(
-        found, key=lambda path: tuple(map(int, path.name.split("."))), default=None
-    )
+    try:
+        config = config or _default_config(folder)
+        found = _prepared_versions(folder / config if config else folder)
+    except OSError as error:
+        raise ValueError(
+            f"cannot look for dataset {name!r} in {root}: {error.strerror}"
+        ) from error
+    versions = [version for version in found if wanted in (None, _dotted(version))]
+    return found[max(versions)] if versions else None
+
+
+def prepared_names(dataset: str, root: pathlib.Path) -> list[str]:
+    """Name all that is prepared of a dataset: `["tiny/large:1.0.0"]`."""
+    names = []
+    for folder in (root / dataset, *sorted((root / dataset).glob("*/"))):
+        label = "/".join(folder.relative_to(root).parts)
+        names += [f"{label}:{_dotted(it)}" for it in sorted(_prepared_versions(folder))]
+    return names
+
+
+def _prepared_versions(folder: pathlib.Path) -> dict[tuple[int, ...], pathlib.Path]:
+    """Find the prepared versions in the folder of a set without configs or a config."""
+    found = [path.parent for path in folder.glob("*/dataset_info.json")]
+    return {
+        tuple(map(int, path.name.split("."))): path
+        for path in found
+        if _VERSION.fullmatch(path.name)
+    }
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _default_config(folder: pathlib.Path) -> str | None:
     """Read which config TFDS noted as the default one, if the set has configs."""
     try:
-        metadata = json.loads((folder / ".config" / "metadata.json").read_text())
+        file = folder / ".config" / "metadata.json"
+        metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return metadata.get("default_config_name")
@@ -68,7 +89,12 @@ def read_prepared(folder: pathlib.Path, base: str) -> Split:
     try:
         builder = _open(folder)
         check_split_name(base, builder.info.splits, builder.info.full_name)
+        _check_not_empty(builder, base)
         return _decode_split(builder, base)
+    except PermissionError as error:
+        raise ValueError(
+            f"the prepared dataset in {folder} can't be read: {error}"
+        ) from error
     except (
         RuntimeError,  # What array_record raises for a shard that it can't read.
         IndexError,  # For a record that it can't read it may return an empty one.
@@ -79,8 +105,22 @@ def read_prepared(folder: pathlib.Path, base: str) -> Split:
     ) as error:
         raise ValueError(
             f"the prepared dataset in {folder} is damaged; delete that folder and "
-            f"prepare or copy it again ({' '.join(str(error).split())})"
+            f"prepare or copy it again ({one_line(error)})"
         ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Give an error's message without line breaks; its kind if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_not_empty(builder: Any, base: str) -> None:
+    """Raise ValueError for a split without examples."""
+    if not builder.info.splits[base].num_examples:
+        raise ValueError(
+            f"split {base!r} of dataset {builder.info.full_name!r} has no examples, "
+            f"says {builder.data_dir}"
+        )
 
 
 def image_and_label_keys(builder: Any) -> tuple[str, str]:
@@ -89,7 +129,7 @@ def image_and_label_keys(builder: Any) -> tuple[str, str]:
 
     info = builder.info
     keys = info.supervised_keys
-    if keys and len(keys) == 2 and all(isinstance(key, str) for key in keys):
+    if keys and len(keys) == 2 and all(key in [*info.features] for key in keys):
         image, label = (info.features[key] for key in keys)
         if (
             isinstance(image, tfds.features.Image)
@@ -111,7 +151,9 @@ def _decode_split(builder: Any, base: str) -> Split:
     keys = image_and_label_keys(builder)
     image_feature, label_feature = (info.features[key] for key in keys)
     num_examples = info.splits[base].num_examples
-    num_classes = label_feature.num_classes
+    num_classes, names = label_feature.num_classes, tuple(label_feature.names)
+    if len(set(names)) != num_classes or not num_classes:
+        raise RuntimeError(f"{num_classes} classes with {len(set(names))} names")
     image_BHWC = np.empty((0,), np.uint8)
     label_B = np.full(num_examples, -1, np.int32)
     count = 0
@@ -134,7 +176,7 @@ def _decode_split(builder: Any, base: str) -> Split:
             f"label: expected 0 to {num_classes - 1}, got {label_B.min()} to "
             f"{label_B.max()}"
         )
-    return Split(image_BHWC, label_B, num_classes, tuple(label_feature.names))
+    return Split(image_BHWC, label_B, num_classes, names)
 
 
 def _decode_image(encoded: bytes, channels: int) -> np.ndarray:
@@ -144,7 +186,8 @@ def _decode_image(encoded: bytes, channels: int) -> np.ndarray:
     # Otherwise the EXIF tag of a photo would turn it, which TFDS doesn't do either.
     colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     flags = colour | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    pixels = np.frombuffer(encoded, np.uint8)
+    image = cv2.imdecode(pixels, flags) if encoded else None
     if image is None:
         raise RuntimeError("an image is neither PNG nor JPEG")
     return image.reshape(*image.shape[:2], channels)
@@ -212,7 +255,8 @@ def import_tensorflow(purpose: str) -> Any:
     # Read once, at the first import: only errors of its C++ part are worth printing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        import tensorflow as tf  # type: ignore
+        with quiet():
+            import tensorflow as tf  # type: ignore
     except ImportError as error:
         raise ValueError(
             f'{purpose} needs TensorFlow: pip install "vit-resnet-jax[prepare]"'

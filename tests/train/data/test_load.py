@@ -117,3 +117,32 @@ def test_bad_splits(spec, reason):
     message = message_of(lambda: data.load("digits", spec))
     assert reason in message
     assert repr(spec) in message
+
+
+@pytest.mark.parametrize(
+    ("split_a", "split_b", "expected"),
+    [
+        ("train", "train", 1437),
+        ("train", "train[:10%]", 144),
+        ("train[:50%]", "train[50%:]", 0),
+        ("train[:90%]", "train[90%:]", 0),
+        ("train[:60%]", "train[40%:]", 287),
+        ("train[:100]", "train[90:110]", 10),
+        ("train[-5:]", "train[1430:]", 5),
+        ("train[10:20]", "train[5:50]", 10),
+        ("train[:10]", "train[20:30]", 0),
+        ("train", "test", 0),
+        ("train[:100]", "test[:100]", 0),
+    ],
+)
+def test_count_of_shared_examples(split_a, split_b, expected):
+    a, b, train, test = data.load_splits("digits", split_a, split_b, "train", "test")
+    sizes = {"train": len(train), "test": len(test)}
+    assert data.count_shared(split_a, split_b, sizes) == expected
+    assert data.count_shared(split_b, split_a, sizes) == expected
+    if expected:
+        where_a, where_b = (
+            set(range(x.label_B.ctypes.data, x.label_B.ctypes.data + x.label_B.nbytes))
+            for x in (a, b)
+        )
+        assert len(where_a & where_b) == expected * a.label_B.itemsize

@@ -20,24 +20,6 @@ needs_archives = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("mnst", "dataset 'mnst' is unknown"),
-        ("digit", "near: digits"),
-        ("cifar10/nonsense", "TFDS has 'cifar10', but not in this config or version"),
-        ("mnist:9.9.9", "TFDS has 'mnist', but not in this config or version"),
-        ("../mnist", "is not a name"),
-        ("a b", "is not a name"),
-        ("", "is not a name"),
-    ],
-)
-def test_unknown_names(tmp_path, name, expected):
-    message = message_of(lambda: data.load(name, "train", data_dir=str(tmp_path)))
-    assert expected in message
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_text_set_is_refused_before_it_is_downloaded(tmp_path):
     message = message_of(
         lambda: data.load("imdb_reviews", "train", data_dir=str(tmp_path))
@@ -50,19 +32,6 @@ def test_preparing_needs_tensorflow(tmp_path):
     message = message_of(lambda: data.load("mnist", "train", data_dir=str(tmp_path)))
     assert f"'mnist' is not prepared in {tmp_path}" in message
     assert 'pip install "vit-resnet-jax[prepare]"' in message
-
-
-def test_manual_dir_must_exist(tmp_path):
-    missing = str(tmp_path / "nowhere")
-    message = message_of(
-        lambda: data.load("mnist", "train", data_dir=str(tmp_path), manual_dir=missing)
-    )
-    assert f"manual_dir {missing!r} is not a folder" in message
-
-
-def test_data_dir_must_be_local():
-    message = message_of(lambda: data.load("mnist", "train", data_dir="gs://bucket/x"))
-    assert "data_dir 'gs://bucket/x' is not a local folder" in message
 
 
 def test_importing_is_cheap():
@@ -112,15 +81,120 @@ def test_message_without_data_and_network(tmp_path, monkeypatch):
     assert "t10k-labels" not in message  # It is in manual_dir already.
 
 
+def _prepare_by(monkeypatch, action) -> None:
+    """Let `action(builder, manual)` do what TFDS would do."""
+    monkeypatch.setattr(tfds_prepare, "import_tensorflow", lambda purpose: None)
+    monkeypatch.setattr(tfds_prepare, "_download_and_prepare", action)
+
+
+def _prepare_with(monkeypatch, tmp_path, action, name="mnist", **folders) -> str:
+    """Let `action` prepare a set, which must fail, and give the message."""
+    _prepare_by(monkeypatch, action)
+    root = str(tmp_path / "data")
+    return message_of(lambda: data.load(name, "train", data_dir=root, **folders))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resisc45", "dataset 'resisc45' needs --config.dataset.manual_dir=FOLDER. "),
+        ("mnist", "cannot prepare 'mnist' in {root}: "),
+    ],
+)
+def test_an_assertion_of_tfds(tmp_path, monkeypatch, name, expected):
+    def refuse(builder, manual):
+        raise AssertionError("Why\nnot.")
+
+    message = _prepare_with(monkeypatch, tmp_path, refuse, name)
+    assert message == expected.format(root=tmp_path / "data") + "Why not."
+
+
+URL = "https://storage.googleapis.com/cvdf-datasets/mnist/train-labels-idx1-ubyte.gz"
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_altered_archive(tmp_path, monkeypatch, by_hand):
+    from tensorflow_datasets.core.download import checksums, download_manager
+
+    def download(builder, manual):
+        root = pathlib.Path(builder.data_dir_root)
+        folder = root / "downloads" / "mnist" / "labels.gz.tmp.123"
+        folder.mkdir(parents=True)
+        file = (tmp_path if by_hand else folder) / "train-labels-idx1-ubyte.gz"
+        file.write_bytes(b"x" * 99)
+        raise download_manager.NonMatchingChecksumError(
+            f"Artifact {URL}, downloaded to {file}, has wrong checksum:\n"
+            f"* Expected: {builder.url_infos[URL]}\n"
+            f"* Got: {checksums.compute_url_info(file)}\nTo debug, see: https://..."
+        )
+
+    folders = {"manual_dir": str(tmp_path)} if by_hand else {}
+    message = _prepare_with(monkeypatch, tmp_path, download, **folders)
+    file = tmp_path / "train-labels-idx1-ubyte.gz" if by_hand else URL
+    assert f"dataset 'mnist': {file} is not the original archive" in message
+    assert "Expected: 28881 bytes, sha256 3552534a0a55...; Got: 99 bytes" in message
+    assert "UrlInfo" not in message
+    assert "compressed anew or altered on the way; download it again" in message
+    assert ("or give the original" in message) == by_hand
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_failure_removes_what_it_began_and_nothing_else(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    downloads = root / "downloads" / "mnist"
+    old = [downloads / "other.tmp.1" / "half", root / "mnist" / "2.0.0" / "kept"]
+    for path in old:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    complete = downloads / "complete"
+
+    def download(builder, manual):
+        (downloads / "images.tmp.2").mkdir()
+        (downloads / "images.tmp.2" / "half").touch()
+        complete.touch()
+        raise KeyError("any\nkind")
+
+    message = _prepare_with(monkeypatch, tmp_path, download)
+    assert message == f"cannot prepare 'mnist' in {root}: 'any\\nkind'"
+    files = {path for path in root.rglob("*") if path.is_file()}
+    assert files == {*old, complete}
+    assert not (downloads / "images.tmp.2").exists()
+
+
+def test_a_failure_removes_the_note_of_a_default_config(tmp_path, monkeypatch):
+    def download(builder, manual):
+        root = pathlib.Path(builder.data_dir_root)
+        (root / "cifar10_corrupted" / ".config").mkdir(parents=True)
+        note = root / "cifar10_corrupted" / ".config" / "metadata.json"
+        note.write_text("{}", encoding="utf-8")
+        (root / "cifar10_corrupted" / "fog_1").mkdir()
+        raise KeyboardInterrupt
+
+    _prepare_by(monkeypatch, download)
+    with pytest.raises(KeyboardInterrupt):
+        data.load("cifar10_corrupted/fog_1", "test", data_dir=str(tmp_path / "data"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_that_another_process_prepared_meanwhile(tmp_path, monkeypatch):
+    def lose(builder, manual):
+        write_set(pathlib.Path(builder.data_dir), {"train": encoded(NUM_TRAIN)})
+        raise FileExistsError("Directory not empty")
+
+    _prepare_by(monkeypatch, lose)
+    assert len(data.load("mnist", "train", data_dir=str(tmp_path))) == NUM_TRAIN
+
+
 @pytest.mark.slow
 def test_failed_download_is_reported_soon(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    root = tmp_path / "data"
     message = message_of(
-        lambda: data.load("mnist", "train", data_dir=str(tmp_path)), max_lines=4
+        lambda: data.load("mnist", "train", data_dir=str(root)), max_lines=4
     )
     assert "can't be downloaded" in message
-    assert not (tmp_path / "mnist" / "3.0.1").exists()
+    assert not root.exists()
 
 
 @pytest.mark.slow
@@ -142,7 +216,10 @@ def test_truncated_archive(tmp_path):
         assert str(manual / "train-labels-idx1-ubyte.gz") in message
         assert "Expected: " in message
         assert "Got: " in message
+        assert "Expected: 28881 bytes, sha256 3552534a0a55" in message
+        assert "Got: 1000 bytes, sha256 " in message
         assert not (root / "mnist" / "3.0.1").exists()
+        assert not root.exists()
 
 
 @pytest.mark.slow

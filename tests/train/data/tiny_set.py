@@ -75,10 +75,12 @@ def write_set(
     keys = {"tuple": {"items": [{"featureKey": "picture"}, {"featureKey": "kind"}]}}
     info = {"name": "tiny", "version": "1.0.0", "fileFormat": file_format}
     info |= {"splits": splits} | ({"supervisedKeys": keys} if supervised else {})
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "features.json").write_text(json.dumps(features(channels)))
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    (folder / "features.json").write_text(
+        json.dumps(features(channels)), encoding="utf-8"
+    )
     names = "\n".join(name for name, _ in COLOURS)
-    (folder / "kind.labels.txt").write_text(names + "\n")
+    (folder / "kind.labels.txt").write_text(names + "\n", encoding="utf-8")
     return folder
 
 

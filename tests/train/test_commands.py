@@ -1,0 +1,256 @@
+"""The real commands under odd conditions: they train, or refuse in one line."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+import train
+from tests.train.command import environment, run, train_arguments
+from train_jax import lock
+from train_jax import workdir as wd
+
+UNWRITABLE = "/proc/no_such_folder"
+
+# Condition → variables, and what is told of it in a line on stderr.
+TRAINS = {
+    "a terminal without Greek": ({"PYTHONIOENCODING": "cp1251"}, None),
+    "a terminal of ASCII": (
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        None,
+    ),
+    "no cache folder": (
+        {"XDG_CACHE_HOME": UNWRITABLE, "JAX_COMPILATION_CACHE_DIR": ""},
+        rf"warning: compiled programs are not kept, '{UNWRITABLE}/vit-resnet-jax/"
+        r"compiled-\w+' cannot be written: No such file or directory",
+    ),
+    "no folder for compiled programs": (
+        {"JAX_COMPILATION_CACHE_DIR": UNWRITABLE},
+        rf"warning: compiled programs are not kept, '{UNWRITABLE}' cannot be written: "
+        "No such file or directory",
+    ),
+}
+
+# Condition → variables, further arguments, and the line that refuses.
+REFUSED = {
+    "no GPU": (
+        {"JAX_PLATFORMS": "cuda"},
+        [],
+        "JAX has no device to compute on, JAX_PLATFORMS is 'cuda': no such device",
+    ),
+    "an unknown platform": (
+        {"JAX_PLATFORMS": "abacus"},
+        [],
+        "JAX has no device to compute on, JAX_PLATFORMS is 'abacus': Unable to "
+        "initialize backend 'abacus': .*",
+    ),
+    "an address for the cache": (
+        {"XDG_CACHE_HOME": "gs://bucket/x", "JAX_COMPILATION_CACHE_DIR": ""},
+        [],
+        "XDG_CACHE_HOME must be a path on this machine, got the address 'gs://bucket/x'",
+    ),
+    "an address for the folder": (
+        {},
+        ["--workdir=gs://bucket/run"],
+        "--workdir must be a path on this machine, got the address 'gs://bucket/run'",
+    ),
+    "an address for the config": (
+        {},
+        ["--config=https://example.org/config.py"],
+        "--config must be a path on this machine, got the address "
+        "'https://example.org/config.py'",
+    ),
+    "an address for the archives": (
+        {},
+        ["--config.dataset.name=mnist", "--config.dataset.manual_dir=s3://b"],
+        ".*manual_dir must be a path on this machine, got the address 's3://b'",
+    ),
+    "the home of nobody": (
+        {},
+        ["--workdir=~no_such_user/run"],
+        "--workdir '~no_such_user/run': there is no such home folder",
+    ),
+    "a name of 300 characters": (
+        {},
+        ["--workdir=" + 300 * "x"],
+        "--workdir 'x{300}': File name too long",
+    ),
+    "a config's name of 300 characters": (
+        {},
+        ["--config=" + 300 * "x"],
+        "--config must name a readable file, got 'x{300}'",
+    ),
+}
+
+
+@pytest.mark.parametrize("condition", TRAINS)
+def test_it_trains_with(tmp_path, condition):
+    variables, told = TRAINS[condition]
+    done = run(
+        train_arguments("~/run"), environment(tmp_path, HOME=str(tmp_path)) | variables
+    )
+    error = done.stderr.decode()
+    assert done.returncode == 0, error
+    assert "Traceback" not in error
+    lines = error.splitlines()
+    assert len(lines) == (told is not None) and all(
+        map(re.compile(told or "").fullmatch, lines)
+    )
+    assert b"results in " in done.stdout
+    assert (tmp_path / "run" / wd.SUMMARY).exists()  # ~ was HOME
+
+
+@pytest.mark.parametrize("condition", REFUSED)
+def test_it_refuses(tmp_path, condition):
+    variables, arguments, expected = REFUSED[condition]
+    before = set(os.listdir())
+    command = [*train_arguments(tmp_path / "run"), *arguments]
+    done = run(command, environment(tmp_path) | variables)
+    assert done.returncode == 2
+    *usage, line = done.stderr.decode().splitlines()
+    assert re.fullmatch(f"train.py: error: {expected}", line)
+    assert all(u.startswith(("usage:", " ")) for u in usage)
+    assert not (tmp_path / "run").exists() and set(os.listdir()) == before
+
+
+def test_a_run_that_is_read_only(tmp_path):
+    workdir = tmp_path / "run"
+    variables = environment(tmp_path)
+    assert run(train_arguments(workdir), variables).returncode == 0
+    everything = [workdir, *workdir.rglob("*")]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {p: p.read_bytes() for p in everything if p.is_file()}
+
+    finished = run(train_arguments(workdir), variables, heeds_modes=True)
+    assert finished.returncode == 0
+    assert b"this run is finished already\ntest accuracy" in finished.stdout
+    longer = train_arguments(workdir, num_steps=3)
+    done = run([*longer, "--extend"], variables, heeds_modes=True)
+    explain = ["--workdir", str(workdir)]
+    explained = run(explain, variables, module="train_jax.explain", heeds_modes=True)
+    for failed in (done, explained):
+        assert failed.returncode == 2
+        assert failed.stderr.count(b"\n") == 1
+        assert str(workdir).encode() in failed.stderr
+        assert b"Permission denied" in failed.stderr
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_the_lock_of_a_machine_that_is_lost_is_taken_over_after_its_time(
+    tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    arguments = train_arguments(workdir, batch_size=8 * jax.device_count())
+    holder = {"pid": 17, "start": "1", "host": "colab-7", "machine": "another one"}
+    for age, code in ((lock.LEASE_SECONDS - 60, 2), (lock.LEASE_SECONDS + 1, 0)):
+        text = json.dumps(holder | {"renewed": time.time() - age})
+        (workdir / "lock.1").write_text(text)
+        assert train.main(arguments) == code
+        if code == 2:
+            assert [path.name for path in workdir.iterdir()] == ["lock.1"]
+            assert capsys.readouterr().err == (
+                f"train.py: error: --workdir '{workdir}' is in use by process 17 on "
+                "host colab-7; if that was lost, the folder is free in 60 s\n"
+            )
+    assert (workdir / wd.SUMMARY).exists() and not list(workdir.glob("lock.*"))
+
+
+def start(arguments, variables, **pipes):
+    command = [sys.executable, "train.py", *arguments]
+    return subprocess.Popen(command, env=variables, **pipes)
+
+
+def test_a_reader_that_has_gone_does_not_end_the_training(tmp_path):
+    workdir = tmp_path / "run"
+    process = start(
+        train_arguments(workdir),
+        environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), error) == (0, b"")
+    assert (workdir / wd.SUMMARY).exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("argparse", signal.SIGINT),
+        ("numpy", signal.SIGTERM),
+        ("jax.numpy", signal.SIGINT),
+        ("flax.linen", signal.SIGTERM),
+        ("train_jax.loop", signal.SIGINT),
+        ("sklearn.utils", signal.SIGTERM),  # while the data are loaded
+    ],
+)
+def test_a_signal_before_the_training_ends_it(tmp_path, module, number):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-X", "importtime", "train.py"]
+    process = subprocess.Popen(
+        [*command, *train_arguments(workdir, num_steps=100_000)],
+        env=environment(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines, is_sent = [], False
+    for line in process.stderr:
+        if not line.startswith("import time:"):
+            lines.append(line)
+        elif not is_sent and line.rpartition("|")[2].strip() == module:
+            process.send_signal(number)
+            is_sent = True
+    process.stderr.close()
+    assert process.wait(timeout=60) == 75
+    assert is_sent
+    assert lines == ["train.py: stopped before the training began\n"]
+    assert not workdir.exists()
+
+
+def test_two_interrupts_leave_a_terminal_with_its_cursor(tmp_path):
+    terminal, screen = pty.openpty()
+    process = start(
+        train_arguments(tmp_path / "run", num_steps=10_000_000),
+        environment(tmp_path, TERM="xterm"),
+        stdin=screen,
+        stdout=screen,
+        stderr=screen,
+        start_new_session=True,
+    )
+    os.close(screen)
+    shown = b""
+
+    def read_until(text: bytes) -> None:
+        nonlocal shown
+        end = time.monotonic() + 60
+        while text not in shown and time.monotonic() < end:
+            if select.select([terminal], [], [], 1)[0]:
+                try:
+                    shown += os.read(terminal, 4096)
+                except OSError:  # the other end is closed
+                    break
+        assert text in shown, shown
+
+    read_until(b"epoch 1")
+    assert b"\x1b[?25l" in shown  # the progress bar hides the cursor
+    process.send_signal(signal.SIGINT)
+    read_until(b"interrupt again")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) in (130, 75)  # or it was faster
+    os.close(terminal)
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")

@@ -1,0 +1,121 @@
+"""What is missing or damaged in a run's folder: it goes on, or says so in a line."""
+
+import shutil
+
+import jax
+import pytest
+
+import train
+from tests.train.command import train_arguments
+from train_jax import workdir as wd
+
+KINDS = ("missing", "empty", "truncated", "garbage", "other")
+
+GOES_ON = ""
+IN_THE_WAY = "train.py: error: '{path}' is in the way: it must be a {right}"
+NO_JSON = "train.py: error: {path} is not valid JSON: "
+DAMAGED = "train.py: error: all checkpoints in "
+
+# Name → the start of the last line on stderr, for each of the kinds; None for those
+# that a folder cannot have.
+OUTCOMES = {
+    wd.CONFIG: (
+        "train.py: error: --workdir '{workdir}' holds files but no run",
+        *(3 * [NO_JSON]),
+        IN_THE_WAY,
+    ),
+    wd.METRICS: (*(4 * [GOES_ON]), IN_THE_WAY),
+    wd.SUMMARY: (GOES_ON, *(3 * [NO_JSON]), "train.py: error: {path} cannot be read: "),
+    wd.CHECKPOINTS: (GOES_ON, GOES_ON, None, None, IN_THE_WAY),
+    wd.TENSORBOARD: (GOES_ON, GOES_ON, None, None, IN_THE_WAY),
+    wd.PLOTS: (GOES_ON, GOES_ON, None, None, IN_THE_WAY),
+    f"{wd.CHECKPOINTS}/2": (GOES_ON, DAMAGED, None, None, DAMAGED),
+    f"{wd.CHECKPOINTS}/2/about": (DAMAGED, DAMAGED, None, None, DAMAGED),
+    f"{wd.CHECKPOINTS}/2/state": (DAMAGED, DAMAGED, None, None, DAMAGED),
+    f"{wd.CHECKPOINTS}/2/checksums.json": 5 * (DAMAGED,),
+}
+CASES = [
+    (name, kind, outcome)
+    for name, outcomes in OUTCOMES.items()
+    for kind, outcome in zip(KINDS, outcomes, strict=True)
+    if outcome is not None
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a finished run of two steps, and its summary."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert train.main(_arguments(workdir)) == 0
+    return workdir, wd.read_json(workdir / wd.SUMMARY)
+
+
+def _arguments(workdir):
+    return train_arguments(workdir, batch_size=8 * jax.device_count())
+
+
+def damage(path, kind):
+    is_folder = path.is_dir()
+    content = b"" if is_folder else path.read_bytes()
+    if is_folder:
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if kind == "missing":
+        return
+    if is_folder == (kind != "other"):
+        path.mkdir()
+        return
+    damaged = {"truncated": content[:-20], "garbage": b"\xff\xfe{"}
+    path.write_bytes(damaged.get(kind, b""))
+
+
+def results(summary):
+    timing = ("train_seconds", "images_per_second")
+    return {k: v for k, v in summary.items() if k not in timing}
+
+
+@pytest.mark.parametrize(("name", "kind", "outcome"), CASES)
+def test_a_damaged_folder(whole, tmp_path, capsys, name, kind, outcome):
+    original, summary = whole
+    workdir = tmp_path / "run"
+    shutil.copytree(original, workdir)
+    if name != wd.SUMMARY:
+        (workdir / wd.SUMMARY).unlink()
+    damage(workdir / name, kind)
+    code = train.main(_arguments(workdir))
+    *warnings, line = capsys.readouterr().err.splitlines() or [""]
+    right = "folder" if (original / name).is_dir() else "file"
+    assert line.startswith(
+        outcome.format(path=workdir / name, workdir=workdir, right=right)
+    )
+    assert all(warning.startswith("warning: checkpoint ") for warning in warnings)
+    if outcome is GOES_ON:
+        assert (code, line) == (0, "")
+        again = wd.read_json(workdir / wd.SUMMARY)
+        assert results(again) == results(summary)
+        metrics = (workdir / wd.METRICS).read_text()
+        assert metrics.count("\n") == 1 and '"step": 2' in metrics
+    else:
+        assert code in (1, 2)
+
+
+def test_a_summary_without_results_is_written_anew(whole, tmp_path, capsys):
+    original, summary = whole
+    workdir = tmp_path / "run"
+    shutil.copytree(original, workdir)
+    wd.write_json(workdir / wd.SUMMARY, {})
+    assert train.main(_arguments(workdir)) == 0
+    assert results(wd.read_json(workdir / wd.SUMMARY)) == results(summary)
+
+
+def test_config_and_checkpoints_are_enough(whole, tmp_path, capsys):
+    original, summary = whole
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copy(original / wd.CONFIG, workdir)
+    shutil.copytree(original / wd.CHECKPOINTS, workdir / wd.CHECKPOINTS)
+    assert train.main(_arguments(workdir)) == 0
+    assert wd.read_json(workdir / wd.SUMMARY) == summary
+    metrics = (workdir / wd.METRICS).read_bytes()
+    assert metrics == (original / wd.METRICS).read_bytes()

@@ -1,0 +1,135 @@
+"""The lock of a folder: one holder at a time, whatever became of the others."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from train_jax import lock
+
+ELSEWHERE = {"pid": 17, "start": "1", "host": "colab-7", "machine": "another one"}
+
+
+def write(folder, number=1, **changes):
+    holder = json.loads(lock._content()) | changes
+    (folder / f"lock.{number}").write_text(json.dumps(holder))
+
+
+def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path):
+    folder = tmp_path / "a" / "run"
+    held = lock.acquire(folder)
+    message = f"is in use by process {os.getpid()} on host "
+    for refuse in (lock.acquire, lock.check_free):
+        with pytest.raises(lock.InUseError, match=message):
+            refuse(folder)
+    held.check()
+    held.close()
+    assert list(folder.iterdir()) == []
+    lock.check_free(folder)
+    lock.acquire(folder).close()
+
+
+def test_a_folder_that_is_not_there_is_free(tmp_path):
+    lock.check_free(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"start": "0"}])
+def test_the_lock_of_a_process_that_is_gone_is_dead_at_once(tmp_path, changes):
+    write(tmp_path, **changes)  # no such process, or another one that has its number
+    with_number = lock.acquire(tmp_path)
+    assert with_number.path.name == "lock.2"
+    assert [path.name for path in tmp_path.iterdir()] == ["lock.2"]
+    with_number.close()
+
+
+def test_the_lock_of_a_process_that_was_not_waited_for_is_dead(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    while lock._start_time(process.pid) is not None:  # until it is a zombie
+        time.sleep(0.01)
+    write(tmp_path, pid=process.pid)
+    lock.check_free(tmp_path)
+    process.wait()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_another_machine_holds_it_while_it_renews(tmp_path, sign):
+    recently = time.time() - sign * (lock.LEASE_SECONDS - 30)
+    write(tmp_path, **ELSEWHERE, renewed=recently)
+    with pytest.raises(lock.InUseError) as caught:
+        lock.acquire(tmp_path)
+    assert str(caught.value) == (
+        f"'{tmp_path}' is in use by process 17 on host colab-7; if that was lost, the "
+        "folder is free in 30 s"
+    )
+    write(tmp_path, **ELSEWHERE, renewed=time.time() - sign * (lock.LEASE_SECONDS + 1))
+    lock.acquire(tmp_path).close()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_lock_that_cannot_be_read_holds_for_its_time(tmp_path, text):
+    (tmp_path / "lock.3").write_text(text)
+    with pytest.raises(lock.InUseError, match="process unknown on host unknown"):
+        lock.acquire(tmp_path)
+    old = time.time() - lock.LEASE_SECONDS - 1
+    os.utime(tmp_path / "lock.3", (old, old))
+    held = lock.acquire(tmp_path)
+    assert held.path.name == "lock.4"
+    held.close()
+
+
+def test_a_holder_that_was_taken_for_dead_notices(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+    held = lock.acquire(tmp_path)
+    write(tmp_path, number=2, **ELSEWHERE)
+    before = (tmp_path / "lock.2").read_text()
+    with pytest.raises(
+        lock.LostError, match=r"taken over .* process 17 on host colab-7"
+    ):
+        held.check()
+    time.sleep(0.1)
+    held.close()
+    assert (tmp_path / "lock.2").read_text() == before
+
+
+def test_a_lock_is_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+    held = lock.acquire(tmp_path)
+    first = lock._read(held.path)["renewed"]
+    end = time.monotonic() + 10
+    while lock._read(held.path).get("renewed", first) == first:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    held.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_of_many_that_start_at_once_one_gets_it(tmp_path, is_stale):
+    count = 8
+    for _ in range(20):
+        if is_stale:
+            write(tmp_path, number=3, start="0")
+        barrier, results = threading.Barrier(count), []
+
+        def compete(barrier=barrier, results=results):
+            barrier.wait()
+            try:
+                held = lock.acquire(tmp_path)
+            except lock.InUseError:
+                held = None
+            results.append(held)
+
+        threads = [threading.Thread(target=compete) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (held,) = [each for each in results if each is not None]
+        held.check()
+        held.close()
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,39 @@
+"""Names of datasets: taken apart, and spelt as TFDS spells them."""
+
+import re
+
+_NAME = re.compile(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
+
+
+def canonical_name(name: str) -> str:
+    """Spell the dataset of a name in snake case, as TFDS does: MNIST is mnist.
+
+    Args:
+        name: `"dataset"`, `"dataset/config"`, either with `":1.2.3"`. The config and
+            the version stay as they are, and so does a text that is no name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return name
+    dataset = match[1]
+    # Capitals with a number are one word, which TFDS would split: CIFA_R10.
+    word = re.sub(r"[A-Z]{2,}\d+(?![a-z\d])", lambda it: it[0].title(), dataset)
+    word = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", word)
+    word = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", word).lower()
+    return word + name[len(dataset) :]
+
+
+def parse_name(name: str) -> tuple[str, str | None, str | None]:
+    """Take `"cifar10/plain:1.2.3"` apart into `("cifar10", "plain", "1.2.3")`.
+
+    Raises:
+        ValueError: if the text is no name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"dataset {name!r} is not a name; allowed: 'digits', or a TFDS image-"
+            "classification set as 'dataset', 'dataset/config' or 'dataset:1.2.3'"
+        )
+    dataset, config, version = match.groups()
+    return dataset, config, version
