@@ -54,13 +54,16 @@ def _integer(low: int, high: float = math.inf) -> Rule:
     return Rule(passes, f"an integer{in_words}")
 
 
-def _number(low: float, below: float = math.inf) -> Rule:
-    """A number from `low` on, and below `below` in float32 as well."""
+def _number(low: float, *, below: float = math.inf, most: float = math.inf) -> Rule:
+    """A number from `low` to `most`, and below `below` in float32 as well."""
 
     def passes(value):
-        return _is_number(value) and value >= low and bool(np.float32(value) < below)
+        if not _is_number(value) or not low <= value <= most:
+            return False
+        return bool(np.float32(value) < below)
 
-    in_words = f"in [{low}, {below})" if below < math.inf else f"at least {low}"
+    end = f", {below})" if below < math.inf else f", {most}]"
+    in_words = f"at least {low}" if below == most else f"in [{low:g}{end}"
     return Rule(passes, f"a number {in_words}")
 
 
@@ -109,11 +112,12 @@ FIELDS: dict[str, tuple[Any, Rule]] = {
     "optimizer.warmup_epochs": (0.0, _number(0)),
     "optimizer.weight_decay": (0.0, _number(0)),
     "optimizer.decay": ("kernels", _one_of("kernels", "all")),
-    "optimizer.clip_norm": (None, _or_none(_POSITIVE)),
+    # With a lower norm Adam's eps, with a higher eps any gradient, is all that counts.
+    "optimizer.clip_norm": (None, _or_none(_number(1e-3))),
     "optimizer.momentum": (0.9, _number(0, below=1)),
     "optimizer.b1": (0.9, _number(0, below=1)),
     "optimizer.b2": (0.999, _number(0, below=1)),
-    "optimizer.eps": (1e-8, _POSITIVE),
+    "optimizer.eps": (1e-8, _number(_SMALLEST, most=1)),
     "batch_size": (128, _integer(1)),
     "eval_batch_size": (256, _integer(1)),
     "accumulation_steps": (1, _integer(1)),
@@ -398,21 +402,29 @@ def _check(field: str, value: Any, rule: Rule) -> None:
     raise ValueError(f"config.{field} must be {rule.allowed}, got {value!r}{remark}")
 
 
+# Beyond these, sizes overflow, and building the model takes for ever.
+_MOST_BLOCKS, _LARGEST_SIZE, _LARGEST_RATIO = 1024, 2**16, 1024
+
+
 def _rule_of(parameter: inspect.Parameter) -> Rule:
-    """Turn a module field's annotation into a rule; its range is the module's."""
-    annotation = parameter.annotation
+    """Turn a module field's annotation into a rule; how fields fit is the module's."""
+    annotation, name = parameter.annotation, parameter.name
     if isinstance(annotation, types.UnionType):
         inner = next(t for t in typing.get_args(annotation) if t is not type(None))
         return _or_none(_rule_of(parameter.replace(annotation=inner)))
     if annotation is bool:
         return _BOOLEAN
     if annotation is int:
-        return _integer(1)
+        return _integer(1, _MOST_BLOCKS if name.endswith("depth") else _LARGEST_SIZE)
+    if annotation is float and name.endswith("rate"):
+        return _number(0, below=1)
+    if annotation is float and name.endswith("ratio"):
+        return _number(0, most=_LARGEST_RATIO)
     if annotation is float:
         return _number(0)
     if annotation is str:
         return _TEXT
-    raise TypeError(f"no rule for field {parameter.name!r} of type {annotation}")
+    raise TypeError(f"no rule for field {name!r} of type {annotation}")
 
 
 def _suggest(field: str, known: Mapping[str, Any]) -> str:

@@ -101,19 +101,25 @@ def _launched_by_a_cluster() -> bool:
 
 @contextlib.contextmanager
 def ending_together(program: str) -> Iterator[None]:
-    """End this process, with a message, when another one of the run is lost."""
+    """End this process, with a line, when another one of the run or memory is lost."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
         reason = str(error).splitlines()[0]
-        print(
-            f"{program}: error: {reason}; if another process of the run was lost, "
-            "start all of them again to resume",
-            file=sys.stderr,
-            flush=True,
-        )
+        is_alone = jax.process_count() == 1
+        if not is_alone:
+            remedy = (
+                "if another process of the run was lost, start all of them again to "
+                "resume"
+            )
+        elif "RESOURCE_EXHAUSTED" in reason:
+            remedy = "a smaller config.batch_size, more accumulation_steps or a smaller"
+            remedy += " model takes less memory"
+        else:
+            raise
+        print(f"{program}: error: {reason}; {remedy}", file=sys.stderr, flush=True)
+        if is_alone:
+            raise SystemExit(1) from error
         # An orderly end would wait for the others.
         os._exit(1)
 

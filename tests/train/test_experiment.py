@@ -43,7 +43,7 @@ def test_splits_with_examples_in_common_are_told(capsys, changes, warnings):
     [
         ({"num_epochs": 1, "optimizer.warmup_epochs": 1}, "shorter than the training"),
         ({"model.num_heads": 3}, "width must be divisible by num_heads"),
-        ({"model.dropout_rate": 1.0}, r"dropout_rate must be in \[0, 1\)"),
+        ({"model.dropout_rate": 1.0}, r"dropout_rate must be a number in"),
         ({"batch_size": 60}, "config.batch_size must be divisible by 8"),
         ({"dataset.name": "reverse"}, "config.model.name must be one of transformer"),
         ({"dataset.test_split": "test["}, "split 'test.' is not understood"),

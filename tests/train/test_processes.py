@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -189,3 +190,18 @@ def test_auto_asks_the_cluster(monkeypatch):
     monkeypatch.setattr(processes, "_initialize", lambda *a: calls.append(a))
     processes.join("auto", None, None)
     assert calls == [()]
+
+
+def test_out_of_memory_is_a_line(capsys):
+    message = "RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nMore of it."
+    with pytest.raises(SystemExit) as caught, processes.ending_together("train.py"):
+        raise jax.errors.JaxRuntimeError(message)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == (
+        "train.py: error: RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.; a "
+        "smaller config.batch_size, more accumulation_steps or a smaller model takes "
+        "less memory\n"
+    )
+    other = jax.errors.JaxRuntimeError("INTERNAL: a bug")
+    with pytest.raises(jax.errors.JaxRuntimeError), processes.ending_together("x"):
+        raise other

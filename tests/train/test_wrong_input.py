@@ -54,14 +54,16 @@ FIELDS = {
     "model.nam=vit": ".model.nam is unknown; did you mean config.model.name?",
     "model.name=vgg": f".model.name must be one of {MODELS}, got 'vgg'",
     "model.name=3": f".model.name must be one of {MODELS}, got 3",
-    "model.width=0": ".model.width must be an integer, at least 1, got 0",
-    "model.width=16.0": ".model.width must be an integer, at least 1, got 16.0",
-    "model.width=None": ".model.width must be an integer, at least 1, got None",
-    "model.depth=-2": ".model.depth must be an integer, at least 1, got -2",
+    "model.width=0": ".model.width must be an integer in [1, 65536], got 0",
+    "model.width=16.0": ".model.width must be an integer in [1, 65536], got 16.0",
+    "model.width=None": ".model.width must be an integer in [1, 65536], got None",
+    "model.depth=-2": ".model.depth must be an integer in [1, 1024], got -2",
     "model.num_heads=5": (
         ": width must be divisible by num_heads, got width 16 and num_heads 5"
     ),
-    "model.num_heads=two": ".model.num_heads must be an integer, at least 1, got 'two'",
+    "model.num_heads=two": (
+        ".model.num_heads must be an integer in [1, 65536], got 'two'"
+    ),
     "model.patch_size=3": (
         ": patch_size must divide the image's height and width, got patch_size 3 and "
         "an image of 8x8"
@@ -75,11 +77,13 @@ FIELDS = {
         "width 16"
     ),
     "model.mlp_ratio=-1": (
-        ".model.mlp_ratio must be a number at least 0, or None, got -1"
+        ".model.mlp_ratio must be a number in [0, 1024], or None, got -1"
     ),
-    "model.dropout_rate=1.0": ": dropout_rate must be in [0, 1), got 1.0",
+    "model.dropout_rate=1.0": (
+        ".model.dropout_rate must be a number in [0, 1), got 1.0"
+    ),
     "model.dropout_rate=-0.1": (
-        ".model.dropout_rate must be a number at least 0, got -0.1"
+        ".model.dropout_rate must be a number in [0, 1), got -0.1"
     ),
     "model.pool=max": ": pool must be 'cls' or 'mean', got 'max'",
     "model.norm=batch": ": norm must be 'pre', 'post' or None, got 'batch'",
@@ -132,9 +136,12 @@ FIELDS = {
         "share of the parameters that a step takes away, got 1000 × 0.003"
     ),
     "optimizer.clip_norm=0": (
-        ".optimizer.clip_norm must be a number above 0, or None, got 0"
+        ".optimizer.clip_norm must be a number at least 0.001, or None, got 0"
     ),
-    "optimizer.eps=0": ".optimizer.eps must be a number above 0, got 0",
+    "optimizer.eps=0": (".optimizer.eps must be a number in [1.17549e-38, 1], got 0"),
+    "model.patch_size=1000000000000": (
+        ".model.patch_size must be an integer in [1, 65536], got 1000000000000"
+    ),
     "optimizer.b2=0.999999999": (
         ".optimizer.b2 must be a number in [0, 1), got 0.999999999 (in float32: 1)"
     ),
@@ -148,7 +155,7 @@ FIELDS = {
         ".optimizer.decay must be one of kernels, all, got 'biases'"
     ),
     "optimizer.clip_norm=-1": (
-        ".optimizer.clip_norm must be a number above 0, or None, got -1"
+        ".optimizer.clip_norm must be a number at least 0.001, or None, got -1"
     ),
     "optimizer.momentum=1": ".optimizer.momentum must be a number in [0, 1), got 1",
     "optimizer.b2=-1": ".optimizer.b2 must be a number in [0, 1), got -1",
@@ -255,7 +262,7 @@ FIELDS = {
     ),
     "sweep.optimizer.clip_norm=(1,None)": (
         ".sweep.optimizer.clip_norm must be a tuple of values, each of them a number "
-        "above 0, got (1, None)"
+        "at least 0.001, got (1, None)"
     ),
     "sweep.ema_decay=(0.9,1.5)": (
         ".sweep.ema_decay must be a tuple of values, each of them a number in [0, 1), "

@@ -1,0 +1,91 @@
+"""What 0, the smallest and a huge value do, for every numeric field."""
+
+import typing
+
+import pytest
+
+from tests.train.tiny import tiny_config
+from train_jax import experiment
+from train_jax.config import FIELDS
+from train_jax.models import model_fields
+
+SMALLEST = {int: 1, float: 1.2e-38}  # the latter is the smallest that float32 keeps
+HUGE = {int: 10**12, float: 1e38}
+
+# What happens: it is refused before anything is read; it is told in training, by a
+# warning or the end of the run; or it is meant and does what it says.
+R, T, M = "refused", "told", "meant"
+
+# Field → what its three values do.
+INTEGERS = {
+    "augment.crop_padding": (M, M, R),
+    "batch_size": (R, R, R),  # 1 is not divisible by the tests' eight devices
+    "eval_batch_size": (R, M, M),
+    "accumulation_steps": (R, M, R),
+    "num_epochs": (R, M, R),
+    "num_steps": (R, M, R),
+    "seed": (M, M, R),
+    "num_seeds": (R, M, R),
+    "checkpoint.every_epochs": (R, M, M),
+    "checkpoint.every_steps": (R, M, M),
+    "checkpoint.keep": (R, M, M),
+    "model.patch_size": (R, M, R),
+    "model.width": (R, R, R),  # 1 is not divisible by two heads
+    "model.depth": (R, M, R),
+    "model.num_heads": (R, M, R),
+    "model.representation_size": (R, M, R),
+}
+NUMBERS = {
+    "augment.mixup_alpha": (M, M, M),
+    "augment.cutmix_alpha": (M, M, M),
+    "optimizer.learning_rate": (R, T, T),
+    "optimizer.warmup_epochs": (M, M, R),
+    "optimizer.weight_decay": (M, M, R),
+    "optimizer.clip_norm": (R, R, M),
+    "optimizer.momentum": (M, M, R),
+    "optimizer.b1": (M, M, R),
+    "optimizer.b2": (M, M, R),
+    "optimizer.eps": (R, M, R),
+    "label_smoothing": (M, M, R),
+    "ema_decay": (M, M, R),
+    "checkpoint.every_minutes": (R, M, M),
+    "model.mlp_ratio": (R, R, R),
+    "model.dropout_rate": (M, M, R),
+    "model.attention_dropout_rate": (M, M, R),
+    "model.embedding_dropout_rate": (M, M, R),
+    "model.position_std": (M, M, T),
+}
+CASES = [
+    (field, value, outcome)
+    for kind, table in ((int, INTEGERS), (float, NUMBERS))
+    for field, outcomes in table.items()
+    for value, outcome in zip((0, SMALLEST[kind], HUGE[kind]), outcomes, strict=True)
+]
+
+
+def test_every_numeric_field_is_in_the_table():
+    numeric = {
+        field
+        for field, (_, rule) in FIELDS.items()
+        if rule.allowed.startswith(("a number", "an integer"))
+    }
+    for name, parameter in model_fields("vit").items():
+        kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+        if int in kinds or float in kinds:
+            numeric.add(f"model.{name}")
+    assert numeric == set(INTEGERS) | set(NUMBERS)
+
+
+@pytest.mark.parametrize(("field", "value", "outcome"), CASES)
+def test_an_extreme_value(tmp_path, field, value, outcome):
+    def set_up():
+        changes = {"optimizer.weight_decay": 0.0, field: value}
+        return experiment.set_up(tiny_config(changes), tmp_path / "run")
+
+    if outcome == R:
+        name = field.rpartition(".")[2]
+        with pytest.raises(ValueError, match=f"{name}|batch_size") as caught:
+            set_up()
+        assert "\n" not in str(caught.value)
+    else:
+        assert set_up().abstract_state().step.shape == ()
