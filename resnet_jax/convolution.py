@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.dtypes import float32_or_wider
 from resnet_jax.winograd import conv3x3
 
 Array = jax.Array
@@ -48,7 +49,8 @@ def conv_general_dilated(
         lhs: (B, H, W, C).
         rhs: kernel (height, width, C, F).
         window_strides: of rows and columns.
-        padding: pixels of zeros before and after, for rows and columns.
+        padding: pixels of zeros before and after, for rows and columns: with them the
+            image must not be smaller than the kernel.
         lhs_dilation: 1 or None: what is said here and below is all that is supported.
         rhs_dilation: 1 or None.
         dimension_numbers: of the axes above.
@@ -62,6 +64,7 @@ def conv_general_dilated(
         ValueError: if something else is asked for.
     """
     chex.assert_rank([lhs, rhs], 4)
+    chex.assert_type(rhs, lhs.dtype)
     numbers = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
     dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     if dimension_numbers not in (_LAYOUT, numbers) or isinstance(padding, str):
@@ -69,7 +72,8 @@ def conv_general_dilated(
     if dilations != {1} or feature_group_count != 1 or precision is not None:
         raise ValueError("expected no dilation, no groups and the default precision")
     strides, border = tuple(window_strides), [tuple(pair) for pair in padding]
-    dtype = jnp.promote_types(lhs.dtype, jnp.float32)
+    _check_window(lhs, rhs, strides, border)
+    dtype = float32_or_wider(lhs.dtype)
     x_BHWC, kernel = lhs.astype(dtype), rhs.astype(dtype)
     is_3x3 = rhs.shape[:2] == (3, 3) and strides == (1, 1) and border == [(1, 1)] * 2
     num_pixels, channels = math.prod(lhs.shape[:3]), rhs.shape[2]
@@ -79,6 +83,23 @@ def conv_general_dilated(
     else:
         y_BHWF = _multiply_windows(x_BHWC, kernel, strides, border)
     return y_BHWF.astype(lhs.dtype)
+
+
+def _check_window(
+    lhs: Array,
+    rhs: Array,
+    strides: Sequence[int],
+    border: Sequence[tuple[int, int]],
+) -> None:
+    """Raise ValueError if the window does not fit into the image, or does not move."""
+    image = [lhs.shape[1 + axis] + sum(border[axis]) for axis in range(2)]
+    fits = all(1 <= rhs.shape[axis] <= image[axis] for axis in range(2))
+    if min(strides) < 1 or min(itertools.chain(*border)) < 0 or not fits:
+        raise ValueError(
+            "expected strides of at least 1, a border of at least 0 and a kernel no "
+            f"larger than the image with it, got strides {strides}, border {border}, "
+            f"shapes {lhs.shape} and {rhs.shape}"
+        )
 
 
 def _multiply_windows(
@@ -103,6 +124,7 @@ def _multiply_windows(
         for row, column in itertools.product(range(rows), range(columns))
     ]
     window_size = rows * columns * channels
-    x_MK = jnp.concatenate(windows, axis=-1).reshape(-1, window_size)
+    shape = (x_BHWC.shape[0], height, width)
+    x_MK = jnp.concatenate(windows, axis=-1).reshape(math.prod(shape), window_size)
     y_MF = x_MK @ kernel.reshape(window_size, features)
-    return y_MF.reshape(x_BHWC.shape[0], height, width, features)
+    return y_MF.reshape(*shape, features)

@@ -12,6 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.batch_norm import BatchNorm
+from resnet_jax.dtypes import float32_or_wider
+
 Array = jax.Array
 
 # He et al.'s initialisation for layers that are followed by ReLU (arXiv:1502.01852).
@@ -47,11 +50,16 @@ def _conv(
     )
 
 
-def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
-    """BatchNorm over the whole batch; `momentum` is the share of the old average."""
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, dtype=dtype, name=name
-    )
+def _norm(train: bool, dtype: Any, name: str) -> Callable[[Array], Array]:
+    """BatchNorm over the whole batch."""
+    return functools.partial(BatchNorm(dtype=dtype, name=name), train=train)
+
+
+def _check_at_least_1(**values: int) -> None:
+    """Raise ValueError for a number below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class BasicBlock(nn.Module):
@@ -63,7 +71,7 @@ class BasicBlock(nn.Module):
     Attributes:
         features: channels of the output.
         stride: stride of the first convolution.
-        dtype: dtype of the computation; parameters and statistics stay float32.
+        dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: what computes the convolutions; on a CPU that of
             `resnet_jax.convolution` is more than twice as fast.
 
@@ -85,6 +93,8 @@ class BasicBlock(nn.Module):
             out_BHWC: with `features` channels; height and width divided by `stride`.
         """
         chex.assert_rank(x_BHWC, 4)
+        _check_at_least_1(features=self.features, stride=self.stride)
+        x_BHWC = x_BHWC.astype(self.dtype)
         conv = functools.partial(
             _conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )
@@ -105,7 +115,7 @@ class BottleneckBlock(nn.Module):
     Attributes:
         features: channels of the 3×3 convolution; the output has four times as many.
         stride: stride of the 3×3 convolution.
-        dtype: dtype of the computation; parameters and statistics stay float32.
+        dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: what computes the convolutions; on a CPU that of
             `resnet_jax.convolution` is more than twice as fast.
 
@@ -127,6 +137,8 @@ class BottleneckBlock(nn.Module):
             out_BHWC: with 4·`features` channels; height and width divided by `stride`.
         """
         chex.assert_rank(x_BHWC, 4)
+        _check_at_least_1(features=self.features, stride=self.stride)
+        x_BHWC = x_BHWC.astype(self.dtype)
         conv = functools.partial(
             _conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )
@@ -145,7 +157,7 @@ def _add_shortcut(
     y_BHWC: Array,
     stride: int,
     conv: Callable[..., nn.Conv],
-    norm: Callable[..., nn.BatchNorm],
+    norm: Callable[..., Callable[[Array], Array]],
 ) -> Array:
     """Add the block's input to its branch, projected only where the shapes differ."""
     if x_BHWC.shape != y_BHWC.shape:
@@ -159,7 +171,8 @@ class ResNet(nn.Module):
     """Classify images with a residual network.
 
     With `train=True` the collection `batch_stats` has to be mutable: BatchNorm then
-    normalises with the statistics of the batch and updates its running ones.
+    normalises with the statistics of the batch and updates its running ones. (A batch
+    of no images has none, and leaves them as they are.)
 
     Attributes:
         num_classes: number of classes Y.
@@ -169,7 +182,7 @@ class ResNet(nn.Module):
         stem: "small" for images like CIFAR's, one 3×3 convolution at full resolution;
             "imagenet" for a 7×7 convolution and a max-pool, both with stride 2.
         width: channels of the first stage.
-        dtype: dtype of the computation; parameters and statistics stay float32.
+        dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: what computes the convolutions; on a CPU that of
             `resnet_jax.convolution` is more than twice as fast.
 
@@ -193,12 +206,13 @@ class ResNet(nn.Module):
             train: whether BatchNorm uses and records the statistics of the batch.
 
         Returns:
-            logits_BY: float32.
+            logits_BY: float32, or float64 where that is the compute dtype.
 
         Raises:
-            ValueError: if `stem` is neither "small" nor "imagenet".
+            ValueError: if a field is out of range, or the image has no pixels.
         """
         chex.assert_rank(image_BHWC, 4)
+        self._check(image_BHWC)
         x_BHWC = self._stem(image_BHWC.astype(self.dtype), train)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
@@ -213,12 +227,10 @@ class ResNet(nn.Module):
         x_BD = x_BHWC.mean(axis=(1, 2))
         logits_BY = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
         chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
-        return logits_BY.astype(jnp.float32)
+        return logits_BY.astype(float32_or_wider(self.dtype))
 
     def _stem(self, x_BHWC: Array, train: bool) -> Array:
         """Turn the image into the first feature map."""
-        if self.stem not in ("small", "imagenet"):
-            raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
         kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
         conv = _conv(
             self.width,
@@ -234,6 +246,22 @@ class ResNet(nn.Module):
             padding: Any = [(1, 1), (1, 1)]  # nn.max_pool annotates it as str
             x_BHWC = nn.max_pool(x_BHWC, (3, 3), (2, 2), padding)
         return x_BHWC
+
+    def _check(self, image_BHWC: Array) -> None:
+        """Raise ValueError for a field, or an image, that makes no sense."""
+        _check_at_least_1(num_classes=self.num_classes, width=self.width)
+        if self.stem not in ("small", "imagenet"):
+            raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
+        if len(self.stage_sizes) < 1 or min(self.stage_sizes) < 1:
+            raise ValueError(
+                "stage_sizes must be of at least 1 stage of at least 1 block, got "
+                f"{tuple(self.stage_sizes)}"
+            )
+        if min(image_BHWC.shape[1:]) < 1:
+            raise ValueError(
+                "image_BHWC must have at least 1 pixel and channel, got shape "
+                f"{image_BHWC.shape}"
+            )
 
 
 ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)

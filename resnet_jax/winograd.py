@@ -8,6 +8,7 @@ References: "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.0930
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import chex
@@ -108,7 +109,8 @@ def _convolve(x_BHWC: Array, u_NCF: Array, product: str) -> Array:
         m_NTF = jnp.einsum(product, _transform_tiles(x_bHWC), u_NCF)
         return _untile(m_NTF, x_bHWC.shape[:3])
 
-    return jax.lax.map(convolve, _cut(x_BHWC, u_NCF)).reshape(*x_BHWC.shape[:3], -1)
+    y_BHWF = jax.lax.map(convolve, _cut(x_BHWC, u_NCF))
+    return y_BHWF.reshape(*x_BHWC.shape[:3], y_BHWF.shape[-1])
 
 
 def _cut(x_BHWC: Array, u_NCF: Array) -> Array:
@@ -116,26 +118,29 @@ def _cut(x_BHWC: Array, u_NCF: Array) -> Array:
     batch, height, width, _ = x_BHWC.shape
     num_components, *channels = u_NCF.shape
     size_of_one = num_components * height * width // _STEP**2 * max(channels)
-    most = max(_CHUNK_SIZE, u_NCF.size) // size_of_one
-    size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= max(1, most))
-    return x_BHWC.reshape(-1, size, *x_BHWC.shape[1:])
+    most = max(_CHUNK_SIZE, u_NCF.size) // max(1, size_of_one)
+    sizes = range(1, min(batch, most) + 1)
+    size = max((n for n in sizes if batch % n == 0), default=1)
+    return x_BHWC.reshape(batch // size, size, *x_BHWC.shape[1:])
 
 
 def _transform_tiles(x_bHWC: Array) -> Array:
     """Bᵀ d B of each tile d: (b, H, W, C) → (N, T, C), N = 6·6, T = b · H/4 · W/4."""
-    _, height, width, channels = x_bHWC.shape
+    batch, height, width, channels = x_bHWC.shape
+    num_tiles = batch * height * width // _STEP**2
     padded = jnp.pad(x_bHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = [padded[:, i : i + height : _STEP] for i in range(_SIDE)]
     v_6bhWC = _combine(_BT, rows)
     columns = [v_6bhWC[..., j : j + width : _STEP, :] for j in range(_SIDE)]
-    return _combine(_BT, columns).reshape(_SIDE**2, -1, channels)
+    return _combine(_BT, columns).reshape(_SIDE**2, num_tiles, channels)
 
 
 def _transform_gradient(dy_bHWF: Array) -> Array:
     """A dy Aᵀ of each tile's pixels: (b, H, W, F) → (N, T, F)."""
+    num_tiles = math.prod(dy_bHWF.shape[:3]) // _STEP**2
     dm_6bhWF = _combine(_AT.T, [dy_bHWF[:, i::_STEP] for i in range(_STEP)])
     columns = [dm_6bhWF[..., j::_STEP, :] for j in range(_STEP)]
-    return _combine(_AT.T, columns).reshape(_SIDE**2, -1, dy_bHWF.shape[-1])
+    return _combine(_AT.T, columns).reshape(_SIDE**2, num_tiles, dy_bHWF.shape[-1])
 
 
 def _transform_kernel(kernel_33CF: Array) -> Array:
@@ -156,9 +161,10 @@ def _untile(m_NTF: Array, shape: Sequence[int]) -> Array:
     """Aᵀ m A of each tile, put side by side: (N, T, F) → (b, H, W, F)."""
     batch, height, width = shape
     tiles = (batch, height // _STEP, width // _STEP)
-    y_46bhwF = _combine(_AT, m_NTF.reshape(_SIDE, _SIDE, *tiles, -1))
+    features = m_NTF.shape[-1]
+    y_46bhwF = _combine(_AT, m_NTF.reshape(_SIDE, _SIDE, *tiles, features))
     y_44bhwF = _combine(_AT, y_46bhwF.swapaxes(0, 1))
-    return y_44bhwF.transpose(2, 3, 0, 4, 1, 5).reshape(*shape, -1)
+    return y_44bhwF.transpose(2, 3, 0, 4, 1, 5).reshape(*shape, features)
 
 
 def _combine(matrix: np.ndarray, values: Sequence[Array] | Array) -> Array:

@@ -242,11 +242,8 @@ def _train(
             step = state.steps_done
             score = checkpoint.NOT_SCORED
             if record is not None:
-                val = evaluator(state.eval_variables, experiment.val)
-                if not np.isfinite(val.loss_R).any():
-                    raise NonFiniteError(step)
-                record |= {"val_loss": val.loss_R, "val_accuracy": val.accuracy_R}
-                score = summary.mean(val.accuracy_R)
+                record |= _validate(experiment, evaluator, state)
+                score = summary.mean(record["val_accuracy"])
                 records.append(wd.plain(record))
                 report.epoch(records[-1])
                 if kernels is not None:
@@ -270,15 +267,24 @@ def _train(
     return state, records
 
 
+def _validate(
+    experiment: Experiment, evaluator: Evaluator, state: TrainState
+) -> dict[str, np.ndarray]:
+    """The validation's part of an epoch's record."""
+    val = evaluator(state.eval_variables, experiment.val)
+    if not np.isfinite(val.loss_R).any():
+        raise NonFiniteError(state.steps_done)
+    return {"val_loss": val.loss_R, "val_accuracy": val.accuracy_R}
+
+
 def _warn_if_still(before: dict[str, int], after: dict[str, int]) -> None:
     """Tell of kernels that an epoch of training has not changed."""
     still = [name for name, total in before.items() if after[name] == total]
-    if still:
+    if still and processes.is_main():
         more = f" and {len(still) - 3} more" if len(still) > 3 else ""
         print(
             f"warning: the first epoch has not changed {', '.join(still[:3])}{more}; "
-            "is config.optimizer.learning_rate or clip_norm too small, or eps too "
-            "large?",
+            "is config.optimizer.learning_rate too small?",
             file=sys.stderr,
         )
 

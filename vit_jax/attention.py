@@ -3,6 +3,8 @@
 References: "Attention Is All You Need", arXiv:1706.03762, section 3.2.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,63 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import check_at_least, is_known
 from vit_jax.dense import Dense
 from vit_jax.dropout import Dropout, check_rates
+from vit_jax.dtypes import float32_or_wider
+from vit_jax.masks import causal_mask, combine_masks
 
 Array = jax.Array
-
-
-def causal_mask(num_queries: int, num_keys: int | None = None) -> Array:
-    """Allow each query to attend to itself and to what comes before it.
-
-    Returns:
-        mask_TS: bool, True where key s ≤ query t. With more keys than queries the
-        queries are the last ones, as in decoding with a cache.
-    """
-    num_keys = num_queries if num_keys is None else num_keys
-    if not 0 < num_queries <= num_keys:
-        raise ValueError(
-            f"num_queries must be in [1, num_keys={num_keys}], got {num_queries}"
-        )
-    return jnp.tri(num_queries, num_keys, k=num_keys - num_queries, dtype=bool)
-
-
-def padding_mask(lengths_B: Array, num_keys: int) -> Array:
-    """Hide the keys that lie beyond the end of each sequence.
-
-    Args:
-        lengths_B: number of real tokens in each sequence.
-        num_keys: length that the sequences are padded to.
-
-    Returns:
-        mask_B11S: bool; broadcasts over heads and queries.
-    """
-    lengths_B = jnp.asarray(lengths_B)
-    chex.assert_rank(lengths_B, 1)
-    mask_BS = jnp.arange(num_keys)[None, :] < lengths_B[:, None]
-    return mask_BS[:, None, None, :]
-
-
-def combine_masks(*masks: Array | None) -> Array | None:
-    """Allow only what every mask allows.
-
-    Args:
-        *masks: bool, each (T, S) or (B, N, T, S), where B, N, T and S may be 1; None
-            allows everything.
-
-    Returns:
-        The joint mask in the shape they broadcast to; None if all of them are None.
-    """
-    joint = None
-    for mask in masks:
-        if mask is None:
-            continue
-        chex.assert_type(mask, bool)
-        chex.assert_rank(mask, {2, 4})
-        if joint is not None and joint.ndim != mask.ndim:
-            joint, mask = (m if m.ndim == 4 else m[None, None] for m in (joint, mask))
-        joint = mask if joint is None else joint & mask
-    return joint
 
 
 def dot_product_attention(
@@ -94,7 +46,11 @@ def dot_product_attention(
 
     Returns:
         The output (..., T, V) in the query's dtype; with `return_weights` also the
-        weights (..., T, S) before dropout, whose rows sum to 1.
+        weights (..., T, S) before dropout, whose rows sum to 1. Products and softmax
+        run in float32 or wider.
+
+    Raises:
+        ValueError: if there is no key, or its size is 0.
 
     References: arXiv:1706.03762, eq. 1.
     """
@@ -102,11 +58,14 @@ def dot_product_attention(
     num_keys, value_size = value.shape[-2:]
     chex.assert_shape(key, (*batch, num_keys, head_size))
     chex.assert_shape(value, (*batch, num_keys, value_size))
+    if num_keys < 1 or head_size < 1:
+        raise ValueError(f"key must have S >= 1 and K >= 1, got shape {key.shape}")
 
     # One merged batch axis: XLA's CPU backend multiplies (B·N, T, K) faster than
     # (B, N, T, K), by a tenth of a small ViT's training step.
-    query, key, value = (x.reshape(-1, *x.shape[-2:]) for x in (query, key, value))
-    logits = jnp.einsum("btk,bsk->bts", query, key, preferred_element_type=jnp.float32)
+    size, dtype = math.prod(batch), float32_or_wider(query.dtype)
+    query, key, value = (x.reshape(size, *x.shape[-2:]) for x in (query, key, value))
+    logits = jnp.einsum("btk,bsk->bts", query, key, preferred_element_type=dtype)
     logits = logits.reshape(*batch, num_queries, num_keys) / head_size**0.5
     if mask is not None:
         chex.assert_type(mask, bool)
@@ -115,7 +74,7 @@ def dot_product_attention(
     weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
 
     dropped = weights if dropout is None else dropout(weights)
-    dropped = dropped.reshape(-1, num_queries, num_keys)
+    dropped = dropped.reshape(size, num_queries, num_keys)
     output = jnp.einsum("bts,bsv->btv", dropped, value)
     output = output.reshape(*batch, num_queries, value_size)
     chex.assert_shape(weights, (*batch, num_queries, num_keys))
@@ -135,8 +94,10 @@ class MultiHeadAttention(nn.Module):
         implementation: "own", the function above, or one of
             `jax.nn.dot_product_attention`: "cudnn" (FlashAttention, for bfloat16 on
             NVIDIA GPUs) or "xla". These do without the weights, so that "own" steps in
-            where weights are captured or dropped, and in decoding.
-        dtype: dtype of the computation; parameters and softmax stay float32.
+            where weights are captured or dropped, and in decoding; likewise for float64
+            and under strict dtype promotion, which they do not support.
+        dtype: dtype of the computation; parameters stay float32, the softmax runs in
+            float32 or wider.
 
     References: arXiv:1706.03762, section 3.2.2; arXiv:2010.11929, eq. 5-8.
     """
@@ -175,14 +136,16 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             ValueError: if the width is not divisible by the number of heads, the
-                mask has neither two nor four axes, or there is no such implementation.
+                memory has no token, the mask has neither two nor four axes, there is no
+                such implementation, or more tokens are decoded than the cache was laid
+                out for. Under jit the output is then NaN, from that call on.
         """
         chex.assert_rank(query_BTD, 3)
         is_self_attention = memory_BSD is None
         memory_BSD = query_BTD if is_self_attention else memory_BSD
         batch, _, width = query_BTD.shape
         chex.assert_shape(memory_BSD, (batch, None, width))
-        self._check(width, mask)
+        self._check(memory_BSD, mask)
 
         query_BNTK = self._heads("query", query_BTD)
         key_BNSK = self._heads("key", memory_BSD)
@@ -193,7 +156,7 @@ class MultiHeadAttention(nn.Module):
         elif decode:
             key_BNSK, value_BNSK = self._recall(key_BNSK, value_BNSK)
         heads = (query_BNTK, key_BNSK, value_BNSK, mask)
-        if self._needs_weights(train, decode):
+        if self._is_own(train, decode):
             out_BTNK = self._attend(*heads, train=train)
         else:
             out_BTNK = self._attend_fused(*heads)
@@ -202,11 +165,16 @@ class MultiHeadAttention(nn.Module):
         chex.assert_shape(out_BTD, query_BTD.shape)
         return out_BTD
 
-    def _needs_weights(self, train: bool, decode: bool) -> bool:
-        """Whether the weights themselves are needed."""
+    def _is_own(self, train: bool, decode: bool) -> bool:
+        """Whether our own function attends, because no other gives what is needed."""
         is_captured = self.is_mutable_collection("intermediates")
         is_dropped = train and self.dropout_rate > 0
-        return self.implementation == "own" or is_captured or is_dropped or decode
+        # JAX's softmax is float32, and its bfloat16 gradient needs standard promotion.
+        promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore (not declared)
+        is_strict = promotion == "strict"
+        is_refused = is_strict or jnp.dtype(self.dtype) == jnp.float64
+        is_asked_for = self.implementation == "own"
+        return is_asked_for or is_refused or is_captured or is_dropped or decode
 
     def _attend(
         self,
@@ -243,9 +211,16 @@ class MultiHeadAttention(nn.Module):
             implementation=self.implementation,  # type: ignore (a Literal)
         )
 
-    def _check(self, width: int, mask: Array | None) -> None:
-        """Raise ValueError for a field or a mask that does not fit."""
+    def _check(self, memory_BSD: Array, mask: Array | None) -> None:
+        """Raise ValueError for a field, a memory or a mask that does not fit."""
         check_rates(self)
+        _, num_keys, width = memory_BSD.shape
+        check_at_least(1, width=width)
+        if num_keys < 1:
+            raise ValueError(
+                "memory_BSD (without one: query_BTD) must have at least 1 token, got "
+                f"shape {memory_BSD.shape}"
+            )
         if self.num_heads < 1 or width % self.num_heads:
             raise ValueError(
                 "width must be divisible by num_heads, got width "
@@ -289,10 +264,23 @@ class MultiHeadAttention(nn.Module):
         num_tokens = key_BNTK.shape[2]
         if not is_laid_out:
             return key_BNTK, value_BNTK, causal_mask(num_tokens)
-        start = (0, 0, index.value, 0)
-        key.value = jax.lax.dynamic_update_slice(key.value, key_BNTK, start)
-        value.value = jax.lax.dynamic_update_slice(value.value, value_BNTK, start)
-        position_T = index.value + jnp.arange(num_tokens)
+        is_full = self._is_full(num_tokens, index.value, key.value.shape[2])
+        value_BNTK = jnp.where(is_full, jnp.nan, value_BNTK)
+        append = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+        key.value = append(key.value, key_BNTK, index.value)
+        value.value = append(value.value, value_BNTK, index.value)
+        position_T = index.value + jnp.arange(num_tokens, dtype=jnp.int32)
         index.value += num_tokens
-        past_TS = jnp.arange(key.value.shape[2])[None, :] <= position_T[:, None]
+        key_S = jnp.arange(key.value.shape[2], dtype=jnp.int32)
+        past_TS = key_S[None, :] <= position_T[:, None]
         return key.value, value.value, past_TS
+
+    def _is_full(self, num_tokens: int, index: Array, cache_size: int) -> Array:
+        """Whether the cache lacks room; raises ValueError where that is known."""
+        num_past = int(index) if is_known(index) else 0
+        if num_past + num_tokens > cache_size:
+            raise ValueError(
+                f"decode must be called for at most {cache_size} tokens in all, as the "
+                f"cache was laid out, got {num_tokens} after {num_past}"
+            )
+        return index + num_tokens > cache_size

@@ -1,6 +1,7 @@
 """The dense layer that every part of the Transformer uses."""
 
 import functools
+import math
 
 import chex
 import flax.linen as nn
@@ -31,7 +32,7 @@ def merged_dot_general(
     if dimension_numbers != contraction:
         raise ValueError(f"expected {contraction}, got {dimension_numbers}")
     out = jax.lax.dot_general(
-        lhs.reshape(-1, lhs.shape[-1]),
+        lhs.reshape(math.prod(lhs.shape[:-1]), lhs.shape[-1]),
         rhs,
         (((1,), (0,)), ((), ())),
         precision=precision,

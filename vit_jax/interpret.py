@@ -13,6 +13,9 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.dtypes import float32_or_wider
 
 Array = jax.Array
 
@@ -27,7 +30,7 @@ def attention_weights(
 
     Args:
         model: a model made of `MultiHeadAttention`, such as `ViT`.
-        variables: its variables.
+        variables: its variables; `intermediates` captured before are left out.
         *inputs: what the model is called with, normalised images for instance.
         where: which of its attention modules, by a pattern for their paths; those of a
             part that is named encoder by default. "*decoder/block_*/cross_attention"
@@ -35,11 +38,13 @@ def attention_weights(
 
     Returns:
         weights_BNTS of each layer, the first layer first; empty for a model without
-        attention. Every row sums to 1.
+        attention. Every row sums to 1. A layer that is called several times stands
+        there as often, one call behind the other.
 
     Raises:
         ValueError: if the model has attention, but none by that pattern.
     """
+    variables = {k: v for k, v in variables.items() if k != "intermediates"}
     captured: Any = model.apply(
         variables, *inputs, train=False, mutable=["intermediates"]
     )[1]
@@ -53,10 +58,10 @@ def attention_weights(
         raise ValueError(f"where must match one of {known}, got {where!r}")
     weights = []
     for path in sorted(paths, key=_by_number):
-        (captured_layer,) = leaves[path]
-        # The blocks of an encoder with `scan` are captured as one, its leading axis L.
-        is_scanned = captured_layer.ndim == 5
-        weights += list(captured_layer) if is_scanned else [captured_layer]
+        for captured_layer in leaves[path]:  # one for each call
+            # The blocks of an encoder with `scan` are captured as one, led by axis L.
+            is_scanned = captured_layer.ndim == 5
+            weights += list(captured_layer) if is_scanned else [captured_layer]
     chex.assert_rank(weights, 4)
     return weights
 
@@ -72,16 +77,23 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
         layers: weights_BNTT of each layer, the first layer first.
 
     Returns:
-        rollout_BTT: row t tells of output token t; every row sums to 1. Without layers
-        there is nothing to follow: ValueError.
+        rollout_BTT: row t tells of output token t; every row sums to 1; float32 or
+        wider.
+
+    Raises:
+        ValueError: if there are no layers.
 
     References: arXiv:2005.00928, section 3.
     """
-    if not layers:
-        raise ValueError("there are no layers of attention to follow")
+    if len(layers) == 0:
+        raise ValueError(
+            "layers must have at least 1, there are no layers of attention to follow"
+        )
+    layers = [_widen(weights_BNTT) for weights_BNTT in layers]
     chex.assert_rank(layers, 4)
     batch, _, num_tokens, _ = layers[0].shape
-    identity_TT = jnp.eye(num_tokens)
+    chex.assert_shape(layers, (batch, None, num_tokens, num_tokens))
+    identity_TT = jnp.eye(num_tokens, dtype=layers[0].dtype)
     rollout_BTT = jnp.broadcast_to(identity_TT, (batch, num_tokens, num_tokens))
     for weights_BNTT in layers:
         step_BTT = (weights_BNTT.mean(axis=1) + identity_TT[None]) / 2
@@ -101,9 +113,14 @@ def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
         has_class_token: whether token 0 is the class token.
 
     Returns:
-        relevance_BP: of the patches alone; sums to 1.
+        relevance_BP: of the patches alone; sums to 1; float32 or wider.
+
+    Raises:
+        ValueError: if there is no patch.
     """
     chex.assert_rank(map_BTT, 3)
+    _check_patches("map_BTT", map_BTT, has_class_token)
+    map_BTT = _widen(map_BTT)
     if has_class_token:
         relevance_BP = map_BTT[:, 0, 1:]
         return relevance_BP / relevance_BP.sum(axis=-1, keepdims=True)
@@ -122,12 +139,24 @@ def mean_attention_distance(
             left out.
 
     Returns:
-        distance_N: of each head, the mean over images and patches.
+        distance_N: of each head, the mean over images and patches; float32 or wider.
+
+    Raises:
+        ValueError: if the grid has no patch or is not that of the weights, or there
+            is no image.
 
     References: arXiv:2010.11929, figure 7 and appendix D.7.
     """
     chex.assert_rank(weights_BNTT, 4)
     rows, columns = grid
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"grid must have at least 1 row and 1 column, got {rows}x{columns}"
+        )
+    if weights_BNTT.shape[0] < 1:
+        raise ValueError(
+            f"weights_BNTT must be of at least 1 image, got shape {weights_BNTT.shape}"
+        )
     first = int(has_class_token)
     num_tokens = rows * columns + first
     if weights_BNTT.shape[-1] != num_tokens:
@@ -135,12 +164,11 @@ def mean_attention_distance(
             f"a grid of {rows}x{columns} patches makes {num_tokens} tokens, got "
             f"weights of {weights_BNTT.shape[-1]}"
         )
-    weights_BNPP = weights_BNTT[:, :, first:, first:]
+    weights_BNPP = _widen(weights_BNTT)[:, :, first:, first:]
     weights_BNPP /= weights_BNPP.sum(axis=-1, keepdims=True)
-    place_P2 = jnp.stack(
-        jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1
-    ).reshape(-1, 2)
-    distance_PP = jnp.linalg.norm(place_P2[:, None] - place_P2[None, :], axis=-1)
+    row_P, column_P = (x.ravel() for x in np.indices(grid))
+    distance_PP = np.hypot(row_P[:, None] - row_P, column_P[:, None] - column_P)
+    distance_PP = jnp.asarray(distance_PP, weights_BNPP.dtype)
     distance_N = jnp.einsum("bnpq,pq->bnp", weights_BNPP, distance_PP).mean(axis=(0, 2))
     chex.assert_shape(distance_N, (weights_BNTT.shape[1],))
     return distance_N
@@ -154,14 +182,30 @@ def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
         has_class_token: whether token 0 is the class token; it is left out.
 
     Returns:
-        similarity_PP: cosines, in [-1, 1].
+        similarity_PP: cosines, in [-1, 1]; float32 or wider.
+
+    Raises:
+        ValueError: if there is no patch.
 
     References: arXiv:2010.11929, figure 7.
     """
-    chex.assert_rank(position_1TD, 3)
-    position_PD = position_1TD[0, int(has_class_token) :]
+    chex.assert_shape(position_1TD, (1, None, None))
+    _check_patches("position_1TD", position_1TD, has_class_token)
+    position_PD = _widen(position_1TD)[0, int(has_class_token) :]
     position_PD /= jnp.linalg.norm(position_PD, axis=-1, keepdims=True)
     return position_PD @ position_PD.T
+
+
+def _widen(x: Array) -> Array:
+    """Cast bfloat16 to float32: a mean over many layers and tokens needs its digits."""
+    x = jnp.asarray(x)
+    return x.astype(float32_or_wider(x.dtype))
+
+
+def _check_patches(name: str, x: Array, has_class_token: bool) -> None:
+    """Raise ValueError if axis 1 has no token of a patch."""
+    if x.shape[1] <= has_class_token:
+        raise ValueError(f"{name} must have at least 1 patch, got shape {x.shape}")
 
 
 def _by_number(path: str) -> list[str | int]:

@@ -11,38 +11,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.checks import check_at_least, check_range
 from vit_jax.dense import Dense
 from vit_jax.dropout import Dropout, check_rates
+from vit_jax.dtypes import float32_or_wider
 from vit_jax.transformer import Transformer
 
 Array = jax.Array
 
 
-def sinusoidal_position(num_positions: int, width: int) -> Array:
+def sinusoidal_position(
+    num_positions: int, width: int, *, dtype: Any = jnp.float32
+) -> Array:
     """Compute the position encoding whose wavelengths grow from 2π to 10000·2π.
 
     Args:
         num_positions: number of tokens T.
         width: width D of a token, even.
+        dtype: what the float64 that it is computed in is rounded to.
 
     Returns:
-        position_TD: float32, sines in the even columns and cosines in the odd ones.
+        position_TD: sines in the even columns and cosines in the odd ones.
+
+    Raises:
+        ValueError: if there is no position, or the width is odd or below 2.
 
     References: arXiv:1706.03762, section 3.5.
     """
+    check_at_least(1, num_positions=num_positions, width=width)
     if width % 2:
         raise ValueError(f"width must be even, got {width}")
     frequency_K = 10000.0 ** (-np.arange(0, width, 2) / width)
     angle_TK = np.arange(num_positions)[:, None] * frequency_K[None, :]
     position_TK2 = np.stack([np.sin(angle_TK), np.cos(angle_TK)], axis=-1)
     position_TD = position_TK2.reshape(num_positions, width)
-    return jnp.asarray(position_TD, jnp.float32)
+    return jnp.asarray(position_TD, dtype)
 
 
 class Seq2SeqTransformer(nn.Module):
     """Translate sequences of tokens: a Transformer between embeddings and logits.
 
-    Source and target share one vocabulary and one embedding.
+    Source and target share one vocabulary and one embedding. A token outside it is a
+    ValueError where its value is known; under jit the logits of its sequence are NaN.
 
     Attributes:
         vocab_size: number of different tokens V.
@@ -73,6 +83,9 @@ class Seq2SeqTransformer(nn.Module):
     def setup(self) -> None:
         """Make the parts that encoding and decoding share."""
         check_rates(self)
+        check_at_least(
+            1, vocab_size=self.vocab_size, width=self.width, mlp_size=self.mlp_size
+        )
         self.embedding = nn.Embed(self.vocab_size, self.width, dtype=self.dtype)
         self.dropout = Dropout(self.dropout_rate)
         self.transformer = Transformer(
@@ -94,30 +107,26 @@ class Seq2SeqTransformer(nn.Module):
         """Compute the logits of each target token's successor.
 
         Args:
-            source_BS: token numbers below V.
+            source_BS: token numbers in [0, V), at least one for each sequence.
             target_BT: the tokens known so far, a start token first.
             train: whether dropout is active (needs the rng "dropout").
 
         Returns:
-            logits_BTV: float32.
+            logits_BTV: float32, or float64 where that is the compute dtype.
         """
         memory_BSD = self.encode(source_BS, train=train)
         return self.decode(target_BT, memory_BSD, train=train)
 
     def encode(self, source_BS: Array, *, train: bool = False) -> Array:
         """Encode the source: memory_BSD."""
-        chex.assert_rank(source_BS, 2)
-        position_TD = sinusoidal_position(source_BS.shape[1], self.width)
-        x_BSD = self._embed(source_BS, position_TD, train=train)
+        x_BSD = self._embed_all("source_BS", source_BS, train=train)
         return self.transformer.encoder(x_BSD, train=train)
 
     def decode(
         self, target_BT: Array, memory_BSD: Array, *, train: bool = False
     ) -> Array:
         """Compute the logits of each target token's successor, given the memory."""
-        chex.assert_rank(target_BT, 2)
-        position_TD = sinusoidal_position(target_BT.shape[1], self.width)
-        x_BTD = self._embed(target_BT, position_TD, train=train)
+        x_BTD = self._embed_all("target_BT", target_BT, train=train)
         x_BTD = self.transformer.decoder(x_BTD, memory_BSD, train=train)
         return self._logits(x_BTD)
 
@@ -128,8 +137,7 @@ class Seq2SeqTransformer(nn.Module):
             target_BT: any tokens; only the shape matters.
             memory_BSD: what `encode` returns.
         """
-        position_TD = sinusoidal_position(target_BT.shape[1], self.width)
-        x_BTD = self._embed(target_BT, position_TD, train=False)
+        x_BTD = self._embed_all("target_BT", target_BT, train=False)
         self.transformer.decoder(x_BTD, memory_BSD, decode=True)
 
     def decode_next(
@@ -143,22 +151,44 @@ class Seq2SeqTransformer(nn.Module):
             memory_BSD: what `encode` returns; its keys and values are in the cache.
 
         Returns:
-            logits_BV: float32.
+            logits_BV: like those of a call.
+
+        Raises:
+            ValueError: if the cache is full. Under jit the logits are NaN from then on.
         """
+        chex.assert_rank(token_B, 1)
+        chex.assert_shape(position_1D, (1, self.width))
+        check_range("token_B", token_B, 0, self.vocab_size - 1)
         x_B1D = self._embed(token_B[:, None], position_1D, train=False)
         x_B1D = self.transformer.decoder(x_B1D, memory_BSD, decode=True)
         return self._logits(x_B1D)[:, 0]
 
+    def _embed_all(self, name: str, token_BT: Array, *, train: bool) -> Array:
+        """Check and embed whole sequences."""
+        chex.assert_rank(token_BT, 2)
+        num_tokens = token_BT.shape[1]
+        if num_tokens < 1:
+            raise ValueError(
+                f"{name} must have at least 1 token a sequence, got shape "
+                f"{token_BT.shape}"
+            )
+        check_range(name, token_BT, 0, self.vocab_size - 1)
+        position_TD = sinusoidal_position(num_tokens, self.width, dtype=self.dtype)
+        return self._embed(token_BT, position_TD, train=train)
+
     def _embed(self, token_BT: Array, position_TD: Array, *, train: bool) -> Array:
         """Look the tokens up, add their position."""
         x_BTD = self.embedding(token_BT) * self.width**0.5
+        # By itself the look-up counts negative numbers from the vocabulary's end.
+        is_known_BT = (token_BT >= 0) & (token_BT < self.vocab_size)
+        x_BTD = jnp.where(is_known_BT[..., None], x_BTD, jnp.nan)
         x_BTD = x_BTD + position_TD[None].astype(self.dtype)
         return self.dropout(x_BTD, deterministic=not train)
 
     def _logits(self, x_BTD: Array) -> Array:
         logits_BTV = self.head(x_BTD)
         chex.assert_shape(logits_BTV, (*x_BTD.shape[:2], self.vocab_size))
-        return logits_BTV.astype(jnp.float32)
+        return logits_BTV.astype(float32_or_wider(self.dtype))
 
 
 def greedy_decode(
@@ -177,13 +207,19 @@ def greedy_decode(
     Args:
         model: the model.
         variables: its variables.
-        source_BS: token numbers.
-        start_token: the token that every target begins with.
+        source_BS: token numbers in [0, V).
+        start_token: the token that every target begins with, in [0, V).
         num_tokens: number of tokens T to decode.
 
     Returns:
-        target_BT: int32, without the start token.
+        target_BT: int32, without the start token. Where the logits are NaN, as for
+        tokens out of range under jit, it is 0.
+
+    Raises:
+        ValueError: if a token (outside jit) is out of range, or T is below 1.
     """
+    check_at_least(1, num_tokens=num_tokens)
+    check_range("start_token", start_token, 0, model.vocab_size - 1)
     batch = source_BS.shape[0]
     memory_BSD = model.apply(variables, source_BS, method="encode")
     start_BT = jnp.full((batch, num_tokens), start_token, jnp.int32)
@@ -204,7 +240,7 @@ def greedy_decode(
         token_B = logits_BV.argmax(axis=-1).astype(jnp.int32)
         return (cache, token_B), token_B
 
-    position_TD = sinusoidal_position(num_tokens, model.width)
+    position_TD = sinusoidal_position(num_tokens, model.width, dtype=model.dtype)
     _, target_TB = jax.lax.scan(decode_next, (cache, start_BT[:, 0]), position_TD)
     chex.assert_shape(target_TB, (num_tokens, batch))
     return target_TB.T

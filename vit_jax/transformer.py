@@ -1,224 +1,24 @@
-"""The Transformer: its blocks, the stacks of them, encoder and decoder together.
+"""The Transformer: stacks of blocks, encoder and decoder together.
 
 References: "Attention Is All You Need", arXiv:1706.03762.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from vit_jax.attention import MultiHeadAttention, causal_mask, combine_masks
-from vit_jax.dense import Dense
-from vit_jax.dropout import Dropout
+from vit_jax.blocks import (
+    DecoderBlock,
+    EncoderBlock,
+    TransformerModule,
+    check_num_outputs,
+)
+from vit_jax.checks import check_at_least
+from vit_jax.masks import causal_mask, combine_masks
 
 Array = jax.Array
-
-
-class MlpBlock(nn.Module):
-    """Two dense layers with a nonlinearity between them, on each token alone.
-
-    Attributes:
-        hidden_size: width F of the hidden layer.
-        dropout_rate: dropout after the nonlinearity.
-        activation: the nonlinearity; by default GELU in its tanh form, as in the
-            ViT authors' code.
-        dtype: dtype of the computation; parameters stay float32.
-
-    References: arXiv:1706.03762, eq. 2.
-    """
-
-    hidden_size: int
-    dropout_rate: float = 0.0
-    activation: Callable[[Array], Array] = nn.gelu
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BTD: Array, *, train: bool = False) -> Array:
-        """Transform every token.
-
-        Returns:
-            out_BTD in the compute dtype.
-        """
-        chex.assert_rank(x_BTD, 3)
-        dropout = Dropout(self.dropout_rate, deterministic=not train)
-        h_BTF = Dense(self.hidden_size, dtype=self.dtype, name="hidden")(x_BTD)
-        h_BTF = dropout(self.activation(h_BTF))
-        out_BTD = Dense(x_BTD.shape[-1], dtype=self.dtype, name="out")(h_BTF)
-        chex.assert_shape(out_BTD, x_BTD.shape)
-        return out_BTD
-
-
-class TransformerModule(nn.Module, kw_only=True):
-    """What the blocks and the stacks of them have in common.
-
-    Attributes:
-        num_heads: number of attention heads N; divides the width D.
-        mlp_size: width F of the MLPs' hidden layers; None for no MLPs at all.
-        activation: the MLPs' nonlinearity.
-        norm: where LayerNorm stands: "pre", before each sublayer (arXiv:2010.11929),
-            "post", after its residual (arXiv:1706.03762), or None, nowhere.
-        residual: whether a sublayer's own input, not the normalised one, is added to
-            its output.
-        dropout_rate: dropout on each sublayer's output and inside the MLPs.
-        attention_dropout_rate: dropout on the attention weights.
-        attention_implementation: `implementation` of `MultiHeadAttention`.
-        norm_epsilon: added to the variance in LayerNorm.
-        dtype: dtype of the computation; parameters and LayerNorm statistics stay
-            float32.
-    """
-
-    num_heads: int
-    mlp_size: int | None
-    activation: Callable[[Array], Array] = nn.gelu
-    norm: str | None = "pre"
-    residual: bool = True
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    attention_implementation: str = "own"
-    norm_epsilon: float = 1e-6
-    dtype: Any = jnp.float32
-
-    def _shared_fields(self) -> dict[str, Any]:
-        """The fields above, to build a part from."""
-        names = {field.name for field in dataclasses.fields(TransformerModule)}
-        return {name: getattr(self, name) for name in names - {"parent", "name"}}
-
-    def _normalize(self, name: str, x_BTD: Array) -> Array:
-        """Apply a LayerNorm, unless there are none."""
-        if self.norm not in ("pre", "post", None):
-            raise ValueError(f"norm must be 'pre', 'post' or None, got {self.norm!r}")
-        if self.norm is None:
-            return x_BTD
-        norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
-        return norm(x_BTD)
-
-    def _sublayer(
-        self, name: str, function: Callable[[Array], Array], x_BTD: Array, train: bool
-    ) -> Array:
-        """Put LayerNorm, dropout and residual around a function of the tokens.
-
-        The function may return only the first of them.
-        """
-        normalize = functools.partial(self._normalize, f"{name}_norm")
-        y_BTD = function(x_BTD if self.norm == "post" else normalize(x_BTD))
-        y_BTD = Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
-        y_BTD = x_BTD[:, : y_BTD.shape[1]] + y_BTD if self.residual else y_BTD
-        return normalize(y_BTD) if self.norm == "post" else y_BTD
-
-    def _attention(self, name: str) -> MultiHeadAttention:
-        """Make the attention of a sublayer."""
-        return MultiHeadAttention(
-            self.num_heads,
-            dropout_rate=self.attention_dropout_rate,
-            implementation=self.attention_implementation,
-            dtype=self.dtype,
-            name=name,
-        )
-
-    def _transform(self, x_BTD: Array, *, train: bool) -> Array:
-        """Apply the sublayer of the MLP, if there is one."""
-        if self.mlp_size is None:
-            return x_BTD
-        mlp = MlpBlock(
-            self.mlp_size,
-            dropout_rate=self.dropout_rate,
-            activation=self.activation,
-            dtype=self.dtype,
-            name="mlp",
-        )
-        return self._sublayer("mlp", functools.partial(mlp, train=train), x_BTD, train)
-
-
-class EncoderBlock(TransformerModule, kw_only=True):
-    """Self-attention, then an MLP, each with LayerNorm and a residual around it.
-
-    Attributes:
-        num_outputs: how many of the tokens are to be encoded, from the first on, each
-            with an eye on all; None for all of them.
-
-    References: arXiv:1706.03762, section 3.1; arXiv:2010.11929, eq. 2 and 3.
-    """
-
-    num_outputs: int | None = None
-
-    @nn.compact
-    def __call__(
-        self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
-    ) -> Array:
-        """Encode the tokens once.
-
-        Args:
-            mask: see `MultiHeadAttention`.
-
-        Returns:
-            out_BTD in the compute dtype, T = `num_outputs`.
-        """
-        chex.assert_rank(x_BTD, 3)
-        attention = self._attention("attention")
-        if mask is not None and self.num_outputs is not None:
-            mask = mask[..., : self.num_outputs, :]
-
-        def attend(y_BSD: Array) -> Array:
-            return attention(y_BSD[:, : self.num_outputs], y_BSD, mask, train=train)
-
-        out_BTD = self._sublayer("attention", attend, x_BTD, train)
-        out_BTD = self._transform(out_BTD, train=train)
-        chex.assert_shape(out_BTD, x_BTD[:, : self.num_outputs].shape)
-        return out_BTD
-
-
-class DecoderBlock(TransformerModule, kw_only=True):
-    """Self-attention, attention to a memory if there is one, then an MLP.
-
-    References: arXiv:1706.03762, section 3.1.
-    """
-
-    @nn.compact
-    def __call__(
-        self,
-        x_BTD: Array,
-        memory_BSD: Array | None = None,
-        mask: Array | None = None,
-        memory_mask: Array | None = None,
-        *,
-        train: bool = False,
-        decode: bool = False,
-    ) -> Array:
-        """Decode the tokens once.
-
-        Args:
-            memory_BSD: the encoder's output; without one the attention to it, and its
-                parameters, are left out.
-            mask: between the tokens themselves, see `MultiHeadAttention`.
-            memory_mask: from the tokens to the memory.
-            decode: see `MultiHeadAttention`.
-
-        Returns:
-            out_BTD in the compute dtype.
-        """
-        chex.assert_rank(x_BTD, 3)
-        how: dict[str, Any] = {"train": train, "decode": decode}
-        attention = self._attention("attention")
-        out_BTD = self._sublayer(
-            "attention", lambda y: attention(y, mask=mask, **how), x_BTD, train
-        )
-        if memory_BSD is not None:
-            cross_attention = self._attention("cross_attention")
-            out_BTD = self._sublayer(
-                "cross_attention",
-                lambda y: cross_attention(y, memory_BSD, memory_mask, **how),
-                out_BTD,
-                train,
-            )
-        out_BTD = self._transform(out_BTD, train=train)
-        chex.assert_shape(out_BTD, x_BTD.shape)
-        return out_BTD
 
 
 class Encoder(TransformerModule, kw_only=True):
@@ -250,6 +50,9 @@ class Encoder(TransformerModule, kw_only=True):
     ) -> Array:
         """Encode the tokens; see `EncoderBlock`."""
         chex.assert_rank(x_BTD, 3)
+        check_num_outputs(self.num_outputs, x_BTD)
+        check_at_least(0, depth=self.depth)
+        x_BTD = x_BTD.astype(self.dtype)
 
         def encode(block: EncoderBlock, x_BTD: Array, _: None) -> tuple[Array, None]:
             return block(x_BTD, mask, train=train), None
@@ -302,6 +105,9 @@ class Decoder(TransformerModule, kw_only=True):
         decode: bool = False,
     ) -> Array:
         """Decode the tokens; see `DecoderBlock`. A mask adds to the causal one."""
+        chex.assert_rank(x_BTD, 3)
+        check_at_least(0, depth=self.depth)
+        x_BTD = x_BTD.astype(self.dtype)
         if self.causal and not decode:
             mask = combine_masks(causal_mask(x_BTD.shape[1]), mask)
         for layer in range(self.depth):
@@ -339,6 +145,8 @@ class Transformer(TransformerModule, kw_only=True):
 
     def setup(self) -> None:
         """Make encoder and decoder, which can also be called one by one."""
+        depths = (self.encoder_depth, self.decoder_depth)
+        check_at_least(0, encoder_depth=depths[0], decoder_depth=depths[1])
         fields = {**self._shared_fields(), "final_norm": self.final_norm}
         self.encoder = Encoder(depth=self.encoder_depth, **fields)
         self.decoder = Decoder(depth=self.decoder_depth, causal=self.causal, **fields)

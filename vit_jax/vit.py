@@ -11,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.checks import check_at_least
 from vit_jax.dense import Dense
 from vit_jax.dropout import Dropout, check_rates
+from vit_jax.dtypes import float32_or_wider
 from vit_jax.transformer import Encoder
 
 Array = jax.Array
@@ -27,13 +29,16 @@ def patchify(image_BHWC: Array, patch_size: int) -> Array:
         convolution with kernel and stride P.
 
     Raises:
-        ValueError: if the patch size does not divide height and width.
+        ValueError: if the patch size does not divide height and width, or there is no
+            channel.
 
     References: arXiv:2010.11929, section 3.1.
     """
     chex.assert_rank(image_BHWC, 4)
     batch, height, width, channels = image_BHWC.shape
-    if patch_size < 1 or height % patch_size or width % patch_size:
+    check_at_least(1, channels=channels)
+    is_cut = 1 <= patch_size <= min(height, width)
+    if not is_cut or height % patch_size or width % patch_size:
         raise ValueError(
             "patch_size must divide the image's height and width, got patch_size "
             f"{patch_size} and an image of {height}x{width}"
@@ -41,9 +46,7 @@ def patchify(image_BHWC: Array, patch_size: int) -> Array:
     rows, columns = height // patch_size, width // patch_size
     grid = (batch, rows, patch_size, columns, patch_size, channels)
     patch_BRCPPC = image_BHWC.reshape(grid).swapaxes(2, 3)
-    patch_BTE = patch_BRCPPC.reshape(batch, rows * columns, -1)
-    chex.assert_shape(patch_BTE, (batch, None, patch_size**2 * channels))
-    return patch_BTE
+    return patch_BRCPPC.reshape(batch, rows * columns, patch_size**2 * channels)
 
 
 class ViT(nn.Module):
@@ -74,8 +77,8 @@ class ViT(nn.Module):
         remat: whether the backward pass computes each block's activations anew; see
             `Encoder`.
         scan: whether one block is compiled and run `depth` times; see `Encoder`.
-        dtype: dtype of the computation; parameters, softmax and LayerNorm statistics
-            stay float32.
+        dtype: dtype of the computation; parameters stay float32, softmax and LayerNorm
+            statistics run in float32 or wider.
 
     References: arXiv:2010.11929, eq. 1-4.
     """
@@ -109,7 +112,7 @@ class ViT(nn.Module):
             train: whether dropout is active (needs the rng "dropout").
 
         Returns:
-            logits_BY: float32.
+            logits_BY: float32, or float64 where that is the compute dtype.
 
         Raises:
             ValueError: if a field is out of range, the patch size does not divide the
@@ -147,7 +150,7 @@ class ViT(nn.Module):
             x_BD = nn.tanh(x_BD)
         logits_BY = Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
         chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
-        return logits_BY.astype(jnp.float32)
+        return logits_BY.astype(float32_or_wider(self.dtype))
 
     def _num_outputs(self) -> int | None:
         """How many tokens the last block has to compute: the class token alone.
@@ -162,7 +165,7 @@ class ViT(nn.Module):
         if self.pool != "cls":
             return x_BTD
         batch, _, width = x_BTD.shape
-        cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, width))
+        cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, width), jnp.float32)
         cls_B1D = jnp.broadcast_to(cls_11D, (batch, 1, width)).astype(self.dtype)
         return jnp.concatenate([cls_B1D, x_BTD], axis=1)
 
@@ -174,11 +177,19 @@ class ViT(nn.Module):
             "pos_embedding",
             nn.initializers.normal(self.position_std),
             (1, *x_BTD.shape[1:]),
+            jnp.float32,
         )
         return x_BTD + position_1TD.astype(self.dtype)
 
     def _check_fields(self) -> None:
         """Raise ValueError for fields that no image could satisfy."""
+        check_at_least(
+            1,
+            num_classes=self.num_classes,
+            width=self.width,
+            representation_size=self.representation_size,
+        )
+        check_at_least(0, depth=self.depth, position_std=self.position_std)
         if self.pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {self.pool!r}")
         if self.mlp_ratio is not None and round(self.mlp_ratio * self.width) < 1:

@@ -1,6 +1,5 @@
 """Start the real commands, each in a process of its own."""
 
-import ctypes
 import os
 import pathlib
 import subprocess
@@ -9,10 +8,17 @@ from collections.abc import Mapping
 
 from tests.train.tiny import TINY
 
-_CAP_DAC_OVERRIDE, _PR_CAPBSET_DROP = 1, 24
-
 # Two steps are enough.
 FIELDS = TINY | {"num_steps": 2}
+
+# Run the command that follows without CAP_DAC_OVERRIDE (1), the super-user's right to
+# write to what is read-only; 24 is PR_CAPBSET_DROP.
+_HEEDING_MODES = """
+import ctypes, os, sys
+if os.getuid() == 0 and ctypes.CDLL(None).prctl(24, 1, 0, 0, 0):
+    sys.exit("the capability cannot be dropped")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def train_arguments(workdir: object, **fields: object) -> list[str]:
@@ -47,19 +53,9 @@ def run(
         module: "train" for train.py.
         heeds_modes: whether files that are read-only are so to the super-user, too.
     """
+    command = [sys.executable, "-m", module, *arguments]
+    if heeds_modes:
+        command = [sys.executable, "-c", _HEEDING_MODES, *command]
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=variables,
-        capture_output=True,
-        check=False,
-        timeout=120,
-        preexec_fn=_heed_modes if heeds_modes else None,
+        command, env=variables, capture_output=True, check=False, timeout=120
     )
-
-
-def _heed_modes() -> None:
-    """Give up the super-user's right to write to what is read-only."""
-    if os.getuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "the capability cannot be dropped")

@@ -337,20 +337,15 @@ def test_checkpoints_between_the_ends_of_epochs(finished, tmp_path, monkeypatch)
     assert saved_steps(often) == [1, 2, 3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"optimizer.learning_rate": 1e-30},
-        {"optimizer.name": "sgd", "optimizer.clip_norm": 1e-30},
-        {"optimizer.eps": 1e30},
-    ],
-)
+@pytest.mark.parametrize("changes", [{}, {"optimizer.name": "sgd"}])
 def test_training_that_changes_nothing_is_told(tmp_path, capsys, changes):
-    loop.train_and_evaluate(set_up(tmp_path / "run", changes | {"num_epochs": 1}))
+    changes = changes | {"num_epochs": 1}
+    still = changes | {"optimizer.learning_rate": 1e-30}
+    loop.train_and_evaluate(set_up(tmp_path / "run", still))
     warning = capsys.readouterr().err
     assert warning.startswith("warning: the first epoch has not changed embedding/kern")
     assert warning.count("\n") == 1
-    loop.train_and_evaluate(set_up(tmp_path / "other", {"num_epochs": 1}))
+    loop.train_and_evaluate(set_up(tmp_path / "other", changes))
     assert capsys.readouterr().err == ""
 
 

@@ -86,7 +86,7 @@ def test_an_answer_is_right_only_if_every_token_is(tmp_path):
         ),
         (
             {"model.dropout_rate": "1.5"},
-            "config.model: dropout_rate must be in [0, 1), got 1.5",
+            "config.model.dropout_rate must be a number in [0, 1), got 1.5",
         ),
         (
             {"dataset.train_split": "dev"},

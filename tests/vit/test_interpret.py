@@ -175,3 +175,43 @@ def test_a_pattern_that_finds_nothing_is_an_error():
     with pytest.raises(ValueError, match="one of block_0/attention, block_1/attention"):
         attention_weights(encoder, variables, x_BTD)
     assert len(attention_weights(encoder, variables, x_BTD, where="block_*/*")) == 2
+
+
+class _Twice(nn.Module):
+    """An encoder that goes over its tokens twice."""
+
+    scan: bool = False
+
+    def setup(self) -> None:
+        self.encoder = Encoder(depth=2, num_heads=2, mlp_size=8, scan=self.scan)
+
+    def __call__(self, x_BTD, *, train: bool = False):
+        return self.encoder(self.encoder(x_BTD, train=train), train=train)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_layer_that_is_called_twice_stands_there_twice(scan):
+    model, x_BTD = _Twice(scan=scan), modules.normal(1, 3, 4)
+    variables = modules.variables(model, x_BTD)
+    once = Encoder(depth=2, num_heads=2, mlp_size=8, scan=scan)
+    params = {"params": variables["params"]["encoder"]}
+    inputs = (x_BTD, once.apply(params, x_BTD))
+    first, second = (
+        attention_weights(once, params, x, where="block*/attention") for x in inputs
+    )
+    found = attention_weights(model, variables, x_BTD)
+    assert not np.array_equal(first, second)
+    # Scanned blocks are one layer, which is called twice.
+    by_layer = [first[0], second[0], first[1], second[1]]
+    expected = [*first, *second] if scan else by_layer
+    np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_was_captured_before_is_left_out(scan):
+    model = ViT(3, patch_size=4, width=8, depth=2, num_heads=2, scan=scan)
+    variables = modules.variables(model, *IMAGE_BHWC.shape)
+    _, old = model.apply(variables, 2 * IMAGE_BHWC, mutable=["intermediates"])
+    expected = attention_weights(model, variables, IMAGE_BHWC)
+    found = attention_weights(model, variables | old, IMAGE_BHWC)
+    np.testing.assert_array_equal(np.stack(found), np.stack(expected))

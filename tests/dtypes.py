@@ -1,0 +1,68 @@
+"""Find out whether float64 stays float64."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+def assert_smooth(function: Callable[[Any], jax.Array], tree: Any) -> None:
+    """Compare the gradient with differences so small that only float64 resolves them.
+
+    Args:
+        function: computes float64 from the tree.
+        tree: float64, drawn at random, so that nothing lies on a kink.
+    """
+    rng = np.random.default_rng(5)
+
+    def draw(x: jax.Array) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(x.shape))
+
+    direction, step = jax.tree.map(draw, tree), 1e-6
+    weight = draw(jax.eval_shape(function, tree))
+
+    @jax.jit
+    def loss(tree):
+        return (function(tree) * weight).sum()
+
+    high, low = (
+        loss(jax.tree.map(lambda x, d, h=h: x + h * d, tree, direction))
+        for h in (step, -step)
+    )
+    products = jax.tree.map(lambda g, d: (g * d).sum(), jax.grad(loss)(tree), direction)
+    slope = sum(jax.tree.leaves(products))
+    np.testing.assert_allclose((high - low) / (2 * step), slope, rtol=1e-5)
+
+
+def roundings(function: Callable, *args: Any) -> list[str]:
+    """List the operations that take float64 and return something narrower."""
+    return [
+        str(equation)
+        for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr)
+        if _FLOAT64 in _float_dtypes(equation.invars)
+        and _float_dtypes(equation.outvars) - {_FLOAT64}
+    ]
+
+
+def _float_dtypes(variables: Any) -> set[np.dtype]:
+    dtypes = {x.aval.dtype for x in variables if hasattr(x.aval, "dtype")}
+    return {d for d in dtypes if jax.dtypes.issubdtype(d, np.floating)}
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the operations that contain no others: a loop carries what it likes."""
+    for equation in jaxpr.eqns:
+        inner = [
+            getattr(x, "jaxpr", x)
+            for parameter in equation.params.values()
+            for x in (parameter if isinstance(parameter, tuple | list) else [parameter])
+        ]
+        inner = [x for x in inner if hasattr(x, "eqns")]
+        for program in inner:
+            yield from _equations(program)
+        if not inner:
+            yield equation

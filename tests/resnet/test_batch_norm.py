@@ -1,0 +1,94 @@
+"""BatchNorm: the variance of pixels that lie far from zero, its running averages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.batch_norm import BatchNorm, batch_norm, batch_statistics
+from tests import modules
+from tests.modules import apply, normal
+
+OFFSETS = [0, 10, 300, 2000]
+
+
+def _expected(x_BHWC: jax.Array, epsilon: float = 1e-5) -> tuple:
+    """Mean, variance and normalised pixels in float64."""
+    x_BHWC = np.asarray(x_BHWC, np.float64)
+    mean_C, var_C = x_BHWC.mean(axis=(0, 1, 2)), x_BHWC.var(axis=(0, 1, 2))
+    return mean_C, var_C, (x_BHWC - mean_C) / np.sqrt(var_C + epsilon)
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_shifted_pixels_are_normalised_as_in_float64(offset, dtype):
+    x_BHWC = (normal(16, 8, 8, 5) + offset).astype(dtype)
+    module = BatchNorm(dtype=dtype)
+    variables = module.init(jax.random.key(0), x_BHWC)
+    out_BHWC, updated = apply(
+        module, variables, x_BHWC, train=True, mutable=("batch_stats",)
+    )
+    assert out_BHWC.dtype == dtype
+    mean_C, var_C, expected_BHWC = _expected(x_BHWC)
+    out_BHWC = np.asarray(out_BHWC, np.float64)
+    # Of float32 numbers near 2000 the mean itself is only right to 1e-4.
+    atol = 0.02 if dtype == jnp.bfloat16 else 1e-6 + 2e-7 * offset
+    np.testing.assert_allclose(out_BHWC, expected_BHWC, atol=atol)
+    running = updated["batch_stats"]
+    np.testing.assert_allclose(running["mean"], 0.1 * mean_C, atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(running["var"], 0.9 + 0.1 * var_C, rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_the_gradient_at_shifted_pixels_is_that_in_float64(offset):
+    x_BC, weight_BC = normal(64, 5) + offset, normal(64, 5, seed=1)
+    scale_C, bias_C = normal(5, seed=2), normal(5, seed=3)
+
+    def gradient(dtype):
+        x, scale, bias, weight = (
+            jnp.asarray(np.asarray(a, dtype))
+            for a in (x_BC, scale_C, bias_C, weight_BC)
+        )
+
+        def loss(x, scale, bias):
+            return (batch_norm(x, *batch_statistics(x), scale, bias) * weight).sum()
+
+        return jax.grad(loss, (0, 1, 2))(x, scale, bias)
+
+    with jax.enable_x64(True):
+        expected = gradient(np.float64)
+    for value, wanted in zip(gradient(np.float32), expected, strict=True):
+        np.testing.assert_allclose(value, wanted, atol=1e-5 + 1e-6 * offset)
+
+
+def test_evaluation_normalises_by_the_running_statistics():
+    module = BatchNorm()
+    x_BHWC = normal(4, 3, 3, 5)
+    variables = modules.variables(module, x_BHWC)
+    running, params = variables["batch_stats"], variables["params"]
+    expected = (x_BHWC - np.asarray(running["mean"])[None, None, None]) / np.sqrt(
+        np.asarray(running["var"]) + 1e-5
+    )[None, None, None]
+    expected = expected * params["scale"][None, None, None]
+    expected = expected + params["bias"][None, None, None]
+    out_BHWC = apply(module, variables, x_BHWC)
+    np.testing.assert_allclose(out_BHWC, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1e-5, float("nan")])
+def test_epsilon_is_positive(epsilon):
+    one = jnp.ones(4)
+    with pytest.raises(ValueError, match=r"^epsilon must be greater than 0, got "):
+        batch_norm(jnp.ones((2, 4)), one, one, one, one, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
+def test_momentum_is_a_share(momentum):
+    with pytest.raises(ValueError, match=r"^momentum must be in \[0, 1\], got "):
+        modules.shapes(BatchNorm(momentum=momentum), 2, 4)
+
+
+def test_nothing_has_no_statistics():
+    message = r"^x must have at least 1 value a channel, got shape \(0, 4\)"
+    with pytest.raises(ValueError, match=message):
+        batch_statistics(jnp.ones((0, 4)))

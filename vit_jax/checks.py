@@ -1,0 +1,48 @@
+"""Check what a user passes: ValueError with the name, what is allowed, the value."""
+
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+
+def check_at_least(minimum: int, **values: float | None) -> None:
+    """Reject numbers below a minimum; None, a part that is left out, is none.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_positive(**values: float) -> None:
+    """Reject numbers that are not above 0.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be greater than 0, got {value}")
+
+
+def is_known(x: Any) -> bool:
+    """Whether the values are there to look at: outside jit, and on this host."""
+    is_traced = isinstance(x, Tracer)
+    return not is_traced and getattr(x, "is_fully_addressable", True)
+
+
+def check_range(name: str, x: Any, low: int, high: int) -> None:
+    """Reject integers outside [low, high], where the values are known.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    if not is_known(x):
+        return
+    numbers = np.ravel(x)
+    outside = numbers[(numbers < low) | (numbers > high)]
+    if outside.size:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {outside[0]}")
