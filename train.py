@@ -2,7 +2,7 @@
 
 import sys
 
-from train_jax.interrupt import StopRequest
+from train_jax.cli.signals import StopRequest
 
 _DESCRIPTION = """\
 Train a model, evaluate it, and leave the results in a folder.
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
 def _run(arguments: list[str], stop_request: StopRequest) -> int:
     # All that takes time is imported here: signals are listened for, --help and a
     # mistyped flag answer at once.
-    from train_jax import cli
+    from train_jax.cli import arguments as cli
 
     cli.prepare_output()
     parser = cli.make_parser("train.py", _DESCRIPTION)
@@ -36,9 +36,11 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     cli.add_process_flags(parser)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
-    from train_jax import compiler, experiment, loop, processes, report
-    from train_jax.config import load_config
-    from train_jax.workdir import WorkdirError
+    from train_jax.config.config import load_config
+    from train_jax.devices import compiler, processes
+    from train_jax.output import report
+    from train_jax.output.workdir import WorkdirError
+    from train_jax.run import experiment, loop
 
     how = {"overwrite": options.overwrite, "extend": options.extend}
     with processes.ending_together("train.py"):

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import train
-from train_jax.report import Report
+from train_jax.output.report import Report
 
 
 def leave(*args: Any, **kwargs: Any) -> None:

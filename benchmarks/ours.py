@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from benchmarks.cases import Case
-from train_jax import sharding
-from train_jax.config import resolve
+from train_jax.config.config import resolve
 from train_jax.data import Split
-from train_jax.epoch import EpochRunner
-from train_jax.experiment import Experiment, make_model, make_task
-from train_jax.runs import Runs
+from train_jax.devices import sharding
+from train_jax.run.epoch import EpochRunner
+from train_jax.run.experiment import Experiment, make_model, make_task
+from train_jax.run.runs import Runs
 
 
 def make_experiment(

@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 
 from benchmarks.timing import Timing
-from train_jax.summary import versions
+from train_jax.output.summary import versions
 
 QUESTIONS = (
     *("train_step", "inference", "scaling", "devices", "runs"),

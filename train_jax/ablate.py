@@ -20,10 +20,13 @@ import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
-from train_jax import cli, compiler, experiment, lock, loop, processes
-from train_jax import workdir as wd
-from train_jax.config import Config, load_config, read_config_file
-from train_jax.interrupt import StopRequest
+from train_jax.cli import arguments as cli
+from train_jax.cli.signals import StopRequest
+from train_jax.config.config import Config, load_config, read_config_file
+from train_jax.devices import compiler, processes
+from train_jax.output import lock
+from train_jax.output import workdir as wd
+from train_jax.run import experiment, loop
 
 FAILURE, LOG = "failure.json", "log.txt"
 TABLE, PICTURE = "ablation.csv", "ablation.png"

@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax import cli, compiler, plots, processes
-from train_jax import workdir as wd
-from train_jax.augment import normalize
+from train_jax.cli import arguments as cli
 from train_jax.data.picture import decode_picture
-from train_jax.folders import local_path
+from train_jax.devices import compiler, processes
+from train_jax.devices.folders import local_path
+from train_jax.learning.augment import normalize
+from train_jax.output import plots
+from train_jax.output import workdir as wd
+from train_jax.run.trained import TrainedModel, load_trained
 from train_jax.tasks import Classification
-from train_jax.trained import TrainedModel, load_trained
 from vit_jax.interpret import (
     attention_rollout,
     attention_weights,

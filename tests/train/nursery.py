@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import train
-from train_jax import experiment, loop, report  # noqa: F401  (what train.py imports)
+import train_jax.output.report
+import train_jax.run.loop  # noqa: F401  (what train.py imports)
 
 
 class Nursery:

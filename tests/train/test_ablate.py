@@ -6,8 +6,9 @@ import json
 import jax
 import pytest
 
-from train_jax import ablate, loop
-from train_jax import workdir as wd
+from train_jax import ablate
+from train_jax.output import workdir as wd
+from train_jax.run import loop
 
 CONFIG = """
 SEEDS = (0, 1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train_jax import augment
+from train_jax.learning import augment
 
 KEY = jax.random.key(0)
 

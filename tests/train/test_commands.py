@@ -15,8 +15,8 @@ import pytest
 
 import train
 from tests.train.command import environment, run, train_arguments
-from train_jax import lock
-from train_jax import workdir as wd
+from train_jax.output import lock
+from train_jax.output import workdir as wd
 
 UNWRITABLE = "/proc/no_such_folder"
 
@@ -193,7 +193,7 @@ def test_a_reader_that_has_gone_does_not_end_the_training(tmp_path):
         ("numpy", signal.SIGTERM),
         ("jax.numpy", signal.SIGINT),
         ("flax.linen", signal.SIGTERM),
-        ("train_jax.loop", signal.SIGINT),
+        ("train_jax.run.loop", signal.SIGINT),
         ("sklearn.utils", signal.SIGTERM),  # while the data are loaded
     ],
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train_jax import compiler
+from train_jax.devices import compiler
 
 CACHE = "jax_compilation_cache_dir"
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from tests.train.tiny import TINY, tiny_config
-from train_jax.config import FIELDS, flatten, load_config, resolve
-from train_jax.models import (
+from train_jax.config.config import FIELDS, flatten, load_config, resolve
+from train_jax.config.models import (
     MODELS,
     count_parameters,
     create_model,

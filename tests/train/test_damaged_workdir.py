@@ -7,7 +7,7 @@ import pytest
 
 import train
 from tests.train.command import train_arguments
-from train_jax import workdir as wd
+from train_jax.output import workdir as wd
 
 KINDS = ("missing", "empty", "truncated", "garbage", "other")
 

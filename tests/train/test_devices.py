@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
-from train_jax import checkpoint, loop, sharding
-from train_jax import workdir as wd
+from train_jax.devices import sharding
+from train_jax.output import checkpoint
+from train_jax.output import workdir as wd
+from train_jax.run import loop
 
 VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
 ACCUMULATION = {"accumulation_steps": 2, "ema_decay": 0.9}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.train.tiny import set_up
 from train_jax.data import Split
-from train_jax.evaluate import Evaluator
+from train_jax.run.evaluate import Evaluator
 from train_jax.tasks import Classification
 
 

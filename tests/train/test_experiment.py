@@ -3,7 +3,7 @@
 import pytest
 
 from tests.train.tiny import tiny_config
-from train_jax import experiment
+from train_jax.run import experiment
 
 FIELD = "config.dataset."
 MEANT = "if that is meant, say so by config.dataset.allow_overlap=True\n"

@@ -13,10 +13,12 @@ import optax
 import pytest
 
 from tests.train.tiny import RESNET, set_up, tiny_config
-from train_jax import explain, loop, plots
-from train_jax import workdir as wd
-from train_jax.models import create_model
-from train_jax.trained import load_trained
+from train_jax import explain
+from train_jax.config.models import create_model
+from train_jax.output import plots
+from train_jax.output import workdir as wd
+from train_jax.run import loop
+from train_jax.run.trained import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import typing
 import pytest
 
 from tests.train.tiny import tiny_config
-from train_jax import experiment
-from train_jax.config import FIELDS
-from train_jax.models import model_fields
+from train_jax.config.config import FIELDS
+from train_jax.config.models import model_fields
+from train_jax.run import experiment
 
 SMALLEST = {int: 1, float: 1.2e-38}  # the latter is the smallest that float32 keeps
 HUGE = {int: 10**12, float: 1e38}

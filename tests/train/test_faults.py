@@ -15,8 +15,9 @@ import pytest
 
 from tests.train.nursery import Nursery
 from tests.train.tiny import TINY, set_up
-from train_jax import checkpoint, loop
-from train_jax import workdir as wd
+from train_jax.output import checkpoint
+from train_jax.output import workdir as wd
+from train_jax.run import loop
 
 # Everything that has a state of its own: two runs, accumulation, dropout, an average.
 CHANGES = {

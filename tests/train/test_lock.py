@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from train_jax import lock
+from train_jax.output import lock
 
 ELSEWHERE = {"pid": 17, "start": "1", "host": "colab-7", "machine": "another one"}
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import RESNET, set_up
-from train_jax import checkpoint, epoch, loop
-from train_jax import workdir as wd
-from train_jax.evaluate import Evaluator
+from train_jax.output import checkpoint
+from train_jax.output import workdir as wd
+from train_jax.run import epoch, loop
+from train_jax.run.evaluate import Evaluator
 
 
 def final_state(ready):

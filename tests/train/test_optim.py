@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from train_jax import optim
+from train_jax.learning import optim
 from vit_jax import ViT
 
 

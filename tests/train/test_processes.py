@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import TINY
-from train_jax import checkpoint, processes
-from train_jax import workdir as wd
+from train_jax.devices import processes
+from train_jax.output import checkpoint
+from train_jax.output import workdir as wd
 
 
 def start(workdir, output, *, index=0, count=1, port=0, changes=None):

@@ -10,9 +10,9 @@ import pytest
 
 from resnet_jax import ResNet
 from tests import modules
-from train_jax import report
-from train_jax import workdir as wd
-from train_jax.models import count_parameters, list_layers
+from train_jax.config.models import count_parameters, list_layers
+from train_jax.output import report
+from train_jax.output import workdir as wd
 from vit_jax import ViT
 
 RECORD = {
@@ -91,7 +91,7 @@ def test_a_report_does_without_torch(tmp_path):
     pytest.importorskip("torch")
     script = """
 import pathlib, sys
-from train_jax import report
+from train_jax.output import report
 with report.Report(pathlib.Path(sys.argv[1]), first_step=0, total_steps=1, epochs=1):
     pass
 print("torch" in sys.modules)

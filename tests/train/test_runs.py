@@ -15,10 +15,11 @@ from tests.train.tiny import (
     set_up_noise,
     tiny_config,
 )
-from train_jax import loop, report
-from train_jax import workdir as wd
-from train_jax.runs import Runs
-from train_jax.trained import load_trained
+from train_jax.output import report
+from train_jax.output import workdir as wd
+from train_jax.run import loop
+from train_jax.run.runs import Runs
+from train_jax.run.trained import load_trained
 
 EVERYTHING = {
     "model.dropout_rate": 0.1,

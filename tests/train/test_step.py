@@ -13,15 +13,16 @@ import pytest
 from resnet_jax import ResNet
 from resnet_jax.convolution import conv_general_dilated
 from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
-from train_jax import models, sharding
-from train_jax.epoch import EpochRunner
-from train_jax.state import TrainState
-from train_jax.step import (
+from train_jax.config import models
+from train_jax.devices import sharding
+from train_jax.learning.state import TrainState
+from train_jax.learning.step import (
     cross_entropy,
     epoch_order,
     make_next_step,
     make_train_step,
 )
+from train_jax.run.epoch import EpochRunner
 
 
 class Linear(nn.Module):

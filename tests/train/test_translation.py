@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train_jax import config, experiment, loop
-from train_jax import workdir as wd
+from train_jax.config import config
 from train_jax.data import load
+from train_jax.output import workdir as wd
+from train_jax.run import experiment, loop
 from train_jax.tasks import Translation
 
 REVERSE = "configs/transformer_reverse.py"

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tests.train.tiny import tiny_config
-from train_jax import workdir as wd
+from train_jax.output import workdir as wd
 
 
 def test_a_new_folder_gets_the_config(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 import train
 from tests.train.tiny import TINY
 from train_jax import ablate, explain
-from train_jax import workdir as wd
-from train_jax.config import load_config
+from train_jax.config.config import load_config
+from train_jax.output import workdir as wd
 
 CONFIG = "configs/vit_digits.py"
 SMALL = {field: str(value) for field, value in TINY.items()}

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from resnet_jax import ResNet
-from train_jax import experiment
-from train_jax.config import Config, resolve
-from train_jax.epoch import EpochRunner
+from train_jax.config.config import Config, resolve
+from train_jax.run import experiment
+from train_jax.run.epoch import EpochRunner
 
 TINY = {
     "model.name": "vit",

@@ -18,7 +18,7 @@ from train_jax.data.split import Split as Split
 from train_jax.data.split import absolute_slice
 from train_jax.data.split import count_shared as count_shared
 from train_jax.data.split import parse_split as parse_split
-from train_jax.folders import local_path
+from train_jax.devices.folders import local_path
 
 
 def load(

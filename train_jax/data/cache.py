@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from train_jax.data.split import Split
-from train_jax.folders import cache_folder
+from train_jax.devices.folders import cache_folder
 
 _log = logging.getLogger(__name__)
 

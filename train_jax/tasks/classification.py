@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax import compiler, plots
-from train_jax.augment import augment_batch, normalize
+from train_jax.config.models import IMAGE_MODELS
 from train_jax.data import Split
-from train_jax.models import IMAGE_MODELS
-from train_jax.step import Batch, cross_entropy
+from train_jax.devices import compiler
+from train_jax.learning.augment import augment_batch, normalize
+from train_jax.learning.step import Batch, cross_entropy
+from train_jax.output import plots
 from train_jax.tasks.task import EvalStep
 from vit_jax.interpret import attention_weights, patch_relevance
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax import compiler, plots
+from train_jax.config.models import SEQUENCE_MODELS
 from train_jax.data import Sequences
-from train_jax.models import SEQUENCE_MODELS
-from train_jax.step import Batch, cross_entropy
+from train_jax.devices import compiler
+from train_jax.learning.step import Batch, cross_entropy
+from train_jax.output import plots
 from train_jax.tasks.task import EvalStep
 from vit_jax.interpret import attention_weights
 from vit_jax.seq2seq import greedy_decode

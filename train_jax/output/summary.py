@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from train_jax import tasks
-from train_jax import workdir as wd
-from train_jax.evaluate import Evaluation
-from train_jax.experiment import Experiment
-from train_jax.models import count_parameters
-from train_jax.state import TrainState
+from train_jax.config.models import count_parameters
+from train_jax.learning.state import TrainState
+from train_jax.output import workdir as wd
+from train_jax.run.evaluate import Evaluation
+from train_jax.run.experiment import Experiment
 
 
 def summarize(

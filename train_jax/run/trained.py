@@ -7,12 +7,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from train_jax import checkpoint, tasks
-from train_jax import workdir as wd
-from train_jax.config import Config, resolve
+from train_jax import tasks
+from train_jax.config.config import Config, resolve
 from train_jax.data import Sequences, Split
-from train_jax.experiment import load, make_init, make_model
-from train_jax.runs import Runs
+from train_jax.output import checkpoint
+from train_jax.output import workdir as wd
+from train_jax.run.experiment import load, make_init, make_model
+from train_jax.run.runs import Runs
 from train_jax.tasks import Task
 
 

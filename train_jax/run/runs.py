@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax.config import Config, flatten
-from train_jax.sharding import RUN_AXIS
+from train_jax.config.config import Config, flatten
+from train_jax.devices.sharding import RUN_AXIS
 
 
 @dataclasses.dataclass(frozen=True)

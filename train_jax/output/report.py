@@ -12,10 +12,10 @@ import rich.console
 import rich.progress
 import rich.table
 
-from train_jax import processes
-from train_jax import workdir as wd
-from train_jax.models import LayerRow
-from train_jax.summary import deviation, mean
+from train_jax.config.models import LayerRow
+from train_jax.devices import processes
+from train_jax.output import workdir as wd
+from train_jax.output.summary import deviation, mean
 
 _FORMS = (("test_accuracy", ".2%"), ("test_loss", ".4f"))
 

@@ -16,9 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
+from train_jax.config.models import MODELS, model_fields
 from train_jax.data import canonical_name
-from train_jax.folders import local_path
-from train_jax.models import MODELS, model_fields
+from train_jax.devices.folders import local_path
 
 # A complete ConfigDict: `FIELDS` says what type each field has, Python cannot.
 Config = Any

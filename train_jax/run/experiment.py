@@ -15,14 +15,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train_jax import compiler, data, optim, processes, sharding
-from train_jax import workdir as wd
-from train_jax.augment import channel_statistics
-from train_jax.config import FIELDS, MOST_STEPS, Config
+from train_jax import data
+from train_jax.config.config import FIELDS, MOST_STEPS, Config
+from train_jax.config.models import create_model, init_variables
 from train_jax.data import Sequences, Split
-from train_jax.models import create_model, init_variables
-from train_jax.runs import Runs
-from train_jax.state import TrainState
+from train_jax.devices import compiler, processes, sharding
+from train_jax.learning import optim
+from train_jax.learning.augment import channel_statistics
+from train_jax.learning.state import TrainState
+from train_jax.output import workdir as wd
+from train_jax.run.runs import Runs
 from train_jax.tasks import Classification, Task, Translation
 
 SPLITS = ("train_split", "val_split", "test_split")

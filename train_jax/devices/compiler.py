@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from train_jax.folders import cache_folder, local_path
+from train_jax.devices.folders import cache_folder, local_path
 
 
 def keep_compiled_programs() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from train_jax import lock, processes
-from train_jax.config import FIELDS, Config, flatten
-from train_jax.models import model_fields
+from train_jax.config.config import FIELDS, Config, flatten
+from train_jax.config.models import model_fields
+from train_jax.devices import processes
+from train_jax.output import lock
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD, PLOTS = "checkpoints", "tensorboard", "plots"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train_jax.state import TrainState
+from train_jax.learning.state import TrainState
 
 Array = jax.Array
 PyTree = Any

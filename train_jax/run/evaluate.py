@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax import compiler, sharding
 from train_jax.data import Sequences, Split
-from train_jax.experiment import Experiment
+from train_jax.devices import compiler, sharding
+from train_jax.run.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)

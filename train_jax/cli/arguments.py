@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Any
 
-from train_jax.folders import cache_folder, local_path
+from train_jax.devices.folders import cache_folder, local_path
 
 # Exit codes of a run that cannot go on, and of one that was asked to stop and goes on
 # when it is started again (EX_TEMPFAIL). Wrong input is 2, as with argparse.

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax import sharding
-from train_jax.experiment import Experiment
-from train_jax.state import TrainState
-from train_jax.step import batch_of_step, epoch_order, loss_of_batch
+from train_jax.devices import sharding
+from train_jax.learning.state import TrainState
+from train_jax.learning.step import batch_of_step, epoch_order, loss_of_batch
+from train_jax.run.experiment import Experiment
 
 Named = tuple[str, Any]
 

@@ -13,8 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from train_jax import processes
-from train_jax.state import TrainState
+from train_jax.devices import processes
+from train_jax.learning.state import TrainState
 
 # The items of a checkpoint, and the file with the checksums of all others.
 _STATE, _ABOUT, _SEAL = "state", "about", "checksums.json"

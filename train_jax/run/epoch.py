@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax import compiler, processes, sharding
-from train_jax.experiment import Experiment
-from train_jax.models import CONVOLUTIONAL_MODELS
-from train_jax.state import TrainState
-from train_jax.step import epoch_order, make_next_step, make_train_step
+from train_jax.config.models import CONVOLUTIONAL_MODELS
+from train_jax.devices import compiler, processes, sharding
+from train_jax.learning.state import TrainState
+from train_jax.learning.step import epoch_order, make_next_step, make_train_step
+from train_jax.run.experiment import Experiment
 
 # Python looks at the metrics about this often, to show progress. Every stretch costs
 # a start: on a CPU its fresh memory takes a third to two thirds of the time of a step,

@@ -10,17 +10,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax import checkpoint, plots, processes, sharding, summary
-from train_jax import workdir as wd
-from train_jax.checkpoint import CheckpointError, Checkpoints
-from train_jax.config import Config
-from train_jax.diagnose import find_first_nonfinite
-from train_jax.epoch import EpochRunner, NonFiniteError
-from train_jax.evaluate import Evaluation, Evaluator
-from train_jax.experiment import Experiment
-from train_jax.models import count_parameters, init_variables, kernel_sums, list_layers
-from train_jax.report import Report, print_layers
-from train_jax.state import TrainState
+from train_jax.config.config import Config
+from train_jax.config.models import (
+    count_parameters,
+    init_variables,
+    kernel_sums,
+    list_layers,
+)
+from train_jax.devices import processes, sharding
+from train_jax.learning.state import TrainState
+from train_jax.output import checkpoint, plots, summary
+from train_jax.output import workdir as wd
+from train_jax.output.checkpoint import CheckpointError, Checkpoints
+from train_jax.output.report import Report, print_layers
+from train_jax.run.diagnose import find_first_nonfinite
+from train_jax.run.epoch import EpochRunner, NonFiniteError
+from train_jax.run.evaluate import Evaluation, Evaluator
+from train_jax.run.experiment import Experiment
 
 Record = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Pure functions of arrays: state, step, optimiser, augmentation."""

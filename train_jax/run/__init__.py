@@ -1,0 +1,1 @@
+"""One training run: set-up, loop, epoch, evaluation."""
