@@ -55,10 +55,10 @@ def _norm(train: bool, dtype: Any, name: str) -> Callable[[Array], Array]:
     return functools.partial(BatchNorm(dtype=dtype, name=name), train=train)
 
 
-def _check_at_least_1(**values: int) -> None:
-    """Raise ValueError for a number below 1."""
+def _check_at_least_1(**values: int | None) -> None:
+    """Raise ValueError for a number below 1; None, a part that is left out, is none."""
     for name, value in values.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
@@ -172,10 +172,12 @@ class ResNet(nn.Module):
 
     With `train=True` the collection `batch_stats` has to be mutable: BatchNorm then
     normalises with the statistics of the batch and updates its running ones. (A batch
-    of no images has none, and leaves them as they are.)
+    of no images has none, and leaves them as they are.) The running variance is that of
+    the batch itself, divided by n, as in Flax; PyTorch's is divided by n - 1.
 
     Attributes:
-        num_classes: number of classes Y.
+        num_classes: number of classes Y; None for no head: the model gives the
+            features that a head would read.
         stage_sizes: number of blocks in each stage; every stage after the first
             halves the resolution and doubles the channels.
         block: BasicBlock or BottleneckBlock.
@@ -189,7 +191,7 @@ class ResNet(nn.Module):
     References: arXiv:1512.03385, table 1.
     """
 
-    num_classes: int
+    num_classes: int | None
     stage_sizes: Sequence[int]
     block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock
     stem: str = "small"
@@ -206,7 +208,8 @@ class ResNet(nn.Module):
             train: whether BatchNorm uses and records the statistics of the batch.
 
         Returns:
-            logits_BY: float32, or float64 where that is the compute dtype.
+            logits_BY, or the features (B, F) if `num_classes` is None; float32, or
+            float64 where that is the compute dtype.
 
         Raises:
             ValueError: if a field is out of range, or the image has no pixels.
@@ -224,10 +227,13 @@ class ResNet(nn.Module):
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(x_BHWC, train=train)
 
-        x_BD = x_BHWC.mean(axis=(1, 2))
-        logits_BY = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
-        chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
-        return logits_BY.astype(float32_or_wider(self.dtype))
+        out_BY = x_BHWC.mean(axis=(1, 2))
+        if self.num_classes is not None:
+            head = nn.Dense(self.num_classes, dtype=self.dtype, name="head")
+            out_BY = head(out_BY)
+        num_outputs = self.num_classes or x_BHWC.shape[-1]
+        chex.assert_shape(out_BY, (image_BHWC.shape[0], num_outputs))
+        return out_BY.astype(float32_or_wider(self.dtype))
 
     def _stem(self, x_BHWC: Array, train: bool) -> Array:
         """Turn the image into the first feature map."""
@@ -264,6 +270,13 @@ class ResNet(nn.Module):
             )
 
 
+# For small images, as the networks for CIFAR are customarily called.
 ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 ResNet34 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
-ResNet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
+
+# The networks of the paper's table 1.
+ResNet18_ImageNet = functools.partial(ResNet18, stem="imagenet")
+ResNet34_ImageNet = functools.partial(ResNet34, stem="imagenet")
+ResNet50_ImageNet = functools.partial(
+    ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock, stem="imagenet"
+)

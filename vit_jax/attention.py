@@ -91,7 +91,7 @@ class MultiHeadAttention(nn.Module):
     Attributes:
         num_heads: number of heads N; divides the width D.
         dropout_rate: dropout on the attention weights, drawn from the rng "dropout".
-        implementation: "own", the function above, or one of
+        attention_implementation: "own", the function above, or one of
             `jax.nn.dot_product_attention`: "cudnn" (FlashAttention, for bfloat16 on
             NVIDIA GPUs) or "xla". These do without the weights, so that "own" steps in
             where weights are captured or dropped, and in decoding; likewise for float64
@@ -104,7 +104,7 @@ class MultiHeadAttention(nn.Module):
 
     num_heads: int
     dropout_rate: float = 0.0
-    implementation: str = "own"
+    attention_implementation: str = "own"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -173,7 +173,7 @@ class MultiHeadAttention(nn.Module):
         promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore (not declared)
         is_strict = promotion == "strict"
         is_refused = is_strict or jnp.dtype(self.dtype) == jnp.float64
-        is_asked_for = self.implementation == "own"
+        is_asked_for = self.attention_implementation == "own"
         return is_asked_for or is_refused or is_captured or is_dropped or decode
 
     def _attend(
@@ -208,7 +208,7 @@ class MultiHeadAttention(nn.Module):
         return jax.nn.dot_product_attention(
             *(x.swapaxes(1, 2) for x in (query_BNTK, key_BNSK, value_BNSK)),
             mask=mask[None, None] if mask is not None and mask.ndim == 2 else mask,
-            implementation=self.implementation,  # type: ignore (a Literal)
+            implementation=self.attention_implementation,  # type: ignore (a Literal)
         )
 
     def _check(self, memory_BSD: Array, mask: Array | None) -> None:
@@ -226,10 +226,10 @@ class MultiHeadAttention(nn.Module):
                 "width must be divisible by num_heads, got width "
                 f"{width} and num_heads {self.num_heads}"
             )
-        if self.implementation not in ("own", "cudnn", "xla"):
+        if self.attention_implementation not in ("own", "cudnn", "xla"):
             raise ValueError(
                 "attention_implementation must be 'own', 'cudnn' or 'xla', got "
-                f"{self.implementation!r}"
+                f"{self.attention_implementation!r}"
             )
         if mask is not None and mask.ndim not in (2, 4):
             raise ValueError(

@@ -30,6 +30,7 @@ class MlpBlock(nn.Module):
         dropout_rate: dropout after the nonlinearity.
         activation: the nonlinearity; by default GELU in its tanh form, as in the
             ViT authors' code.
+        bias_init: what the biases start from.
         dtype: dtype of the computation; parameters stay float32.
 
     References: arXiv:1706.03762, eq. 2.
@@ -38,6 +39,7 @@ class MlpBlock(nn.Module):
     hidden_size: int
     dropout_rate: float = 0.0
     activation: Callable[[Array], Array] = nn.gelu
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -50,9 +52,10 @@ class MlpBlock(nn.Module):
         chex.assert_rank(x_BTD, 3)
         check_at_least(1, hidden_size=self.hidden_size)
         dropout = Dropout(self.dropout_rate, deterministic=not train)
-        h_BTF = Dense(self.hidden_size, dtype=self.dtype, name="hidden")(x_BTD)
+        dense = functools.partial(Dense, dtype=self.dtype, bias_init=self.bias_init)
+        h_BTF = dense(self.hidden_size, name="hidden")(x_BTD)
         h_BTF = dropout(self.activation(h_BTF))
-        out_BTD = Dense(x_BTD.shape[-1], dtype=self.dtype, name="out")(h_BTF)
+        out_BTD = dense(x_BTD.shape[-1], name="out")(h_BTF)
         chex.assert_shape(out_BTD, x_BTD.shape)
         return out_BTD
 
@@ -64,13 +67,14 @@ class TransformerModule(nn.Module, kw_only=True):
         num_heads: number of attention heads N; divides the width D.
         mlp_size: width F of the MLPs' hidden layers; None for no MLPs at all.
         activation: the MLPs' nonlinearity.
+        mlp_bias_init: what the MLPs' biases start from.
         norm: where LayerNorm stands: "pre", before each sublayer (arXiv:2010.11929),
             "post", after its residual (arXiv:1706.03762), or None, nowhere.
         residual: whether a sublayer's own input, not the normalised one, is added to
             its output.
         dropout_rate: dropout on each sublayer's output and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
-        attention_implementation: `implementation` of `MultiHeadAttention`.
+        attention_implementation: see `MultiHeadAttention`.
         norm_epsilon: added to the variance in LayerNorm.
         dtype: dtype of the computation; parameters stay float32, LayerNorm statistics
             run in float32 or wider.
@@ -79,6 +83,7 @@ class TransformerModule(nn.Module, kw_only=True):
     num_heads: int
     mlp_size: int | None
     activation: Callable[[Array], Array] = nn.gelu
+    mlp_bias_init: nn.initializers.Initializer = nn.initializers.zeros
     norm: str | None = "pre"
     residual: bool = True
     dropout_rate: float = 0.0
@@ -120,7 +125,7 @@ class TransformerModule(nn.Module, kw_only=True):
         return MultiHeadAttention(
             self.num_heads,
             dropout_rate=self.attention_dropout_rate,
-            implementation=self.attention_implementation,
+            attention_implementation=self.attention_implementation,
             dtype=self.dtype,
             name=name,
         )
@@ -134,6 +139,7 @@ class TransformerModule(nn.Module, kw_only=True):
             self.mlp_size,
             dropout_rate=self.dropout_rate,
             activation=self.activation,
+            bias_init=self.mlp_bias_init,
             dtype=self.dtype,
             name="mlp",
         )

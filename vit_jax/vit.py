@@ -20,6 +20,24 @@ from vit_jax.transformer import Encoder
 Array = jax.Array
 
 
+_ACTIVATIONS = {
+    "gelu_tanh": nn.gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+}
+
+# The kernel of the embedding, the biases of the MLPs, the kernel of the head.
+_xavier = nn.initializers.xavier_uniform()
+_INITIALIZATIONS = {
+    "xavier": (_xavier, nn.initializers.zeros, _xavier),
+    "authors": (
+        nn.initializers.lecun_normal(),
+        nn.initializers.normal(1e-6),
+        nn.initializers.zeros,
+    ),
+}
+
+
 def patchify(image_BHWC: Array, patch_size: int) -> Array:
     """Cut images into square patches, row by row, and flatten each of them.
 
@@ -53,14 +71,19 @@ class ViT(nn.Module):
     """Classify images with a Transformer encoder over their patches.
 
     Attributes:
-        num_classes: number of classes Y.
+        num_classes: number of classes Y; None for no head: the model gives the
+            features that a head would read.
         patch_size: side P of a patch, pixels; divides height and width.
         width: width D of a token.
         depth: number of encoder blocks L.
         num_heads: number of attention heads; divides the width.
         mlp_ratio: width of the MLPs' hidden layers, as a multiple of `width`; None
             for no MLPs at all.
+        activation: the MLPs' nonlinearity: "gelu_tanh", as in the authors' code, the
+            exact "gelu", as in PyTorch, timm and Hugging Face, or "relu".
         norm: where LayerNorm stands, "pre", "post" or None; see `TransformerModule`.
+        norm_epsilon: added to the variance in LayerNorm: 1e-6 in the authors' code and
+            timm, 1e-12 in Hugging Face, 1e-5 where PyTorch's default is kept.
         residual: whether each sublayer's input is added to its output.
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
@@ -74,6 +97,9 @@ class ViT(nn.Module):
         position_std: standard deviation of the initial position embedding. Next to
             it the embedded patches are of order 1; with 0.02, as in the authors' code
             for ImageNet, a small model takes many epochs to notice where a patch lies.
+        initialization: what the other parameters start from: "xavier" for all kernels
+            and zero for the biases, or "authors", which differs in three places: the
+            embedding (LeCun's), the MLPs' biases (normal, 1e-6) and the head (zero).
         remat: whether the backward pass computes each block's activations anew; see
             `Encoder`.
         scan: whether one block is compiled and run `depth` times; see `Encoder`.
@@ -83,13 +109,15 @@ class ViT(nn.Module):
     References: arXiv:2010.11929, eq. 1-4.
     """
 
-    num_classes: int
+    num_classes: int | None
     patch_size: int
     width: int
     depth: int
     num_heads: int
     mlp_ratio: float | None = 4.0
+    activation: str = "gelu_tanh"
     norm: str | None = "pre"
+    norm_epsilon: float = 1e-6
     residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
@@ -99,6 +127,7 @@ class ViT(nn.Module):
     representation_size: int | None = None
     position_embedding: bool = True
     position_std: float = 0.3
+    initialization: str = "xavier"
     remat: bool = False
     scan: bool = False
     dtype: Any = jnp.float32
@@ -112,7 +141,8 @@ class ViT(nn.Module):
             train: whether dropout is active (needs the rng "dropout").
 
         Returns:
-            logits_BY: float32, or float64 where that is the compute dtype.
+            logits_BY, or the features (B, `representation_size` or D) if `num_classes`
+            is None; float32, or float64 where that is the compute dtype.
 
         Raises:
             ValueError: if a field is out of range, the patch size does not divide the
@@ -120,18 +150,35 @@ class ViT(nn.Module):
         """
         chex.assert_rank(image_BHWC, 4)
         self._check_fields()
+        kernel_init, mlp_bias_init, head_init = _INITIALIZATIONS[self.initialization]
+        dense = functools.partial(Dense, dtype=self.dtype)
         patch_BTE = patchify(image_BHWC.astype(self.dtype), self.patch_size)
-        x_BTD = Dense(self.width, dtype=self.dtype, name="embedding")(patch_BTE)
-        x_BTD = self._add_position(self._add_class_token(x_BTD))
+        embedding = dense(self.width, kernel_init=kernel_init, name="embedding")
+        x_BTD = self._add_position(self._add_class_token(embedding(patch_BTE)))
         x_BTD = Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
-        mlp_size = (
-            None if self.mlp_ratio is None else round(self.mlp_ratio * self.width)
-        )
-        x_BTD = Encoder(
+        x_BTD = self._encoder(mlp_bias_init)(x_BTD, train=train)
+        x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(axis=1)
+        if self.representation_size is not None:
+            x_BD = nn.tanh(dense(self.representation_size, name="pre_logits")(x_BD))
+        out_BY = x_BD
+        if self.num_classes is not None:
+            head = dense(self.num_classes, kernel_init=head_init, name="head")
+            out_BY = head(x_BD)
+        num_outputs = self.num_classes or self.representation_size or self.width
+        chex.assert_shape(out_BY, (image_BHWC.shape[0], num_outputs))
+        return out_BY.astype(float32_or_wider(self.dtype))
+
+    def _encoder(self, mlp_bias_init: nn.initializers.Initializer) -> Encoder:
+        """Make the encoder."""
+        ratio = self.mlp_ratio
+        return Encoder(
             depth=self.depth,
             num_heads=self.num_heads,
-            mlp_size=mlp_size,
+            mlp_size=None if ratio is None else round(ratio * self.width),
+            activation=_ACTIVATIONS[self.activation],
+            mlp_bias_init=mlp_bias_init,
             norm=self.norm,
+            norm_epsilon=self.norm_epsilon,
             residual=self.residual,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
@@ -141,16 +188,7 @@ class ViT(nn.Module):
             num_outputs=self._num_outputs(),
             dtype=self.dtype,
             name="encoder",
-        )(x_BTD, train=train)
-        x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(axis=1)
-        if self.representation_size is not None:
-            x_BD = Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(
-                x_BD
-            )
-            x_BD = nn.tanh(x_BD)
-        logits_BY = Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
-        chex.assert_shape(logits_BY, (image_BHWC.shape[0], self.num_classes))
-        return logits_BY.astype(float32_or_wider(self.dtype))
+        )
 
     def _num_outputs(self) -> int | None:
         """How many tokens the last block has to compute: the class token alone.
@@ -190,8 +228,17 @@ class ViT(nn.Module):
             representation_size=self.representation_size,
         )
         check_at_least(0, depth=self.depth, position_std=self.position_std)
-        if self.pool not in ("cls", "mean"):
-            raise ValueError(f"pool must be 'cls' or 'mean', got {self.pool!r}")
+        for name, known in (
+            ("pool", ("cls", "mean")),
+            ("activation", _ACTIVATIONS),
+            ("initialization", _INITIALIZATIONS),
+        ):
+            if getattr(self, name) not in known:
+                *others, last = map(repr, known)
+                raise ValueError(
+                    f"{name} must be {', '.join(others)} or {last}, got "
+                    f"{getattr(self, name)!r}"
+                )
         if self.mlp_ratio is not None and round(self.mlp_ratio * self.width) < 1:
             raise ValueError(
                 "mlp_ratio must leave the MLP a width of at least 1, got mlp_ratio "
@@ -200,8 +247,11 @@ class ViT(nn.Module):
         check_rates(self)
 
 
-ViT_Ti16 = functools.partial(ViT, patch_size=16, width=192, depth=12, num_heads=3)
-ViT_S16 = functools.partial(ViT, patch_size=16, width=384, depth=12, num_heads=6)
-ViT_B16 = functools.partial(ViT, patch_size=16, width=768, depth=12, num_heads=12)
-ViT_B32 = functools.partial(ViT, patch_size=32, width=768, depth=12, num_heads=12)
-ViT_L16 = functools.partial(ViT, patch_size=16, width=1024, depth=24, num_heads=16)
+# The models of the paper (table 1), of "How to train your ViT?" (arXiv:2106.10270,
+# table 2, for Ti and S), with the initialisation of their authors' code.
+_preset = functools.partial(ViT, initialization="authors", position_std=0.02)
+ViT_Ti16 = functools.partial(_preset, patch_size=16, width=192, depth=12, num_heads=3)
+ViT_S16 = functools.partial(_preset, patch_size=16, width=384, depth=12, num_heads=6)
+ViT_B16 = functools.partial(_preset, patch_size=16, width=768, depth=12, num_heads=12)
+ViT_B32 = functools.partial(_preset, patch_size=32, width=768, depth=12, num_heads=12)
+ViT_L16 = functools.partial(_preset, patch_size=16, width=1024, depth=24, num_heads=16)

@@ -32,21 +32,38 @@ def _count(module, *shape: int) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+# Preset → side of an image, number of classes, number of parameters.
 COUNTS = {
-    "ResNet18": {("small", 10): 11_173_962, ("imagenet", 1000): 11_689_512},
-    "ResNet34": {("small", 10): 21_282_122, ("imagenet", 1000): 21_797_672},
-    "ResNet50": {("imagenet", 1000): 25_557_032},
+    "ResNet18": (32, 10, 11_173_962),
+    "ResNet34": (32, 10, 21_282_122),
+    "ResNet18_ImageNet": (224, 1000, 11_689_512),
+    "ResNet34_ImageNet": (224, 1000, 21_797_672),
+    "ResNet50_ImageNet": (224, 1000, 25_557_032),
 }
 
 
-@pytest.mark.parametrize(
-    "name, stem, num_classes",
-    [(name, *case) for name in COUNTS for case in COUNTS[name]],
-)
-def test_preset_has_the_published_number_of_parameters(name, stem, num_classes):
-    module = getattr(resnet_jax, name)(num_classes=num_classes, stem=stem)
-    side = 32 if stem == "small" else 224
-    assert _count(module, 1, side, side, 3) == COUNTS[name][stem, num_classes]
+@pytest.mark.parametrize("name", COUNTS)
+def test_preset_has_the_published_number_of_parameters(name):
+    side, num_classes, num_params = COUNTS[name]
+    module = getattr(resnet_jax, name)(num_classes=num_classes)
+    assert _count(module, 1, side, side, 3) == num_params
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_without_classes_it_gives_the_features_that_the_head_reads(name):
+    module = getattr(resnet_jax, name)(num_classes=None)
+    out = jax.eval_shape(
+        lambda key, image: module.init_with_output(key, image)[0],
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
+    )
+    assert out.shape == (2, 2048 if "50" in name else 512)
+    variables = _variables()
+    features_BF = _resnet(num_classes=None).apply(variables, IMAGE_BHWC)
+    head = variables["params"]["head"]
+    logits_BY = features_BF @ head["kernel"] + head["bias"][None]
+    expected_BY = _resnet().apply(variables, IMAGE_BHWC)
+    np.testing.assert_allclose(logits_BY, expected_BY, rtol=1e-5, atol=1e-6)
 
 
 def test_every_preset_has_a_parameter_count():
@@ -81,7 +98,11 @@ def test_resnet_stages_have_strides_1_2_2_2(stem, side, expected):
 
 @pytest.mark.parametrize(
     "name, projected",
-    [("ResNet18", {2, 3, 4}), ("ResNet34", {2, 3, 4}), ("ResNet50", {1, 2, 3, 4})],
+    [
+        ("ResNet18", {2, 3, 4}),
+        ("ResNet34", {2, 3, 4}),
+        ("ResNet50_ImageNet", {1, 2, 3, 4}),
+    ],
 )
 def test_resnet_projects_shortcuts_exactly_where_the_shape_changes(name, projected):
     params = modules.shapes(getattr(resnet_jax, name)(num_classes=10), 1, 32, 32, 3)[

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import train
-import train_jax.output.report
 import train_jax.run.loop  # noqa: F401  (what train.py imports)
 
 

@@ -92,6 +92,34 @@ def test_augment_batch_depends_on_the_key_alone():
     assert not np.array_equal(first[0], other[0])
 
 
+def test_switching_one_augmentation_off_changes_no_other():
+    image, label = _images(), jnp.arange(64) % 10
+    how = {"num_classes": 10, "mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+
+    def images(**options):
+        return augment.augment_batch(KEY, image, label, **how, **options)[0]
+
+    def normalized(pixels):
+        return augment.normalize(pixels, mean=how["mean"], std=how["std"])
+
+    crop_key, flip_key = (augment.stream(KEY, name) for name in ("crop", "flip"))
+    cropped = augment.random_crop(crop_key, image, padding=1)
+    flipped = augment.random_flip(flip_key, image)
+    both = augment.random_flip(flip_key, cropped)
+    for pixels, options in (
+        (cropped, {"crop_padding": 1}),
+        (flipped, {"flip": True}),
+        (both, {"crop_padding": 1, "flip": True}),
+    ):
+        np.testing.assert_array_equal(images(**options), normalized(pixels))
+    alone = images(mixup_alpha=0.5)
+    mixup_key = augment.stream(KEY, "mixup")
+    expected, _ = augment.mixup(
+        mixup_key, normalized(image), jax.nn.one_hot(label, 10), alpha=0.5
+    )
+    np.testing.assert_allclose(alone, expected, rtol=1e-6)
+
+
 def test_augment_batch_without_options_only_normalises():
     image, label = _images(), jnp.arange(64) % 10
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

@@ -54,6 +54,7 @@ NUMBERS = {
     "model.attention_dropout_rate": (M, M, R),
     "model.embedding_dropout_rate": (M, M, R),
     "model.position_std": (M, M, T),
+    "model.norm_epsilon": (R, M, R),
 }
 CASES = [
     (field, value, outcome)

@@ -77,7 +77,8 @@ def test_an_answer_is_right_only_if_every_token_is(tmp_path):
                 "dataset.val_split": "test",
             },
             "config.model.name must be one of vit, vit_ti16, vit_s16, vit_b16, "
-            "vit_b32, vit_l16, resnet18, resnet34, resnet50 for dataset 'digits', got "
+            "vit_b32, vit_l16, resnet18, resnet34, resnet18_imagenet, "
+            "resnet34_imagenet, resnet50_imagenet for dataset 'digits', got "
             "'transformer'",
         ),
         (

@@ -19,8 +19,8 @@ CONFIG = "configs/vit_digits.py"
 SMALL = {field: str(value) for field, value in TINY.items()}
 
 MODELS = (
-    "vit, vit_ti16, vit_s16, vit_b16, vit_b32, vit_l16, resnet18, resnet34, resnet50, "
-    "transformer"
+    "vit, vit_ti16, vit_s16, vit_b16, vit_b32, vit_l16, resnet18, resnet34, "
+    "resnet18_imagenet, resnet34_imagenet, resnet50_imagenet, transformer"
 )
 TOP_LEVEL = (
     "config.batch_size, config.eval_batch_size, config.accumulation_steps, "

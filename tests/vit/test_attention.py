@@ -338,7 +338,7 @@ def test_fused_attention_equals_our_own(mask, monkeypatch):
     masks = {"causal": causal_mask(5), "padding": padding_mask(jnp.array([5, 3]), 5)}
     own = MultiHeadAttention(num_heads=4)
     variables = modules.variables(own, query_BTD)
-    fused = MultiHeadAttention(num_heads=4, implementation="xla")
+    fused = MultiHeadAttention(num_heads=4, attention_implementation="xla")
     calls = []
 
     def attend(*args, **kwargs):
@@ -361,7 +361,7 @@ def test_fused_attention_equals_our_own(mask, monkeypatch):
 def test_our_own_attention_steps_in_where_the_weights_are_needed():
     query_BTD = normal(2, 5, 16)
     own, fused = (
-        MultiHeadAttention(num_heads=4, dropout_rate=0.5, implementation=name)
+        MultiHeadAttention(num_heads=4, dropout_rate=0.5, attention_implementation=name)
         for name in ("own", "xla")
     )
     variables = modules.variables(own, query_BTD)
@@ -374,7 +374,7 @@ def test_our_own_attention_steps_in_where_the_weights_are_needed():
 
 
 def test_multi_head_attention_rejects_an_unknown_implementation():
-    module = MultiHeadAttention(num_heads=4, implementation="flash")
+    module = MultiHeadAttention(num_heads=4, attention_implementation="flash")
     message = "attention_implementation must be 'own', 'cudnn' or 'xla', got 'flash'"
     with pytest.raises(ValueError, match=message):
         modules.shapes(module, 2, 5, 16)

@@ -129,7 +129,9 @@ def test_the_module_rests_when_it_is_deterministic():
     "module",
     [
         Dropout(1.5),
-        MultiHeadAttention(num_heads=2, dropout_rate=1.5, implementation="xla"),
+        MultiHeadAttention(
+            num_heads=2, dropout_rate=1.5, attention_implementation="xla"
+        ),
         EncoderBlock(num_heads=2, mlp_size=8, dropout_rate=1.5),
         EncoderBlock(num_heads=2, mlp_size=8, attention_dropout_rate=1.5),
     ],

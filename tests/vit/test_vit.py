@@ -4,6 +4,7 @@ import functools
 import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import vit_jax
 from tests import modules
 from tests.modules import apply, normal
-from vit_jax import MultiHeadAttention, ViT, patchify
+from vit_jax import MultiHeadAttention, ViT, ViT_Ti16, patchify
 
 IMAGE_BHWC = normal(3, 8, 12, 3)
 
@@ -303,3 +304,64 @@ def test_the_last_block_computes_the_class_token_alone():
 
     # With all of its tokens it would be more: one more than there are patches.
     assert flops(_vit()) < flops(_vit(pool="mean"))
+
+
+def test_presets_start_as_the_authors_code_does():
+    model = ViT_Ti16(num_classes=10, depth=1)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    assert not params["head"]["kernel"].any()
+    assert not params["cls"].any()
+    kernel, position = params["embedding"]["kernel"], params["pos_embedding"]
+    np.testing.assert_allclose(position.std(), 0.02, rtol=0.05)
+    # LeCun's: a variance of one over the number of a patch's values.
+    np.testing.assert_allclose(kernel.std(), (16 * 16 * 3) ** -0.5, rtol=0.05)
+    mlp = params["encoder"]["block_0"]["mlp"]
+    for name in ("hidden", "out"):
+        np.testing.assert_allclose(mlp[name]["bias"].std(), 1e-6, rtol=0.2)
+        fan_in, fan_out = mlp[name]["kernel"].shape
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        largest = np.abs(mlp[name]["kernel"]).max()
+        np.testing.assert_allclose(largest, bound, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("gelu", lambda x: 0.5 * x * (1 + math.erf(x / 2**0.5))),
+        (
+            "gelu_tanh",
+            lambda x: (
+                0.5 * x * (1 + math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+            ),
+        ),
+        ("relu", lambda x: max(x, 0.0)),
+    ],
+)
+def test_the_activation_and_epsilon_are_those_asked_for(activation, expected):
+    fields = {"patch_size": 2, "width": 4, "depth": 1, "num_heads": 1, "norm": "post"}
+    model = ViT(3, activation=activation, norm_epsilon=0.5, pool="mean", **fields)
+    encoder = model.bind({"params": {}})._encoder(nn.initializers.zeros)
+    assert encoder.norm_epsilon == 0.5
+    for x in (-3.0, -0.5, 0.0, 0.7, 2.0):
+        np.testing.assert_allclose(encoder.activation(x), expected(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("representation_size", [None, 5])
+def test_without_classes_it_gives_the_features_that_the_head_reads(representation_size):
+    fields = {"patch_size": 2, "width": 4, "depth": 1, "num_heads": 1}
+    fields["representation_size"] = representation_size
+    image = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
+    variables = ViT(3, **fields).init(jax.random.key(1), image)
+    features_BD = ViT(None, **fields).apply(variables, image)
+    assert features_BD.shape == (2, representation_size or 4)
+    head = variables["params"]["head"]
+    logits_BY = features_BD @ head["kernel"] + head["bias"][None]
+    expected_BY = ViT(3, **fields).apply(variables, image)
+    np.testing.assert_allclose(logits_BY, expected_BY, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["activation", "initialization"])
+def test_an_unknown_word_is_named(field):
+    model = ViT(3, patch_size=2, width=4, depth=1, num_heads=1, **{field: "best"})
+    with pytest.raises(ValueError, match=f"^{field} must be '.*', got 'best'"):
+        model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))

@@ -143,7 +143,7 @@ def test_sequences_reject_fields_out_of_range(fields, message):
 
 @pytest.mark.parametrize("implementation", ["own", "xla"])
 def test_there_is_something_to_attend_to(implementation):
-    module = MultiHeadAttention(2, implementation=implementation)
+    module = MultiHeadAttention(2, attention_implementation=implementation)
     message = (
         "memory_BSD (without one: query_BTD) must have at least 1 token, got shape"
     )

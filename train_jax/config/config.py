@@ -418,6 +418,8 @@ def _rule_of(parameter: inspect.Parameter) -> Rule:
         return _integer(1, _MOST_BLOCKS if name.endswith("depth") else _LARGEST_SIZE)
     if annotation is float and name.endswith("rate"):
         return _number(0, below=1)
+    if annotation is float and name.endswith("epsilon"):
+        return _number(_SMALLEST, most=1)
     if annotation is float and name.endswith("ratio"):
         return _number(0, most=_LARGEST_RATIO)
     if annotation is float:

@@ -19,7 +19,9 @@ from resnet_jax import convolution
 CONVOLUTIONAL_MODELS = {
     "resnet18": resnet_jax.ResNet18,
     "resnet34": resnet_jax.ResNet34,
-    "resnet50": resnet_jax.ResNet50,
+    "resnet18_imagenet": resnet_jax.ResNet18_ImageNet,
+    "resnet34_imagenet": resnet_jax.ResNet34_ImageNet,
+    "resnet50_imagenet": resnet_jax.ResNet50_ImageNet,
 }
 IMAGE_MODELS = {
     "vit": vit_jax.ViT,

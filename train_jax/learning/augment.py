@@ -3,7 +3,9 @@
 Every function is pure: the same key gives the same images.
 """
 
+import functools
 import re
+import zlib
 
 import chex
 import jax
@@ -55,8 +57,10 @@ def normalize(
     mean_C = jnp.asarray(mean, jnp.float32)
     std_C = jnp.asarray(std, jnp.float32)
     chex.assert_shape([mean_C, std_C], (image_BHWC.shape[-1],))
-    image_BHWC = image_BHWC.astype(jnp.float32) / 255
-    return (image_BHWC - mean_C[None, None, None]) / std_C[None, None, None]
+    pixels = image_BHWC.astype(jnp.float32) / 255
+    normalized = (pixels - mean_C[None, None, None]) / std_C[None, None, None]
+    chex.assert_equal_shape([normalized, image_BHWC])
+    return normalized
 
 
 def random_crop(key: Array, image_BHWC: Array, *, padding: int) -> Array:
@@ -86,8 +90,10 @@ def random_crop(key: Array, image_BHWC: Array, *, padding: int) -> Array:
 def random_flip(key: Array, image_BHWC: Array) -> Array:
     """Mirror each image left to right with probability one half."""
     chex.assert_rank(image_BHWC, 4)
-    flip_B = jax.random.bernoulli(key, shape=(image_BHWC.shape[0],))
-    return jnp.where(flip_B[:, None, None, None], image_BHWC[:, :, ::-1], image_BHWC)
+    is_flipped = jax.random.bernoulli(key, shape=(image_BHWC.shape[0], 1, 1, 1))
+    flipped = jnp.where(is_flipped, image_BHWC[:, :, ::-1], image_BHWC)
+    chex.assert_equal_shape([flipped, image_BHWC])
+    return flipped
 
 
 def mixup(
@@ -103,12 +109,11 @@ def mixup(
 
     References: arXiv:1710.09412, section 2.
     """
-    chex.assert_equal_shape_prefix([image_BHWC, target_BY], 1)
+    _check_mixed(image_BHWC, target_BY)
     share = jax.random.beta(key, alpha, alpha)
-    image_BHWC, target_BY = (
-        share * x + (1 - share) * x[::-1] for x in (image_BHWC, target_BY)
-    )
-    return image_BHWC, target_BY
+    image, target = (share * x + (1 - share) * x[::-1] for x in (image_BHWC, target_BY))
+    chex.assert_trees_all_equal_shapes((image, target), (image_BHWC, target_BY))
+    return image, target
 
 
 def cutmix(
@@ -124,7 +129,7 @@ def cutmix(
 
     References: arXiv:1905.04899, eq. 1 and 2.
     """
-    chex.assert_equal_shape_prefix([image_BHWC, target_BY], 1)
+    _check_mixed(image_BHWC, target_BY)
     _, height, width, _ = image_BHWC.shape
     share_key, row_key, column_key = jax.random.split(key, 3)
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
@@ -132,8 +137,16 @@ def cutmix(
     inside_W = _span(column_key, width, side)
     inside_HW = inside_H[:, None] & inside_W[None, :]
     area = inside_HW.mean()
-    image_BHWC = jnp.where(inside_HW[None, :, :, None], image_BHWC[::-1], image_BHWC)
-    return image_BHWC, (1 - area) * target_BY + area * target_BY[::-1]
+    image = jnp.where(inside_HW[None, :, :, None], image_BHWC[::-1], image_BHWC)
+    target = (1 - area) * target_BY + area * target_BY[::-1]
+    chex.assert_trees_all_equal_shapes((image, target), (image_BHWC, target_BY))
+    return image, target
+
+
+def _check_mixed(image_BHWC: Array, target_BY: Array) -> None:
+    """Assert that there is a target for each image."""
+    chex.assert_rank([image_BHWC, target_BY], [4, 2])
+    chex.assert_equal_shape_prefix([image_BHWC, target_BY], 1)
 
 
 def _span(key: Array, length: int, fraction: Array) -> Array:
@@ -168,23 +181,30 @@ def augment_batch(
         target_BY: float32 class probabilities.
     """
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
-    keys = iter(jax.random.split(key, 4))
     if crop_padding:
-        image_BHWC = random_crop(next(keys), image_BHWC, padding=crop_padding)
+        crop_key = stream(key, "crop")
+        image_BHWC = random_crop(crop_key, image_BHWC, padding=crop_padding)
     if flip:
-        image_BHWC = random_flip(next(keys), image_BHWC)
+        image_BHWC = random_flip(stream(key, "flip"), image_BHWC)
     image_BHWC = normalize(image_BHWC, mean=mean, std=std)
     target_BY = jax.nn.one_hot(label_B, num_classes)
 
-    mixes = []
-    if mixup_alpha:
-        mixes.append(lambda k, x, y: mixup(k, x, y, alpha=mixup_alpha))
-    if cutmix_alpha:
-        mixes.append(lambda k, x, y: cutmix(k, x, y, alpha=cutmix_alpha))
+    mixes = [
+        functools.partial(function, stream(key, function.__name__), alpha=alpha)
+        for function, alpha in ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
+        if alpha
+    ]
     if mixes:
-        choice = jax.random.randint(next(keys), (), 0, len(mixes))
-        image_BHWC, target_BY = jax.lax.switch(
-            choice, mixes, next(keys), image_BHWC, target_BY
-        )
+        choice = jax.random.randint(stream(key, "mix"), (), 0, len(mixes))
+        image_BHWC, target_BY = jax.lax.switch(choice, mixes, image_BHWC, target_BY)
+    chex.assert_rank(image_BHWC, 4)
     chex.assert_shape(target_BY, (label_B.shape[0], num_classes))
     return image_BHWC, target_BY
+
+
+def stream(key: Array, name: str) -> Array:
+    """Derive the key of a named stream of random numbers.
+
+    Each augmentation has one of its own, so that switching one off changes no other.
+    """
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
