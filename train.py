@@ -78,7 +78,8 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         except loop.Stopped as stopped:
             print(f"train.py: {stopped}", file=sys.stderr)
             return cli.STOPPED
-        report.print_summary(summary, options.workdir)
+        if processes.is_main():
+            report.print_summary(summary, options.workdir)
     return 0
 
 

@@ -61,36 +61,42 @@ class Trial:
 
 
 def main(arguments: list[str]) -> int:
-    """Parse the command line, train what is missing, and return the exit code."""
+    """Listen for signals, train what is missing, and return the exit code."""
+    with StopRequest(is_setting_up=True) as stop_request:
+        return _run(arguments, stop_request)
+
+
+def _run(arguments: list[str], stop_request: StopRequest) -> int:
     cli.prepare_output()
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
+    workdir = options.workdir
     try:
-        processes.check_devices()
-        compiler.keep_compiled_programs()
-        trials = plan(options.config, overrides, options.workdir)
-        held = lock.acquire(options.workdir)
+        with stop_request.interrupting():
+            processes.check_devices()
+            compiler.keep_compiled_programs()
+            trials = plan(options.config, overrides, workdir)
+            held = lock.acquire(workdir)
+    except KeyboardInterrupt:
+        print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
+        return cli.STOPPED
+    except OSError as error:
+        reason = f"--workdir {str(workdir)!r} cannot be written: {error.strerror}"
+        cli.complain(_PROGRAM, ValueError(reason))
+        return 2
     except ValueError as error:
         cli.complain(_PROGRAM, error)
         return 2
-    except OSError as error:
-        cli.complain(
-            _PROGRAM,
-            ValueError(
-                f"--workdir {str(options.workdir)!r} cannot be written: "
-                f"{error.strerror}"
-            ),
-        )
-        return 2
     try:
-        with contextlib.closing(held), StopRequest() as should_stop:
-            _run_all(trials, should_stop)
-            write_results(trials, options.workdir)
+        with contextlib.closing(held):
+            _run_all(trials, stop_request)
+            held.check()
+            write_results(trials, workdir)
     except loop.Stopped as stopped:
         print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
         return cli.STOPPED
-    except (loop.Failed, OSError) as error:
+    except (loop.Failed, wd.WorkdirError, OSError) as error:
         cli.complain(_PROGRAM, error)
         return cli.FAILED
     return 0
@@ -157,7 +163,14 @@ def run(
     """Train one variant with one seed; what goes wrong with it is its result.
 
     What the run prints goes to a file in its folder.
+
+    Raises:
+        WorkdirError: if another process uses the folder.
     """
+    try:
+        wd.check_free(trial.folder)
+    except ValueError as error:
+        raise wd.WorkdirError(str(error)) from error
     try:
         ready = experiment.set_up(trial.config, trial.folder)
     except ValueError as error:  # this variant cannot be built

@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +42,14 @@ _SAMPLE = 128
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, draw, and return the exit code."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print(f"{_PROGRAM}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(arguments: list[str]) -> int:
     cli.prepare_output()
     options = _parser().parse_args(arguments)
     cli.silence_libraries()

@@ -102,32 +102,64 @@ class Seq2SeqTransformer(nn.Module):
         self.head = Dense(self.vocab_size, dtype=self.dtype)
 
     def __call__(
-        self, source_BS: Array, target_BT: Array, *, train: bool = False
+        self,
+        source_BS: Array,
+        target_BT: Array,
+        source_mask: Array | None = None,
+        target_mask: Array | None = None,
+        *,
+        train: bool = False,
     ) -> Array:
         """Compute the logits of each target token's successor.
 
         Args:
             source_BS: token numbers in [0, V), at least one for each sequence.
             target_BT: the tokens known so far, a start token first.
+            source_mask: (B, 1, 1, S), True for real tokens: a `padding_mask`, for
+                sources of different lengths.
+            target_mask: see `Decoder`; targets padded at the end need none, as no token
+                sees those behind it.
             train: whether dropout is active (needs the rng "dropout").
 
         Returns:
             logits_BTV: float32, or float64 where that is the compute dtype.
         """
-        memory_BSD = self.encode(source_BS, train=train)
-        return self.decode(target_BT, memory_BSD, train=train)
+        chex.assert_rank([source_BS, target_BT], 2)
+        memory_BSD = self.encode(source_BS, source_mask, train=train)
+        logits_BTV = self.decode(
+            target_BT, memory_BSD, source_mask, target_mask, train=train
+        )
+        chex.assert_shape(logits_BTV, (*target_BT.shape, self.vocab_size))
+        return logits_BTV
 
-    def encode(self, source_BS: Array, *, train: bool = False) -> Array:
+    def encode(
+        self, source_BS: Array, source_mask: Array | None = None, *, train: bool = False
+    ) -> Array:
         """Encode the source: memory_BSD."""
+        chex.assert_rank(source_BS, 2)
+        self._check_mask(source_mask, source_BS.shape)
         x_BSD = self._embed_all("source_BS", source_BS, train=train)
-        return self.transformer.encoder(x_BSD, train=train)
+        memory_BSD = self.transformer.encoder(x_BSD, source_mask, train=train)
+        chex.assert_shape(memory_BSD, (*source_BS.shape, self.width))
+        return memory_BSD
 
     def decode(
-        self, target_BT: Array, memory_BSD: Array, *, train: bool = False
+        self,
+        target_BT: Array,
+        memory_BSD: Array,
+        source_mask: Array | None = None,
+        target_mask: Array | None = None,
+        *,
+        train: bool = False,
     ) -> Array:
         """Compute the logits of each target token's successor, given the memory."""
+        chex.assert_rank(target_BT, 2)
+        chex.assert_shape(memory_BSD, (target_BT.shape[0], None, self.width))
+        self._check_mask(source_mask, memory_BSD.shape[:2])
         x_BTD = self._embed_all("target_BT", target_BT, train=train)
-        x_BTD = self.transformer.decoder(x_BTD, memory_BSD, train=train)
+        x_BTD = self.transformer.decoder(
+            x_BTD, memory_BSD, target_mask, source_mask, train=train
+        )
         return self._logits(x_BTD)
 
     def lay_out_cache(self, target_BT: Array, memory_BSD: Array) -> None:
@@ -137,11 +169,23 @@ class Seq2SeqTransformer(nn.Module):
             target_BT: any tokens; only the shape matters.
             memory_BSD: what `encode` returns.
         """
+        chex.assert_rank(target_BT, 2)
+        chex.assert_shape(memory_BSD, (target_BT.shape[0], None, self.width))
         x_BTD = self._embed_all("target_BT", target_BT, train=False)
         self.transformer.decoder(x_BTD, memory_BSD, decode=True)
 
+    def _check_mask(self, source_mask: Array | None, shape: tuple[int, ...]) -> None:
+        """Assert that a mask tells of each token of the sources, of shape (B, S)."""
+        if source_mask is not None:
+            chex.assert_shape(source_mask, (shape[0], 1, 1, shape[1]))
+            chex.assert_type(source_mask, bool)
+
     def decode_next(
-        self, token_B: Array, position_1D: Array, memory_BSD: Array
+        self,
+        token_B: Array,
+        position_1D: Array,
+        memory_BSD: Array,
+        source_mask: Array | None = None,
     ) -> Array:
         """Compute the next token's logits from the newest token and the cache.
 
@@ -149,6 +193,7 @@ class Seq2SeqTransformer(nn.Module):
             token_B: the newest token of each sequence.
             position_1D: its row of `sinusoidal_position`.
             memory_BSD: what `encode` returns; its keys and values are in the cache.
+            source_mask: as in a call.
 
         Returns:
             logits_BV: like those of a call.
@@ -158,9 +203,13 @@ class Seq2SeqTransformer(nn.Module):
         """
         chex.assert_rank(token_B, 1)
         chex.assert_shape(position_1D, (1, self.width))
+        chex.assert_shape(memory_BSD, (token_B.shape[0], None, self.width))
+        self._check_mask(source_mask, memory_BSD.shape[:2])
         check_range("token_B", token_B, 0, self.vocab_size - 1)
         x_B1D = self._embed(token_B[:, None], position_1D, train=False)
-        x_B1D = self.transformer.decoder(x_B1D, memory_BSD, decode=True)
+        x_B1D = self.transformer.decoder(
+            x_B1D, memory_BSD, memory_mask=source_mask, decode=True
+        )
         return self._logits(x_B1D)[:, 0]
 
     def _embed_all(self, name: str, token_BT: Array, *, train: bool) -> Array:
@@ -195,6 +244,7 @@ def greedy_decode(
     model: Seq2SeqTransformer,
     variables: Any,
     source_BS: Array,
+    source_mask: Array | None = None,
     *,
     start_token: int,
     num_tokens: int,
@@ -208,6 +258,7 @@ def greedy_decode(
         model: the model.
         variables: its variables.
         source_BS: token numbers in [0, V).
+        source_mask: (B, 1, 1, S), True for real tokens, see `padding_mask`.
         start_token: the token that every target begins with, in [0, V).
         num_tokens: number of tokens T to decode.
 
@@ -218,10 +269,11 @@ def greedy_decode(
     Raises:
         ValueError: if a token (outside jit) is out of range, or T is below 1.
     """
+    chex.assert_rank(source_BS, 2)
     check_at_least(1, num_tokens=num_tokens)
     check_range("start_token", start_token, 0, model.vocab_size - 1)
     batch = source_BS.shape[0]
-    memory_BSD = model.apply(variables, source_BS, method="encode")
+    memory_BSD = model.apply(variables, source_BS, source_mask, method="encode")
     start_BT = jnp.full((batch, num_tokens), start_token, jnp.int32)
     _, cache = model.apply(
         variables, start_BT, memory_BSD, method="lay_out_cache", mutable=["cache"]
@@ -234,6 +286,7 @@ def greedy_decode(
             token_B,
             position_D[None],
             memory_BSD,
+            source_mask,
             method="decode_next",
             mutable=["cache"],
         )

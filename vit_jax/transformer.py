@@ -50,6 +50,7 @@ class Encoder(TransformerModule, kw_only=True):
     ) -> Array:
         """Encode the tokens; see `EncoderBlock`."""
         chex.assert_rank(x_BTD, 3)
+        batch, num_tokens, width = x_BTD.shape
         check_num_outputs(self.num_outputs, x_BTD)
         check_at_least(0, depth=self.depth)
         x_BTD = x_BTD.astype(self.dtype)
@@ -74,8 +75,11 @@ class Encoder(TransformerModule, kw_only=True):
                 name=name,
             )
             x_BTD, _ = encode(block, x_BTD, None)
-        x_BTD = x_BTD[:, : self.num_outputs]
-        return self._normalize("norm", x_BTD) if self.final_norm else x_BTD
+        out_BTD = x_BTD[:, : self.num_outputs]
+        if self.final_norm:
+            out_BTD = self._normalize("norm", out_BTD)
+        chex.assert_shape(out_BTD, (batch, self.num_outputs or num_tokens, width))
+        return out_BTD
 
 
 class Decoder(TransformerModule, kw_only=True):
@@ -106,6 +110,9 @@ class Decoder(TransformerModule, kw_only=True):
     ) -> Array:
         """Decode the tokens; see `DecoderBlock`. A mask adds to the causal one."""
         chex.assert_rank(x_BTD, 3)
+        shape = x_BTD.shape
+        if memory_BSD is not None:
+            chex.assert_shape(memory_BSD, (shape[0], None, shape[2]))
         check_at_least(0, depth=self.depth)
         x_BTD = x_BTD.astype(self.dtype)
         if self.causal and not decode:
@@ -115,7 +122,9 @@ class Decoder(TransformerModule, kw_only=True):
             x_BTD = block(
                 x_BTD, memory_BSD, mask, memory_mask, train=train, decode=decode
             )
-        return self._normalize("norm", x_BTD) if self.final_norm else x_BTD
+        out_BTD = self._normalize("norm", x_BTD) if self.final_norm else x_BTD
+        chex.assert_shape(out_BTD, shape)
+        return out_BTD
 
 
 class Transformer(TransformerModule, kw_only=True):

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from train_jax import ablate
+from train_jax.output import lock
 from train_jax.output import workdir as wd
 from train_jax.run import loop
 
@@ -164,6 +165,26 @@ def test_what_was_no_fault_of_the_variant_is_tried_again(
     output = capsys.readouterr().out
     assert "baseline, seed 0: test accuracy" in output
     assert "RESOURCE_EXHAUSTED" not in output
+
+
+def test_a_folder_in_use_is_left_alone(arguments, tmp_path, capsys, monkeypatch):
+    trial = tmp_path / "out" / "baseline" / "seed_1"
+    for folder, code in ((tmp_path / "out", 2), (trial, 2)):
+        held = lock.acquire(folder)
+        assert ablate.main(arguments) == code
+        assert f"{str(folder)!r} is in use by process" in capsys.readouterr().err
+        held.close()
+    locks = []
+
+    def train(ready, _):  # meanwhile another process takes the next one
+        locks.append(lock.acquire(trial))
+        return _pretend(ready)
+
+    monkeypatch.setattr(loop, "train_and_evaluate", train)
+    assert ablate.main(arguments) == 1
+    assert f"{str(trial)!r} is in use by process" in capsys.readouterr().err
+    assert not (trial / ablate.FAILURE).exists()
+    locks[0].close()
 
 
 def test_results_of_another_config_are_left_alone(arguments, tmp_path, capsys):

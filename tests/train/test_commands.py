@@ -146,8 +146,9 @@ def test_a_run_that_is_read_only(tmp_path):
 
 
 def test_the_lock_of_a_machine_that_is_lost_is_taken_over_after_its_time(
-    tmp_path, capsys
+    tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.5)
     workdir = tmp_path / "run"
     workdir.mkdir()
     arguments = train_arguments(workdir, batch_size=8 * jax.device_count())
@@ -160,7 +161,7 @@ def test_the_lock_of_a_machine_that_is_lost_is_taken_over_after_its_time(
             assert [path.name for path in workdir.iterdir()] == ["lock.1"]
             assert capsys.readouterr().err == (
                 f"train.py: error: --workdir '{workdir}' is in use by process 17 on "
-                "host colab-7; if that was lost, the folder is free in 60 s\n"
+                "host colab-7; if that machine is lost, start again in 60 s\n"
             )
     assert (workdir / wd.SUMMARY).exists() and not list(workdir.glob("lock.*"))
 
@@ -184,6 +185,18 @@ def test_a_reader_that_has_gone_does_not_end_the_training(tmp_path):
     process.stderr.close()
     assert (process.wait(timeout=60), error) == (0, b"")
     assert (workdir / wd.SUMMARY).exists()
+
+
+@pytest.mark.parametrize("where", ["/dev/full", None])
+def test_output_that_goes_nowhere_does_not_end_the_training(tmp_path, where):
+    redirection = ">&- 2>&-" if where is None else f"> {where} 2>&1"
+    command = [sys.executable, "train.py", *train_arguments(tmp_path / "run")]
+    code = subprocess.call(
+        ["bash", "-c", f'"$@" {redirection}', "bash", *command],
+        env=environment(tmp_path),
+    )
+    assert code == 0
+    assert (tmp_path / "run" / wd.SUMMARY).exists()
 
 
 @pytest.mark.parametrize(

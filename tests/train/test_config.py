@@ -185,6 +185,15 @@ def test_a_model_field_without_default_is_required():
         ("x = 1\n", "has no attribute 'get_config'"),
         ("def get_config():\n    return 3\n", "must return a ConfigDict or a dict"),
         ("def get_config():\n    return {'batchsize': 3}\n", "config.batch_size?"),
+        ("def get_config():\n    assert False, 'never'\n", "AssertionError: never"),
+        ("def get_config():\n    raise RuntimeError('no')\n", "RuntimeError: no"),
+        ("def get_config():\n    return {3: 4}\n", "config.3 is unknown"),
+        (
+            "import numpy as np\ndef get_config():\n"
+            "    return {'model': {'name': 'resnet18'},\n"
+            "            'dataset': {'mean': np.ones(3)}}\n",
+            "config.dataset.mean must be a tuple of numbers",
+        ),
     ],
 )
 def test_unusable_config_files(tmp_path, text, message):
@@ -242,6 +251,7 @@ def test_references_follow_what_they_refer_to(referring):
     [
         ({"seed": "3"}, "config.num_seeds must be given"),
         ({"num_seeds": "1"}, "config.seed must be an integer in [0, 2147483647], got"),
+        ({"num_seeds": "1", "seed": "0", "num_seeds.x": "1"}, "num_seeds.x is unknown"),
         ({"num_epochs": "ten"}, "config.num_epochs must be an integer in [1, 2147483"),
         ({"model.name": "vgg"}, "config.model.name must be one of vit, vit_ti16"),
     ],

@@ -1,5 +1,6 @@
 """The lock of a folder: one holder at a time, whatever became of the others."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,8 +16,14 @@ ELSEWHERE = {"pid": 17, "start": "1", "host": "colab-7", "machine": "another one
 
 
 def write(folder, number=1, **changes):
-    holder = json.loads(lock._content()) | changes
+    holder = lock._this_process() | changes
     (folder / f"lock.{number}").write_text(json.dumps(holder))
+
+
+@pytest.fixture
+def no_watch(monkeypatch):
+    """Do not wait for a sign of life."""
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.0)
 
 
 def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path):
@@ -57,21 +64,39 @@ def test_the_lock_of_a_process_that_was_not_waited_for_is_dead(tmp_path):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_another_machine_holds_it_while_it_renews(tmp_path, sign):
+def test_another_machine_holds_it_while_it_renews(tmp_path, capsys, sign):
     recently = time.time() - sign * (lock.LEASE_SECONDS - 30)
     write(tmp_path, **ELSEWHERE, renewed=recently)
     with pytest.raises(lock.InUseError) as caught:
         lock.acquire(tmp_path)
     assert str(caught.value) == (
-        f"'{tmp_path}' is in use by process 17 on host colab-7; if that was lost, the "
-        "folder is free in 30 s"
+        f"'{tmp_path}' is in use by process 17 on host colab-7; if that machine is "
+        "lost, start again in 30 s"
     )
     write(tmp_path, **ELSEWHERE, renewed=time.time() - sign * (lock.LEASE_SECONDS + 1))
-    lock.acquire(tmp_path).close()
+    waits = []
+    lock.acquire(tmp_path, waits.append).close()
+    assert waits == [2 * lock.RENEW_SECONDS]
+    assert capsys.readouterr().err == (
+        "waiting 40 s for a sign of life of process 17 on host colab-7, which held "
+        f"'{tmp_path}'\n"
+    )
+
+
+def test_a_machine_whose_clock_is_wrong_shows_that_it_lives(tmp_path):
+    long_ago = time.time() - 2 * lock.LEASE_SECONDS
+    write(tmp_path, **ELSEWHERE, renewed=long_ago)
+
+    def renew(_):
+        write(tmp_path, **ELSEWHERE, renewed=long_ago + lock.RENEW_SECONDS)
+
+    with pytest.raises(lock.InUseError, match="process 17 on host colab-7"):
+        lock.acquire(tmp_path, renew)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock.1"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
-def test_a_lock_that_cannot_be_read_holds_for_its_time(tmp_path, text):
+def test_a_lock_that_cannot_be_read_holds_for_its_time(tmp_path, no_watch, text):
     (tmp_path / "lock.3").write_text(text)
     with pytest.raises(lock.InUseError, match="process unknown on host unknown"):
         lock.acquire(tmp_path)
@@ -88,12 +113,60 @@ def test_a_holder_that_was_taken_for_dead_notices(tmp_path, monkeypatch):
     write(tmp_path, number=2, **ELSEWHERE)
     before = (tmp_path / "lock.2").read_text()
     with pytest.raises(
-        lock.LostError, match=r"taken over .* process 17 on host colab-7"
+        lock.LostError, match=r"^process 17 on host colab-7 has taken over "
     ):
         held.check()
     time.sleep(0.1)
     held.close()
     assert (tmp_path / "lock.2").read_text() == before
+
+
+def test_a_lock_of_the_same_name_is_not_the_same_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+    held = lock.acquire(tmp_path)
+    write(tmp_path, **ELSEWHERE)  # taken over, released, and taken by a third one
+    text = held.path.read_text()
+    with pytest.raises(lock.LostError, match="process 17 on host colab-7 has taken"):
+        held.check()
+    time.sleep(0.1)
+    held.close()
+    assert held.path.read_text() == text
+    held.path.unlink()
+    with pytest.raises(lock.LostError, match="its lock was deleted"):
+        held.check()
+
+
+def test_a_living_lock_of_a_lower_number_is_respected(tmp_path, monkeypatch):
+    write(tmp_path, start="0")
+    create = lock._create
+
+    def create_late(path, holder):
+        # Meanwhile another one has taken lock.2 and released it, and a third lock.1.
+        write(tmp_path, **ELSEWHERE)
+        return create(path, holder)
+
+    monkeypatch.setattr(lock, "_create", create_late)
+    with pytest.raises(lock.InUseError, match="process 17 on host colab-7"):
+        lock.acquire(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock.1"]
+
+
+def test_a_lock_that_cannot_be_written_is_not_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.json, "dumps", full)
+        with pytest.raises(OSError, match="No space left"):
+            lock.acquire(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_hides_holds_its_lock_for_its_time(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setattr(lock, "_start_time", lambda _: lock._NOT_TOLD)
+    with pytest.raises(lock.InUseError, match="if that machine is lost, start again"):
+        lock.acquire(tmp_path)
 
 
 def test_a_lock_is_renewed(tmp_path, monkeypatch):

@@ -272,6 +272,19 @@ def test_an_extended_run_enters_the_longer_schedule_where_it_stands(finished, tm
     assert loop.train_and_evaluate(again) == summary
 
 
+def test_a_run_that_ended_within_an_epoch_counts_its_seconds_once(tmp_path):
+    constant = {"optimizer.schedule": "constant"}
+    loop.train_and_evaluate(set_up(tmp_path / "run", constant | {"num_steps": 7}))
+    extended = set_up(tmp_path / "run", constant | {"num_steps": 12})
+    summary = loop.train_and_evaluate(extended)
+    lines = (extended.workdir / wd.METRICS).read_text().splitlines()
+    steps = {line["step"]: line["seconds"] for line in map(json.loads, lines)}
+    assert list(steps) == [5, 7, 10, 12] and steps[10] > steps[7]
+    np.testing.assert_allclose(
+        summary["train_seconds"], steps[5] + steps[10] + steps[12]
+    )
+
+
 def test_the_test_split_is_read_with_the_best_checkpoint(tmp_path, monkeypatch):
     changes = {"num_epochs": 3, "checkpoint.keep": 1, "test_checkpoint": "best"}
     ready = set_up(tmp_path / "run", changes)
@@ -370,9 +383,8 @@ def test_a_run_that_has_lost_its_folder_ends_in_a_line(tmp_path, monkeypatch):
     with pytest.raises(loop.Failed) as caught:
         loop.train_and_evaluate(ready)
     assert str(caught.value) == (
-        f"{ready.workdir} is no longer this process's: it was taken over or deleted, "
-        "by process 17 on host colab-7; nothing more is written; there is no "
-        "checkpoint yet"
+        f"process 17 on host colab-7 has taken over {ready.workdir}; nothing more is "
+        "written; there is no checkpoint yet"
     )
     assert (ready.workdir / wd.METRICS).read_text() == ""
     assert not any((ready.workdir / wd.CHECKPOINTS).iterdir())

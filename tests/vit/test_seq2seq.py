@@ -7,7 +7,12 @@ import pytest
 
 from tests import modules
 from tests.modules import apply
-from vit_jax import Seq2SeqTransformer, greedy_decode, sinusoidal_position
+from vit_jax import (
+    Seq2SeqTransformer,
+    greedy_decode,
+    padding_mask,
+    sinusoidal_position,
+)
 
 SOURCE_BS = jnp.asarray(np.random.default_rng(0).integers(0, 7, (3, 6)))
 TARGET_BT = jnp.asarray(np.random.default_rng(1).integers(0, 7, (3, 5)))
@@ -51,6 +56,33 @@ def test_logits_see_the_whole_source_and_the_target_so_far(norm):
     other = apply(model, variables, SOURCE_BS, TARGET_BT.at[:, 3].set(START))
     changed = (other != logits_BTV).any(axis=(0, 2))
     np.testing.assert_array_equal(changed, [False, False, False, True, True])
+
+
+def test_padding_of_the_source_is_hidden_by_its_mask():
+    model, variables = _model()
+    variables["params"]["embedding"]["embedding"] *= 4
+    short_BS = SOURCE_BS[:, :4]
+    padded_BS = jnp.pad(short_BS, [(0, 0), (0, 2)], constant_values=START)
+    mask = padding_mask(jnp.full(3, 4), 6)
+    logits_BTV = model.apply(variables, padded_BS, TARGET_BT, mask)
+    expected_BTV = model.apply(variables, short_BS, TARGET_BT)
+    np.testing.assert_allclose(logits_BTV, expected_BTV, rtol=1e-5, atol=1e-5)
+    unmasked_BTV = model.apply(variables, padded_BS, TARGET_BT)
+    assert jnp.abs(unmasked_BTV - expected_BTV).max() > 1e-2
+
+    how = {"start_token": START, "num_tokens": 5}
+    decoded_BT = greedy_decode(model, variables, padded_BS, mask, **how)
+    expected_BT = greedy_decode(model, variables, short_BS, **how)
+    np.testing.assert_array_equal(decoded_BT, expected_BT)
+    unmasked_BT = greedy_decode(model, variables, padded_BS, **how)
+    assert (unmasked_BT != expected_BT).any()
+
+
+def test_a_mask_of_other_sources_is_refused():
+    model, variables = _model()
+    for mask in (padding_mask(jnp.full(3, 4), 5), jnp.ones((3, 1, 1, 6))):
+        with pytest.raises(AssertionError):
+            model.apply(variables, SOURCE_BS, TARGET_BT, mask)
 
 
 def test_the_order_of_the_source_matters():

@@ -13,7 +13,8 @@ import pytest
 import vit_jax
 from tests import modules
 from tests.modules import apply, normal
-from vit_jax import MultiHeadAttention, ViT, ViT_Ti16, patchify
+from vit_jax import MlpBlock, MultiHeadAttention, ViT, ViT_Ti16, patchify
+from vit_jax.layer_norm import LayerNorm
 
 IMAGE_BHWC = normal(3, 8, 12, 3)
 
@@ -338,12 +339,20 @@ def test_presets_start_as_the_authors_code_does():
     ],
 )
 def test_the_activation_and_epsilon_are_those_asked_for(activation, expected):
-    fields = {"patch_size": 2, "width": 4, "depth": 1, "num_heads": 1, "norm": "post"}
-    model = ViT(3, activation=activation, norm_epsilon=0.5, pool="mean", **fields)
-    encoder = model.bind({"params": {}})._encoder(nn.initializers.zeros)
-    assert encoder.norm_epsilon == 0.5
+    model = _vit(activation=activation, norm_epsilon=0.5)
+    used = []
+
+    def record(next_fun, args, kwargs, context):
+        used.append(context.module)
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        model.init(jax.random.key(0), IMAGE_BHWC)
+    norms = [module for module in used if isinstance(module, LayerNorm)]
+    assert len(norms) == 5 and {norm.epsilon for norm in norms} == {0.5}
+    (mlp, _) = (module for module in used if isinstance(module, MlpBlock))
     for x in (-3.0, -0.5, 0.0, 0.7, 2.0):
-        np.testing.assert_allclose(encoder.activation(x), expected(x), atol=1e-6)
+        np.testing.assert_allclose(mlp.activation(x), expected(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("representation_size", [None, 5])

@@ -99,18 +99,22 @@ def _workdir(options: argparse.Namespace) -> pathlib.Path:
     if options.workdir is not None:
         return local_path(options.workdir, "--workdir")
     file, _, argument = options.config.partition(".py:")
-    words = [pathlib.Path(file).stem, *re.findall(r"[\w.-]+", argument)]
+    name = pathlib.Path(file).name.removesuffix(".py")
+    words = [name, *re.findall(r"[\w.-]+", argument)]
     return pathlib.Path("runs", "_".join(words))
 
 
 class _Output(io.FileIO):
-    """A file that goes on in silence when its reader, `head` for instance, has gone."""
+    """A file that goes on in silence when nobody can read it any more.
+
+    Its reader, `head` for instance, has gone, or its disk is full.
+    """
 
     def write(self, data: Any) -> int:
         """Write bytes, or throw them away."""
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError:
             _silence(self.fileno())
             return len(data)
 
@@ -130,19 +134,22 @@ def prepare_output() -> None:
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
             continue  # somebody, a test for instance, catches what is printed
-        buffered = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+        output = _Output(stream.fileno(), "w", closefd=False)
+        is_buffered = not stream.write_through  # as it is by python -u
         replacement = io.TextIOWrapper(
-            buffered,
+            io.BufferedWriter(output) if is_buffered else output,  # type: ignore
             encoding=stream.encoding,
             errors="replace",
             line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
         )
         setattr(sys, name, replacement)
 
 
 def silence_stdout() -> None:
     """Print nothing any more, but errors."""
-    _silence(sys.stdout.fileno())
+    if sys.stdout is not None:
+        _silence(sys.stdout.fileno())
 
 
 def silence_libraries() -> None:
@@ -157,4 +164,4 @@ def silence_libraries() -> None:
 
 def complain(program: str, error: Exception) -> None:
     """Say in one line what is wrong."""
-    print(f"{program}: error: {error}", file=sys.stderr)
+    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)

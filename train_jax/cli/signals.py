@@ -103,7 +103,7 @@ class StopRequest:
     def _announce(self, number: signal.Signals) -> None:
         # A progress bar hides the cursor; a second Ctrl-C leaves no time to show it.
         for stream in (sys.stdout, sys.stderr):
-            if stream.isatty():
+            if stream is not None and stream.isatty():
                 stream.write(_SHOW_CURSOR)
                 stream.flush()
         if not self._is_setting_up:

@@ -157,11 +157,13 @@ SWEEPABLE = (
 # What a mistake in a config file, which is a program, is likely to raise.
 _FILE_FAULTS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
     LookupError,
     NameError,
     OSError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,
@@ -190,7 +192,10 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
             f"{type(config).__name__}"
         )
     if isinstance(config, dict | FrozenConfigDict):
-        config = ConfigDict(dict(config))
+        try:
+            config = ConfigDict(dict(config))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--config {path!r}: {error}") from error
     given = {field: _parse(text) for field, text in overrides.items()}
     for field, value in given.items():
         if field in FIELDS:
@@ -208,7 +213,10 @@ def _override(config: ConfigDict, field: str, value: Any) -> bool:
     for name in sections:
         if name not in section:
             section[name] = ConfigDict()
-        section = section[name]
+        try:
+            section = section[name]
+        except RequiredValueError:
+            return False
         if not isinstance(section, ConfigDict):
             return False
     if isinstance(value, dict):
@@ -394,11 +402,13 @@ def _check_sweep(
 def _check(field: str, value: Any, rule: Rule) -> None:
     if rule.passes(value):
         return
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = float(np.float32(value)) if isinstance(value, float) else value
-    # Rounded to one of these it may be out of a range that it is in as written.
-    is_rounded = rounded in (0, 1, math.inf) and rounded != value
-    remark = f" (in float32: {rounded:g})" if is_rounded else ""
+    remark = ""
+    if isinstance(value, float):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = float(np.float32(value))
+        # Rounded to one of these it may be out of a range that it is in as written.
+        if rounded in (0, 1, math.inf) and rounded != value:
+            remark = f" (in float32: {rounded:g})"
     raise ValueError(f"config.{field} must be {rule.allowed}, got {value!r}{remark}")
 
 

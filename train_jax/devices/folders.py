@@ -21,7 +21,7 @@ def local_path(text: str, name: str) -> pathlib.Path:
     Raises:
         ValueError: for a URL, such as gs://bucket, and for the home of nobody.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # C:/ is a drive
         raise ValueError(
             f"{name} must be a path on this machine, got the address {text!r}"
         )

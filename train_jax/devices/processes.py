@@ -147,7 +147,7 @@ def on_main(function: Callable[[], object]) -> None:
     if is_main():
         try:
             function()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             if jax.process_count() == 1:
                 raise
             message = str(error).encode()[:_LONGEST_MESSAGE]
@@ -160,7 +160,8 @@ def on_main(function: Callable[[], object]) -> None:
             raise ValueError(message.decode(errors="replace"))
 
 
-def wait_for_all(name: str) -> None:
-    """Wait until every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def from_main(number: int) -> int:
+    """Take an integer from process 0."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

@@ -24,7 +24,7 @@ _SCORE = "score"
 NOT_SCORED = -1.0
 
 
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     """A checkpoint cannot be written, or none can be read."""
 
 
@@ -58,12 +58,11 @@ class Checkpoints:
             CheckpointError: if there are some, but all of them are damaged.
         """
         self.directory = directory.absolute()
-        complete, damaged = _look_through(self.directory)
-        self.newest = max(complete, default=None)
-        processes.wait_for_all("checkpoints looked through")
-        if processes.is_main():
-            _put_aside(self.directory, damaged)
-        processes.wait_for_all("damaged checkpoints put aside")
+        self._newest_on_main: int | None = None
+        processes.on_main(self._look_through)
+        newest = self._newest_on_main
+        newest = processes.from_main(-1 if newest is None else newest)
+        self.newest = None if newest < 0 else newest
         policies = [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(n=1, get_metric_fn=_score),
@@ -79,6 +78,12 @@ class Checkpoints:
         )
         self._saving: int | None = None
         self._check_lock = check_lock
+
+    def _look_through(self) -> None:
+        """Find the newest checkpoint, and put the damaged ones aside."""
+        complete, damaged = _look_through(self.directory)
+        _put_aside(self.directory, damaged)
+        self._newest_on_main = max(complete, default=None)
 
     def save(
         self,
@@ -213,10 +218,20 @@ def find(directory: pathlib.Path, which: str) -> int | None:
 
 
 def read_about(directory: pathlib.Path, step: int) -> dict[str, Any]:
-    """Read what was saved about a complete checkpoint."""
+    """Read what was saved about a complete checkpoint.
+
+    Raises:
+        CheckpointError: if it was written by a version that saved less.
+    """
     handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
     with contextlib.closing(handler):
-        return handler.restore(directory.absolute() / str(step) / _ABOUT)
+        about = handler.restore(directory.absolute() / str(step) / _ABOUT)
+    if _SCORE not in about:
+        raise CheckpointError(
+            f"checkpoint {step} was written by an older version of this project, which "
+            "has to finish or to explain the run; --overwrite starts anew"
+        )
+    return about
 
 
 def restore(

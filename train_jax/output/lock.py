@@ -14,8 +14,11 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 # How often a lock is renewed, and after how long without that it is taken for dead by
@@ -24,6 +27,10 @@ RENEW_SECONDS = 20.0
 LEASE_SECONDS = 120.0
 
 _PREFIX = "lock."
+# What is read of a lock that has been deleted.
+_GONE: dict[str, Any] = {}
+# The start time of a process that lives but does not tell when it started.
+_NOT_TOLD = "?"
 
 
 class InUseError(ValueError):
@@ -41,9 +48,10 @@ class Lock:
         path: the lock's file.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, holder: dict[str, Any]):
         """Start to renew a lock whose file this process has created."""
         self.path = path
+        self._holder = holder
         self._is_released = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -54,31 +62,41 @@ class Lock:
         Raises:
             LostError: if it is not.
         """
-        newest = _newest(self.path.parent)
-        if newest != self.path:
-            by = "" if newest is None else f", {_describe(_read(newest))}"
+        folder, newest = self.path.parent, _newest(self.path.parent)
+        if newest is None:
             raise LostError(
-                f"{self.path.parent} is no longer this process's: it was taken over or "
-                f"deleted{by}; nothing more is written"
+                f"{folder} or its lock was deleted; nothing more is written"
+            )
+        holder = _read(newest)
+        # There is no token to read while this process renews the lock.
+        is_own = holder.get("token") in (None, self._holder["token"])
+        if newest != self.path or not is_own:
+            raise LostError(
+                f"{_describe(holder)} has taken over {folder}; nothing more is written"
             )
 
     def close(self) -> None:
-        """Delete the lock, unless it was lost."""
+        """Delete the lock, unless it was lost or cannot be reached."""
         self._is_released.set()
         self._thread.join()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.check()
+            self.path.unlink()
 
     def _renew(self) -> None:
         while not self._is_released.wait(RENEW_SECONDS):
             # A full or unreachable disk may be back at the next turn.
             with contextlib.suppress(OSError):
                 self.check()
-                draft = self.path.with_name(f"{self.path.name}.draft")
-                draft.write_text(_content(), encoding="utf-8")
-                os.replace(draft, self.path)
+                # Not made anew where another process has deleted it meanwhile.
+                with self.path.open("r+", encoding="utf-8") as file:
+                    file.write(json.dumps(self._holder | {"renewed": time.time()}))
+                    file.truncate()
 
 
-def acquire(folder: pathlib.Path) -> Lock:
+def acquire(
+    folder: pathlib.Path, sleep: Callable[[float], object] = time.sleep
+) -> Lock:
     """Lock a folder, which is made if need be.
 
     Raises:
@@ -87,49 +105,26 @@ def acquire(folder: pathlib.Path) -> Lock:
     """
     folder.mkdir(parents=True, exist_ok=True)
     while True:
-        path = folder / f"{_PREFIX}{_free_number(folder)}"
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(_content())
-        except FileExistsError:
+        dead = _dead_locks(folder)
+        _watch(dead, folder, sleep)
+        number = 1 + max(map(_number, dead), default=0)
+        path, holder = folder / f"{_PREFIX}{number}", _this_process()
+        if not _create(path, holder):
             continue  # Somebody was faster.
-        if _newest(folder) != path:
-            # The number was free because a later one is in use already.
+        try:
+            # One that was released and taken anew meanwhile may have any number.
+            others = _dead_locks(folder, but=path)
+        except InUseError:
             path.unlink(missing_ok=True)
-            continue
-        for older in _locks(folder):
-            if older != path:
-                older.unlink(missing_ok=True)
-        return Lock(path)
+            raise
+        for other in others:
+            other.unlink(missing_ok=True)
+        return Lock(path, holder)
 
 
 def check_free(folder: pathlib.Path) -> None:
     """Raise InUseError if a living process holds the folder; write nothing."""
-    _free_number(folder)
-
-
-def _free_number(folder: pathlib.Path) -> int:
-    """The number of the lock that follows a dead one, or none; see `check_free`."""
-    newest = _newest(folder)
-    if newest is None:
-        return 1
-    try:
-        holder = _read(newest)
-        renewed = holder.get("renewed", newest.stat().st_mtime)
-    except FileNotFoundError:
-        return 1  # Released just now.
-    if holder.get("machine") == _machine():
-        if _start_time(holder["pid"]) == holder["start"]:
-            raise InUseError(f"{str(folder)!r} is in use {_describe(holder)}")
-        return _number(newest) + 1
-    # A clock may be wrong in either direction.
-    left = LEASE_SECONDS - abs(time.time() - renewed)
-    if left > 0:
-        raise InUseError(
-            f"{str(folder)!r} is in use {_describe(holder)}; if that was lost, the "
-            f"folder is free in {left:.0f} s"
-        )
-    return _number(newest) + 1
+    _dead_locks(folder)
 
 
 def is_lock(path: pathlib.Path) -> bool:
@@ -137,9 +132,76 @@ def is_lock(path: pathlib.Path) -> bool:
     return path.name.startswith(_PREFIX)
 
 
+def _create(path: pathlib.Path, holder: dict[str, Any]) -> bool:
+    """Create a lock's file, whole or not at all; False if there is one already."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(json.dumps(holder))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _dead_locks(
+    folder: pathlib.Path, but: pathlib.Path | None = None
+) -> list[pathlib.Path]:
+    """List the locks of a folder, all dead; raise InUseError for a living one."""
+    dead = []
+    for path in _locks(folder):
+        if path == but:
+            continue
+        holder = _read(path)
+        if holder is _GONE:
+            continue  # Released just now.
+        is_dead, age = _is_dead(holder), abs(time.time() - holder["renewed"])
+        if is_dead is False:
+            raise InUseError(f"{str(folder)!r} is in use by {_describe(holder)}")
+        if is_dead is None and age < LEASE_SECONDS:  # by whichever clock is ahead
+            raise InUseError(
+                f"{str(folder)!r} is in use by {_describe(holder)}; if that machine is "
+                f"lost, start again in {LEASE_SECONDS - age:.0f} s"
+            )
+        dead.append(path)
+    return dead
+
+
+def _watch(
+    dead: list[pathlib.Path], folder: pathlib.Path, sleep: Callable[[float], object]
+) -> None:
+    """Watch locks that seem to be dead, as the other machine's clock may be wrong."""
+    before = {path: holder for path in dead if (holder := _read(path)) is not _GONE}
+    unknown = [holder for holder in before.values() if _is_dead(holder) is None]
+    if unknown:
+        print(
+            f"waiting {2 * RENEW_SECONDS:.0f} s for a sign of life of "
+            f"{_describe(unknown[-1])}, which held {str(folder)!r}",
+            file=sys.stderr,
+            flush=True,
+        )
+        sleep(2 * RENEW_SECONDS)
+    for path, holder in before.items():
+        if _read(path) not in (holder, _GONE):
+            raise InUseError(f"{str(folder)!r} is in use by {_describe(holder)}")
+
+
+def _is_dead(holder: dict[str, Any]) -> bool | None:
+    """Whether a lock's process is gone; None if that cannot be known here."""
+    if holder.get("machine") != _machine():
+        return None
+    start = _start_time(holder["pid"])
+    if start == _NOT_TOLD or holder["start"] == _NOT_TOLD:
+        return None
+    return start != holder["start"]
+
+
 def _describe(holder: dict[str, Any]) -> str:
     pid, host = holder.get("pid", "unknown"), holder.get("host", "unknown")
-    return f"by process {pid} on host {host}"
+    return f"process {pid} on host {host}"
 
 
 def _locks(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -147,7 +209,7 @@ def _locks(folder: pathlib.Path) -> list[pathlib.Path]:
         paths = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [p for p in paths if p.name.removeprefix(_PREFIX).isdecimal() and is_lock(p)]
+    return [p for p in paths if is_lock(p) and p.name[len(_PREFIX) :].isdecimal()]
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:
@@ -159,25 +221,33 @@ def _number(path: pathlib.Path) -> int:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """Read who holds a lock; nothing of a file that is being written just now."""
+    """Read who holds a lock: `_GONE` if nobody does any more.
+
+    Of a file that is being written just now, only the time can be read.
+    """
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
+        text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime
+    except FileNotFoundError:
+        return _GONE
+    except UnicodeDecodeError:
+        text, written = "", path.stat().st_mtime
+    with contextlib.suppress(ValueError):
+        holder = json.loads(text)
+        if isinstance(holder, dict) and "renewed" in holder:
+            return holder
+    return {"renewed": written}
 
 
-def _content() -> str:
-    """What the lock of this process says."""
-    pid = os.getpid()
-    holder = {
-        "pid": pid,
-        "start": _start_time(pid),
+def _this_process() -> dict[str, Any]:
+    """What a lock of this process says."""
+    return {
+        "token": uuid.uuid4().hex,
+        "pid": os.getpid(),
+        "start": _start_time(os.getpid()),
         "host": platform.node(),
         "machine": _machine(),
         "renewed": time.time(),
     }
-    return json.dumps(holder)
 
 
 @functools.cache
@@ -186,24 +256,32 @@ def _machine() -> str:
     parts = [platform.node()]
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
     if boot.exists():
-        parts += [
-            boot.read_text(encoding="ascii").strip(),
-            os.readlink("/proc/self/ns/pid"),
-        ]
+        boot_id = boot.read_text(encoding="ascii").strip()
+        parts += [boot_id, os.readlink("/proc/self/ns/pid")]
     return " ".join(parts)
 
 
 def _start_time(pid: int) -> str | None:
     """When a process of this machine started; None if there is no such process."""
-    stat = pathlib.Path(f"/proc/{pid}/stat")
-    if pathlib.Path("/proc/self/stat").exists():
-        try:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:
+        pass  # It is there, and somebody else's.
+    try:
+        if pathlib.Path("/proc/self/stat").exists():
+            stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
             # The command's name, in parentheses, may hold anything.
-            text = stat.read_bytes().rpartition(b")")[2].decode()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        state, *fields = text.split()
-        return None if state in "ZX" else fields[18]
-    command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    ps = subprocess.run(command, capture_output=True, text=True, check=False)
-    return ps.stdout.strip() or None
+            state, *fields = stat.rpartition(b")")[2].decode().split()
+            return None if state in "ZX" else fields[18]
+        shown = subprocess.run(
+            ["ps", "-o", "lstart=", "-p", str(pid)],
+            env=os.environ | {"LC_ALL": "C", "TZ": "UTC"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return shown.stdout.strip() or _NOT_TOLD
+    except OSError:  # hidden from this user
+        return _NOT_TOLD

@@ -64,7 +64,10 @@ def summarize(
             }
             for run, seed in enumerate(runs.seeds)
         ]
-    train_seconds = sum(record["seconds"] for record in records)
+    # An extended run may have two records of the epoch in which it was to end before;
+    # the later one includes the seconds of the earlier one.
+    seconds = {record["epoch"]: record["seconds"] for record in records}
+    train_seconds = sum(seconds.values())
     num_images = experiment.total_steps * experiment.examples_per_step
     return summary | {
         "num_params": count_parameters(state.params) // len(runs),

@@ -46,16 +46,25 @@ def check(
             a run, or a run with another config that is not to be overwritten.
     """
     try:
-        if not workdir.exists():
-            return
-        if not workdir.is_dir():
-            raise ValueError(
-                f"--workdir must be a folder, got the file {str(workdir)!r}"
-            )
-        if all(map(lock.is_lock, workdir.iterdir())):
-            return
+        is_new = _check_kinds(workdir)
     except OSError as error:  # a name that is too long, a folder of somebody else
         raise ValueError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
+    if is_new or overwrite:
+        return
+    if (workdir / SUMMARY).exists():
+        read_json(workdir / SUMMARY)
+    before = read_json(workdir / CONFIG)
+    _check_extension(workdir, before, config, extend)
+
+
+def _check_kinds(workdir: pathlib.Path) -> bool:
+    """Whether a folder is new; raises ValueError if it holds anything but a run."""
+    if not workdir.exists():
+        return True
+    if not workdir.is_dir():
+        raise ValueError(f"--workdir must be a folder, got the file {str(workdir)!r}")
+    if all(map(lock.is_lock, workdir.iterdir())):
+        return True
     if not (workdir / CONFIG).exists():
         raise ValueError(
             f"--workdir {str(workdir)!r} holds files but no run ({CONFIG} is missing); "
@@ -68,12 +77,7 @@ def check(
         for path in (workdir / name for name in names):
             if path.exists() and not is_right(path):
                 raise ValueError(f"{str(path)!r} is in the way: it must be a {kind}")
-    if overwrite:
-        return
-    if (workdir / SUMMARY).exists():
-        read_json(workdir / SUMMARY)
-    before = read_json(workdir / CONFIG)
-    _check_extension(workdir, before, config, extend)
+    return False
 
 
 def check_free(workdir: pathlib.Path) -> None:
@@ -117,7 +121,7 @@ def _is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
         return now["num_epochs"] > before["num_epochs"]
     if before.get("num_steps") is None or now["num_steps"] is None:
         return False
-    return now["num_steps"] >= before["num_steps"]
+    return now["num_steps"] > before["num_steps"]
 
 
 def differences(
@@ -139,6 +143,8 @@ def differences(
             defaults[f"model.{name}"] = parameter.default
     before, now = defaults | before, defaults | now
     before.pop(HISTORY, None)
+    if before["num_steps"] is not None and now["num_steps"] is not None:
+        but = {*but, "num_epochs"}  # num_steps is what counts
     return [
         f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
         for field in sorted((before.keys() | now.keys()) - _MAY_DIFFER.union(but))

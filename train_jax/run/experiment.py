@@ -223,12 +223,17 @@ def load_splits(config: Config) -> list[Split | Sequences]:
 def load(config: Config, *splits: str) -> list[Split | Sequences]:
     """Load splits of the config's dataset."""
     dataset = config.dataset
-    return data.load_splits(
+    load_splits = functools.partial(
+        data.load_splits,
         dataset.name,
         *splits,
         data_dir=dataset.data_dir,
         manual_dir=dataset.manual_dir,
     )
+    if jax.process_count() > 1:
+        # One process prepares a set that is not there yet; the others read it then.
+        processes.on_main(load_splits)
+    return load_splits()
 
 
 def make_optimizer(

@@ -91,11 +91,18 @@ def train_and_evaluate(
 
 
 def read_finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
-    """Read the summary of a run that is finished already, and say so; else None."""
-    result = wd.read_summary(workdir, config)
-    if result is not None:
-        print("this run is finished already")
-    return result
+    """Read the summary of a run that is finished already, and say so; else None.
+
+    Process 0 decides; in the others the summary is empty.
+    """
+    found: list[dict[str, Any] | None] = []
+    processes.on_main(lambda: found.append(wd.read_summary(workdir, config)))
+    result = found[0] if found else None
+    (is_finished,) = processes.agree(result is not None)
+    if not is_finished:
+        return None
+    print("this run is finished already")
+    return result or {}
 
 
 def _to_test(
@@ -104,8 +111,9 @@ def _to_test(
     """The step and the variables that the test split is read with."""
     if experiment.config.test_checkpoint == "best":
         checkpoints.wait()
-        step = checkpoint.find_best(checkpoints.directory)
-        if step is not None and step != state.steps_done:
+        best = checkpoint.find_best(checkpoints.directory) or state.steps_done
+        step = processes.from_main(best)
+        if step != state.steps_done:
             state = _restore(experiment, checkpoints.directory, step)
     return state.steps_done, state.eval_variables
 
@@ -141,7 +149,7 @@ def _open_checkpoints(
             keep=experiment.config.checkpoint.keep,
             check_lock=check_lock,
         )
-    except (CheckpointError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise Failed(str(error)) from error
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
@@ -161,8 +169,11 @@ def _open_checkpoints(
                 reason = f"{error.filename or experiment.workdir}: {error.strerror}"
             raise Failed(f"{reason}; {checkpoints.last_good}") from error
         except jax.errors.JaxRuntimeError:
-            # Another process may be lost, and a save would wait for it.
-            stack.pop_all()
+            if jax.process_count() > 1:
+                # Another one may be lost, and a save would wait for it.
+                stack.pop_all()
+            else:
+                _wait_quietly(checkpoints)
             raise
 
 
@@ -185,11 +196,6 @@ def _start(
         about = {"epoch_seconds": 0.0, "metrics": []}
         return experiment.first_state(), about
     about = checkpoint.read_about(checkpoints.directory, step)
-    if "metrics" not in about:
-        raise CheckpointError(
-            f"checkpoint {step} was written by an older version of this project, which "
-            "has to finish the run; --overwrite starts anew"
-        )
     # How long to train is the folder's matter: see `workdir.check`.
     changes = wd.differences(
         about["config"], wd.to_json(experiment.config), but=wd.LENGTH

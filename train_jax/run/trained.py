@@ -55,13 +55,13 @@ def load_trained(
             many runs.
     """
     directory = workdir / wd.CHECKPOINTS
-    try:
-        step = checkpoint.find(directory, which)
-    except checkpoint.CheckpointError as error:
-        raise ValueError(str(error)) from error
+    step = checkpoint.find(directory, which)
     if step is None:
         raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
-    about = checkpoint.read_about(directory, step)
+    try:
+        about = checkpoint.read_about(directory, step)
+    except OSError as error:
+        raise ValueError(f"checkpoint {step} cannot be read: {error}") from error
     fields = about["config"]
     if "model.attention_implementation" in fields:
         # Trained on a GPU, perhaps; looked at on any device, with its weights.
