@@ -156,11 +156,10 @@ def test_twenty_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path)
     for pair in range(20):
         workdir = tmp_path / str(pair)
         how = ["--overwrite"] if pair % 2 else []
-        nursery.start(workdir, "--config.num_epochs=40")
+        length = ["--config.num_epochs=20", "--config.checkpoint.every_epochs=10"]
+        nursery.start(workdir, *length)
         time.sleep(generator.uniform(0, 2))
-        second_nursery.start(
-            workdir, *how, "--config.num_epochs=40", f"--config.seed={pair % 2}"
-        )
+        second_nursery.start(workdir, *length, *how, f"--config.seed={pair % 2}")
         codes = [each.wait() for each in (nursery, second_nursery)]
         outputs = nursery.output + second_nursery.output
         assert "Traceback" not in outputs, outputs
@@ -175,14 +174,14 @@ def test_twenty_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path)
         if pair % 2:  # the seed tells whose it is
             assert codes[config["seed"]] == 0
         lines = (workdir / wd.METRICS).read_text().splitlines()
-        assert [json.loads(x)["step"] for x in lines] == list(range(5, 205, 5))
+        assert [json.loads(x)["step"] for x in lines] == list(range(5, 105, 5))
         step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
-        assert step == 200
+        assert step == 100
         about = checkpoint.read_about(workdir / wd.CHECKPOINTS, step)
         assert about["config"] == config
         assert about["metrics"] == [json.loads(x) for x in lines]
         assert not list(workdir.glob("lock.*"))
-    assert refused >= 10
+    assert refused >= 5
 
 
 @pytest.mark.slow

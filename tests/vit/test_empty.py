@@ -36,7 +36,7 @@ MODELS = {
     "vit": (_vit(dropout_rate=0.1, attention_dropout_rate=0.1), (IMAGE,), (0, 3)),
     "vit_mean": (_vit(pool="mean", representation_size=4), (IMAGE,), (0, 3)),
     "vit_scan": (_vit(scan=True, remat=True), (IMAGE,), (0, 3)),
-    "vit_fused": (_vit(attention_attention_implementation="xla"), (IMAGE,), (0, 3)),
+    "vit_fused": (_vit(attention_implementation="xla"), (IMAGE,), (0, 3)),
     "attention": (MultiHeadAttention(2), (X,), (0, 5, 16)),
     "cross_attention": (MultiHeadAttention(2), (X[:, :2], X), (0, 2, 16)),
     "fused_attention": (
