@@ -2,8 +2,8 @@
 
     python train.py --config configs/vit_mnist.py
 
-Test accuracy 99.11 ± 0.06 % (mean and standard deviation of 3 seeds: 99.11, 99.05,
-99.16), two minutes a seed on two cores of an AMD EPYC (AVX-512), the whole command.
+Test accuracy 99.13 and 99.13 % (seeds 0 and 1); the whole command took 187 and 190 s on
+two cores of an AMD EPYC (AVX-512).
 """
 
 from ml_collections import ConfigDict
