@@ -247,8 +247,8 @@ class ViT(nn.Module):
         check_rates(self)
 
 
-# The models of the paper (table 1), of "How to train your ViT?" (arXiv:2106.10270,
-# table 2, for Ti and S), with the initialisation of their authors' code.
+# The models of the paper (table 1) and, Ti and S, of "How to train your ViT?"
+# (arXiv:2106.10270), with the initialisation of their authors' code.
 _preset = functools.partial(ViT, initialization="authors", position_std=0.02)
 ViT_Ti16 = functools.partial(_preset, patch_size=16, width=192, depth=12, num_heads=3)
 ViT_S16 = functools.partial(_preset, patch_size=16, width=384, depth=12, num_heads=6)

@@ -112,6 +112,7 @@ CONSTANT = {"optimizer.schedule": "constant"}
         (CONSTANT, CONSTANT | {"num_epochs": 3}, True, "was 4 and is 3. Give another"),
         ({}, {"num_epochs": 9, "seed": 1}, True, "seed was 0 and is 1. Give another"),
         ({}, {"num_steps": 99}, True, "num_steps was None and is 99. Give another"),
+        ({"num_steps": 9}, {"num_steps": 9, "num_epochs": 7}, False, None),
     ],
 )
 def test_a_longer_training_may_go_on(tmp_path, before, now, extend, refused):
@@ -129,7 +130,9 @@ def test_a_longer_training_may_go_on(tmp_path, before, now, extend, refused):
         pass
     written = wd.read_json(tmp_path / wd.CONFIG)
     length = {name: wd.to_json(tiny_config(before))[name] for name in wd.LENGTH}
-    assert written.pop(wd.HISTORY) == [{"until_step": 20} | length]
+    is_longer = wd.differences(wd.to_json(tiny_config(before)), wd.to_json(config))
+    history = [{"until_step": 20} | length] if is_longer else []
+    assert written.pop(wd.HISTORY, []) == history
     assert written == wd.to_json(config)
     with wd.opened(tmp_path, config):  # by now it is the run's own config
         pass
@@ -150,3 +153,16 @@ def test_a_summary_counts_if_it_is_of_the_config(tmp_path):
     ):
         wd.write_json(tmp_path / wd.SUMMARY, summary)
         assert wd.read_summary(tmp_path, config) == (summary if counts else None)
+
+
+def test_a_config_without_fields_is_that_of_the_defaults(tmp_path):
+    wd.write_json(tmp_path / wd.CONFIG, {})
+    with pytest.raises(ValueError, match=r"config\.batch_size was 128 and is 64"):
+        wd.check(tmp_path, tiny_config(), overwrite=False)
+    defaults = tiny_config({"num_epochs": 99})
+    wd.write_json(
+        tmp_path / wd.CONFIG,
+        {k: v for k, v in wd.to_json(defaults).items() if k != "num_epochs"},
+    )
+    with pytest.raises(ValueError, match=r"num_epochs was 10 and is 99\. --extend"):
+        wd.check(tmp_path, defaults, overwrite=False)

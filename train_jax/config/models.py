@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import resnet_jax
 import vit_jax
@@ -107,17 +108,12 @@ def count_parameters(params: Any) -> int:
 def kernel_sums(params: Any) -> dict[str, int]:
     """Map each kernel to a number that is another one once the kernel has changed.
 
-    Args:
-        params: parameters, on any devices.
+    Of a kernel that several devices share, the share of one of them counts.
     """
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
     kernels = {k: v for k, v in flat.items() if k.endswith("kernel")}
-    sums = jax.jit(lambda tree: jax.tree.map(_sum_of_bits, tree))(kernels)
-    return {name: int(total) for name, total in jax.device_get(sums).items()}
-
-
-def _sum_of_bits(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.uint32).sum(dtype=jnp.uint32)
+    shares = jax.device_get({k: v.addressable_data(0) for k, v in kernels.items()})
+    return {k: int(v.view(np.uint32).sum(dtype=np.uint32)) for k, v in shares.items()}
 
 
 # Of these, the parts are listed.

@@ -131,18 +131,16 @@ def _no_leftovers(builder: Any) -> Iterator[None]:
     before |= set(downloads.rglob("*.tmp.*"))
     try:
         yield
-    except BaseException:
-        unfinished = [*downloads.rglob("*.tmp.*")]
-        # The note of which config is the default, unless a config is prepared.
-        unfinished += [] if prepared_names(builder.name, root) else [note]
-        for path in unfinished:
-            if path not in before:
+    finally:
+        if not (pathlib.Path(builder.data_dir) / "dataset_info.json").is_file():
+            # The note of which config is the default, unless a config is prepared.
+            notes = [] if prepared_names(builder.name, root) else [note]
+            for path in {*downloads.rglob("*.tmp.*"), *notes} - before:
                 shutil.rmtree(path, ignore_errors=True)
-        for path in folders:
-            if path not in before:
-                with contextlib.suppress(OSError):  # Not empty, or never made.
-                    path.rmdir()
-        raise
+            for path in folders:
+                if path not in before:
+                    with contextlib.suppress(OSError):  # Not empty, or never made.
+                        path.rmdir()
 
 
 def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:

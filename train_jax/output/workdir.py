@@ -117,9 +117,10 @@ def _check_extension(
 
 def _is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether a run's length, in the unit that counts in both, has grown."""
-    if before.get("num_steps") is None and now["num_steps"] is None:
+    before = {name: before.get(name, FIELDS[name][0]) for name in LENGTH}
+    if before["num_steps"] is None and now["num_steps"] is None:
         return now["num_epochs"] > before["num_epochs"]
-    if before.get("num_steps") is None or now["num_steps"] is None:
+    if before["num_steps"] is None or now["num_steps"] is None:
         return False
     return now["num_steps"] > before["num_steps"]
 
@@ -214,8 +215,8 @@ def prepare(workdir: pathlib.Path, config: Config, *, overwrite: bool) -> None:
     if (workdir / CONFIG).exists():
         before = read_json(workdir / CONFIG)
         history = before.pop(HISTORY, [])
-        length = {name: before.get(name) for name in sorted(LENGTH)}
-        if any(now[name] != value for name, value in length.items()):
+        if differences(before, now):
+            length = {name: before.get(name) for name in sorted(LENGTH)}
             saved = (workdir / CHECKPOINTS).glob("[0-9]*")
             steps = [int(path.name) for path in saved if path.name.isdecimal()]
             history.append({"until_step": max(steps, default=0), **length})
