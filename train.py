@@ -50,7 +50,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
                 processes.join(
                     options.coordinator, options.num_processes, options.process_id
                 )
-                compiler.keep_compiled_programs()
+                compiler.enable_compilation_cache()
                 if not processes.is_main():
                     cli.silence_stdout()
                 summary = (
@@ -64,16 +64,16 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
             print("train.py: stopped before the training began", file=sys.stderr)
             return cli.STOPPED
         except ValueError as error:
-            cli.complain("train.py", error)
+            cli.print_error("train.py", error)
             return 2
         try:
             if summary is None:
                 summary = loop.train_and_evaluate(ready, stop_request, **how)
         except WorkdirError as error:
-            cli.complain("train.py", error)
+            cli.print_error("train.py", error)
             return 2
         except loop.Failed as error:
-            cli.complain("train.py", error)
+            cli.print_error("train.py", error)
             return cli.FAILED
         except loop.Stopped as stopped:
             print(f"train.py: {stopped}", file=sys.stderr)

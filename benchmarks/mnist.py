@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import commands
 from benchmarks.timing import Timing
-from train_jax.data import Split, load
+from train_jax.data import ImageSplit, load
 
 _TARGET = 0.977
 _NUM_EPOCHS = 3  # of configs/vit_mnist.py; the target is reached earlier
@@ -93,7 +93,7 @@ def _write_data(path: pathlib.Path, name: str) -> int:
     arrays = {}
     for base in ("train", "test"):
         split = load(name, base)
-        assert isinstance(split, Split)
+        assert isinstance(split, ImageSplit)
         arrays[f"{base}_image"] = split.image_BHWC[..., 0]
         arrays[f"{base}_label"] = split.label_B
     np.savez(path, **arrays)

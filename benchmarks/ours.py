@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.cases import Case
 from train_jax.config.config import resolve
-from train_jax.data import Split
+from train_jax.data import ImageSplit
 from train_jax.devices import sharding
 from train_jax.run.epoch import EpochRunner
 from train_jax.run.experiment import Experiment, make_model, make_task
@@ -29,7 +29,7 @@ def make_experiment(
     num_examples, num_classes = case.batch_size * 8, case.num_classes
     generator = np.random.default_rng(0)
     names = tuple(map(str, range(num_classes)))
-    split = Split(
+    split = ImageSplit(
         generator.integers(0, 256, (num_examples, *case.image_shape), dtype=np.uint8),
         generator.integers(0, num_classes, num_examples).astype(np.int32),
         num_classes,

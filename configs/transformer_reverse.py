@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
                 "name": "transformer",
                 "width": 64,
                 "num_heads": 2,
-                "mlp_size": 128,
+                "mlp_dim": 128,
                 "encoder_depth": 1,
                 "decoder_depth": 1,
             },

@@ -115,7 +115,7 @@ def transformer(
     masks: dict[str, str],
     width: int,
     num_heads: int,
-    mlp_size: int,
+    mlp_dim: int,
     depth: int,
 ) -> Record:
     """Record `Transformer`."""
@@ -126,9 +126,7 @@ def transformer(
 
     with warnings.catch_warnings():  # of a fast path that pre-norm cannot take
         warnings.filterwarnings("ignore", "enable_nested_tensor", UserWarning)
-        module = nn.Transformer(
-            width, num_heads, depth, depth, mlp_size, **_layer(norm)
-        )
+        module = nn.Transformer(width, num_heads, depth, depth, mlp_dim, **_layer(norm))
     num_source = 7 if masks else 5
     tokens = {
         "source": _normal(rng, 2, num_source, width),

@@ -68,7 +68,7 @@ DECODER_BLOCK = {
     for norm in ("pre", "post")
     for name, masks in _decoder_masks.items()
 }
-_small = {"width": 8, "num_heads": 2, "mlp_size": 12, "depth": 1}
+_small = {"width": 8, "num_heads": 2, "mlp_dim": 12, "depth": 1}
 TRANSFORMER = {
     f"transformer_{norm}_{name}": {"norm": norm, "masks": masks, **_small}
     for norm in ("pre", "post")
@@ -79,7 +79,7 @@ TRANSFORMER = {
         "masks": {},
         "width": 16,
         "num_heads": 4,
-        "mlp_size": 32,
+        "mlp_dim": 32,
         "depth": 2,
     },
 }

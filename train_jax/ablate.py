@@ -75,7 +75,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     try:
         with stop_request.interrupting():
             processes.check_devices()
-            compiler.keep_compiled_programs()
+            compiler.enable_compilation_cache()
             trials = plan(options.config, overrides, workdir)
             held = lock.acquire(workdir)
     except KeyboardInterrupt:
@@ -83,10 +83,10 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         return cli.STOPPED
     except OSError as error:
         reason = f"--workdir {str(workdir)!r} cannot be written: {error.strerror}"
-        cli.complain(_PROGRAM, ValueError(reason))
+        cli.print_error(_PROGRAM, ValueError(reason))
         return 2
     except ValueError as error:
-        cli.complain(_PROGRAM, error)
+        cli.print_error(_PROGRAM, error)
         return 2
     try:
         with contextlib.closing(held):
@@ -97,7 +97,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
         return cli.STOPPED
     except (loop.Failed, wd.WorkdirError, OSError) as error:
-        cli.complain(_PROGRAM, error)
+        cli.print_error(_PROGRAM, error)
         return cli.FAILED
     return 0
 

@@ -24,7 +24,7 @@ from train_jax.devices.folders import local_path
 from train_jax.learning.augment import normalize
 from train_jax.output import plots
 from train_jax.output import workdir as wd
-from train_jax.run.trained import TrainedModel, load_trained
+from train_jax.run.trained import TrainedRun, load_model
 from train_jax.tasks import Classification
 from vit_jax.interpret import (
     attention_rollout,
@@ -55,17 +55,17 @@ def _run(arguments: list[str]) -> int:
     cli.silence_libraries()
     try:
         processes.check_devices()
-        compiler.keep_compiled_programs()
+        compiler.enable_compilation_cache()
         workdir = local_path(options.workdir, "--workdir")
         out = local_path(options.out, "--out") if options.out else workdir / wd.PLOTS
         file = None if options.file is None else local_path(options.file, "--file")
-        trained = load_trained(workdir, run=options.run, which=options.checkpoint)
+        trained = load_model(workdir, run=options.run, which=options.checkpoint)
         explainer = Explainer(trained)
         images = explainer.choose(options.images, file)
         explainer.check(options.layer, options.head)
         sample_BHWC = explainer.test.image_BHWC[:_SAMPLE] if file is None else None
     except (OSError, ValueError) as error:
-        cli.complain(_PROGRAM, error)
+        cli.print_error(_PROGRAM, error)
         return 2
     names = [f"explain_{name}.png" for name in images]
     try:
@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         reason = f"no pictures can be written to {str(out)!r}: "
         reason += f"{error.strerror or error}; --out names another folder"
-        cli.complain(_PROGRAM, ValueError(reason))
+        cli.print_error(_PROGRAM, ValueError(reason))
         return 2
     for name in names:
         print(out / name)
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 class Explainer:
     """Draws what a trained ViT makes of images."""
 
-    trained: TrainedModel
+    trained: TrainedRun
 
     def __post_init__(self) -> None:
         """Raise ValueError for a model that attends to no patches."""

@@ -26,7 +26,7 @@ class MlpBlock(nn.Module):
     """Two dense layers with a nonlinearity between them, on each token alone.
 
     Attributes:
-        hidden_size: width F of the hidden layer.
+        mlp_dim: width F of the hidden layer.
         dropout_rate: dropout after the nonlinearity.
         activation: the nonlinearity; by default GELU in its tanh form, as in the
             ViT authors' code.
@@ -36,7 +36,7 @@ class MlpBlock(nn.Module):
     References: arXiv:1706.03762, eq. 2.
     """
 
-    hidden_size: int
+    mlp_dim: int
     dropout_rate: float = 0.0
     activation: Callable[[Array], Array] = nn.gelu
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
@@ -50,10 +50,10 @@ class MlpBlock(nn.Module):
             out_BTD in the compute dtype.
         """
         chex.assert_rank(x_BTD, 3)
-        check_at_least(1, hidden_size=self.hidden_size)
+        check_at_least(1, mlp_dim=self.mlp_dim)
         dropout = Dropout(self.dropout_rate, deterministic=not train)
         dense = functools.partial(Dense, dtype=self.dtype, bias_init=self.bias_init)
-        h_BTF = dense(self.hidden_size, name="hidden")(x_BTD)
+        h_BTF = dense(self.mlp_dim, name="hidden")(x_BTD)
         h_BTF = dropout(self.activation(h_BTF))
         out_BTD = dense(x_BTD.shape[-1], name="out")(h_BTF)
         chex.assert_shape(out_BTD, x_BTD.shape)
@@ -65,7 +65,7 @@ class TransformerModule(nn.Module, kw_only=True):
 
     Attributes:
         num_heads: number of attention heads N; divides the width D.
-        mlp_size: width F of the MLPs' hidden layers; None for no MLPs at all.
+        mlp_dim: width F of the MLPs' hidden layers; None for no MLPs at all.
         activation: the MLPs' nonlinearity.
         mlp_bias_init: what the MLPs' biases start from.
         norm: where LayerNorm stands: "pre", before each sublayer (arXiv:2010.11929),
@@ -81,7 +81,7 @@ class TransformerModule(nn.Module, kw_only=True):
     """
 
     num_heads: int
-    mlp_size: int | None
+    mlp_dim: int | None
     activation: Callable[[Array], Array] = nn.gelu
     mlp_bias_init: nn.initializers.Initializer = nn.initializers.zeros
     norm: str | None = "pre"
@@ -132,11 +132,11 @@ class TransformerModule(nn.Module, kw_only=True):
 
     def _transform(self, x_BTD: Array, *, train: bool) -> Array:
         """Apply the sublayer of the MLP, if there is one."""
-        check_at_least(1, mlp_size=self.mlp_size)
-        if self.mlp_size is None:
+        check_at_least(1, mlp_dim=self.mlp_dim)
+        if self.mlp_dim is None:
             return x_BTD
         mlp = MlpBlock(
-            self.mlp_size,
+            self.mlp_dim,
             dropout_rate=self.dropout_rate,
             activation=self.activation,
             bias_init=self.mlp_bias_init,

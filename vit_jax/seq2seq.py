@@ -58,7 +58,7 @@ class Seq2SeqTransformer(nn.Module):
         vocab_size: number of different tokens V.
         width: width D of an embedded token, even.
         num_heads: number of attention heads; divides the width.
-        mlp_size: width F of the MLPs' hidden layers.
+        mlp_dim: width F of the MLPs' hidden layers.
         encoder_depth: number of blocks of the encoder.
         decoder_depth: number of blocks of the decoder.
         norm: "pre", "post" or None, see `TransformerModule`.
@@ -72,7 +72,7 @@ class Seq2SeqTransformer(nn.Module):
     vocab_size: int
     width: int
     num_heads: int
-    mlp_size: int
+    mlp_dim: int
     encoder_depth: int
     decoder_depth: int
     norm: str | None = "pre"
@@ -84,13 +84,13 @@ class Seq2SeqTransformer(nn.Module):
         """Make the parts that encoding and decoding share."""
         check_rates(self)
         check_at_least(
-            1, vocab_size=self.vocab_size, width=self.width, mlp_size=self.mlp_size
+            1, vocab_size=self.vocab_size, width=self.width, mlp_dim=self.mlp_dim
         )
         self.embedding = nn.Embed(self.vocab_size, self.width, dtype=self.dtype)
         self.dropout = Dropout(self.dropout_rate)
         self.transformer = Transformer(
             num_heads=self.num_heads,
-            mlp_size=self.mlp_size,
+            mlp_dim=self.mlp_dim,
             encoder_depth=self.encoder_depth,
             decoder_depth=self.decoder_depth,
             norm=self.norm,
@@ -162,7 +162,7 @@ class Seq2SeqTransformer(nn.Module):
         )
         return self._logits(x_BTD)
 
-    def lay_out_cache(self, target_BT: Array, memory_BSD: Array) -> None:
+    def init_cache(self, target_BT: Array, memory_BSD: Array) -> None:
         """Prepare `decode_next` for targets of T tokens: fills the collection `cache`.
 
         Args:
@@ -276,7 +276,7 @@ def greedy_decode(
     memory_BSD = model.apply(variables, source_BS, source_mask, method="encode")
     start_BT = jnp.full((batch, num_tokens), start_token, jnp.int32)
     _, cache = model.apply(
-        variables, start_BT, memory_BSD, method="lay_out_cache", mutable=["cache"]
+        variables, start_BT, memory_BSD, method="init_cache", mutable=["cache"]
     )
 
     def decode_next(carry, position_D):

@@ -143,7 +143,7 @@ class Transformer(TransformerModule, kw_only=True):
     """
 
     num_heads: int = 8
-    mlp_size: int | None = 2048
+    mlp_dim: int | None = 2048
     activation: Callable[[Array], Array] = nn.relu
     norm: str | None = "post"
     dropout_rate: float = 0.1

@@ -174,7 +174,7 @@ class ViT(nn.Module):
         return Encoder(
             depth=self.depth,
             num_heads=self.num_heads,
-            mlp_size=None if ratio is None else round(ratio * self.width),
+            mlp_dim=None if ratio is None else round(ratio * self.width),
             activation=_ACTIVATIONS[self.activation],
             mlp_bias_init=mlp_bias_init,
             norm=self.norm,

@@ -25,16 +25,16 @@ def no_cache():
 
 def test_compiled_programs_are_kept(no_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler.keep_compiled_programs()
+    compiler.enable_compilation_cache()
     folder = jax.config.values[CACHE]
     assert folder.startswith(str(tmp_path / "vit-resnet-jax" / "compiled-"))
-    compiler.keep_compiled_programs()
+    compiler.enable_compilation_cache()
     assert jax.config.values[CACHE] == folder
 
 
 def test_a_folder_that_the_user_names_is_used(no_cache, tmp_path):
     jax.config.update(CACHE, str(tmp_path))
-    compiler.keep_compiled_programs()
+    compiler.enable_compilation_cache()
     assert jax.config.values[CACHE] == str(tmp_path)
 
 

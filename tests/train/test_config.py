@@ -77,7 +77,7 @@ def test_resolve_locks_the_config():
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_fields_with_rules(name):
     given = {"model.patch_size": 4, "model.width": 8}
-    given |= {"model.depth": 1, "model.num_heads": 2, "model.mlp_size": 8}
+    given |= {"model.depth": 1, "model.num_heads": 2, "model.mlp_dim": 8}
     given |= {"model.encoder_depth": 1, "model.decoder_depth": 1}
     known = {f"model.{field}" for field in model_fields(name)}
     config = resolve({"model.name": name} | {k: given[k] for k in given if k in known})

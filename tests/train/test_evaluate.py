@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import set_up
-from train_jax.data import Split
+from train_jax.data import ImageSplit
 from train_jax.run.evaluate import Evaluator
 from train_jax.tasks import Classification
 
@@ -24,7 +24,7 @@ class Pixels(nn.Module):
 def _split(count):
     image_BHWC = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 1))
     label_B = np.random.default_rng(1).integers(0, 3, count).astype(np.int32)
-    return Split(image_BHWC.astype(np.uint8), label_B, 3, ("a", "b", "c"))
+    return ImageSplit(image_BHWC.astype(np.uint8), label_B, 3, ("a", "b", "c"))
 
 
 def _evaluator(tmp_path, model):

@@ -18,7 +18,7 @@ from train_jax.config.models import create_model
 from train_jax.output import plots
 from train_jax.output import workdir as wd
 from train_jax.run import loop
-from train_jax.run.trained import load_trained
+from train_jax.run.trained import load_model
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 
 def test_a_trained_model_is_the_one_that_was_tested(run):
-    trained = load_trained(run)
+    trained = load_model(run)
     test = trained.load_test()
     assert trained.step == 5
     assert trained.model.attention_implementation == "own"
@@ -46,7 +46,7 @@ def test_a_trained_model_is_the_one_that_was_tested(run):
 
 def test_a_checkpoint_is_chosen_by_name(run, capsys):
     for which in ("last", "best", "5"):
-        assert load_trained(run, which=which).step == 5
+        assert load_model(run, which=which).step == 5
     assert explain.main(["--workdir", str(run), "--checkpoint", "7"]) == 2
     assert capsys.readouterr().err == (
         "python -m train_jax.explain: error: --checkpoint must be last, best or the "
@@ -94,7 +94,7 @@ def test_an_image_from_a_file(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         plots, "plot_explanation", lambda image, *args, **kwargs: drawn.append(image)
     )
-    expected_HWC = load_trained(run).load_test().image_BHWC[5]
+    expected_HWC = load_model(run).load_test().image_BHWC[5]
     pixels = np.repeat(expected_HWC, 3, axis=-1)
     matplotlib.image.imsave(tmp_path / "five.png", pixels)
     arguments = ["--workdir", str(run), "--file", str(tmp_path / "five.png")]
@@ -112,7 +112,7 @@ def test_16_bits_are_rounded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         plots, "plot_explanation", lambda image, *args, **kwargs: drawn.append(image)
     )
-    expected_HWC = load_trained(run).load_test().image_BHWC[5]
+    expected_HWC = load_model(run).load_test().image_BHWC[5]
     wide_HWC = np.clip(expected_HWC.astype(int) * 257 + 128, 0, 65535)
     file = tmp_path / "five.tif"
     file.write_bytes(cv2.imencode(".tif", wide_HWC.astype(np.uint16))[1].tobytes())
@@ -129,7 +129,7 @@ def test_a_file_leaves_the_pictures_of_test_images_alone(run, tmp_path, capsys):
         str(out / f"{name}.png")
         for name in ("explain_0", "attention_distance", "position_similarity")
     ]
-    test = load_trained(run).load_test()
+    test = load_model(run).load_test()
     file = _write_image(tmp_path / "0.png", test.image_BHWC[5])
     assert explain.main([*arguments, "--file", str(file)]) == 0
     assert capsys.readouterr().out.split() == [str(out / "explain_file_0.png")]
@@ -149,7 +149,7 @@ def test_a_file_leaves_the_pictures_of_test_images_alone(run, tmp_path, capsys):
     ],
 )
 def test_any_name_of_a_file(run, tmp_path, capsys, stem, expected):
-    test = load_trained(run).load_test()
+    test = load_model(run).load_test()
     file = _write_image(tmp_path / f"{stem}.png", test.image_BHWC[5])
     out = tmp_path / "out"
     flags = ["--workdir", str(run), "--file", str(file), "--out", str(out)]
@@ -161,7 +161,7 @@ def test_any_name_of_a_file(run, tmp_path, capsys, stem, expected):
 
 def test_the_home_folder_is_expanded(run, monkeypatch):
     monkeypatch.setenv("HOME", str(run.parent))
-    test = load_trained(run).load_test()
+    test = load_model(run).load_test()
     _write_image(run.parent / "five.png", test.image_BHWC[5])
     flags = ["--workdir", "~/run", "--file", "~/five.png", "--out", "~/pictures"]
     assert explain.main(flags) == 0
@@ -273,6 +273,6 @@ def test_a_model_without_attention(run):
     config = tiny_config(RESNET)
     fields = dict(config.model)
     model = create_model(fields.pop("name"), dtype="float32", num_classes=10, **fields)
-    trained = dataclasses.replace(load_trained(run), config=config, model=model)
+    trained = dataclasses.replace(load_model(run), config=config, model=model)
     with pytest.raises(ValueError, match="must be a ViT to be explained, got 'resnet"):
         explain.Explainer(trained)

@@ -177,7 +177,7 @@ def test_twenty_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path)
         assert [json.loads(x)["step"] for x in lines] == list(range(5, 105, 5))
         step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
         assert step == 100
-        about = checkpoint.read_about(workdir / wd.CHECKPOINTS, step)
+        about = checkpoint.read_metadata(workdir / wd.CHECKPOINTS, step)
         assert about["config"] == config
         assert about["metrics"] == [json.loads(x) for x in lines]
         assert not list(workdir.glob("lock.*"))

@@ -19,7 +19,7 @@ from train_jax.output import report
 from train_jax.output import workdir as wd
 from train_jax.run import loop
 from train_jax.run.runs import Runs
-from train_jax.run.trained import load_trained
+from train_jax.run.trained import load_model
 
 EVERYTHING = {
     "model.dropout_rate": 0.1,
@@ -174,8 +174,8 @@ def test_one_of_several_runs_is_loaded(tmp_path):
     image_BHWC = jnp.asarray(ready.test.image_BHWC[:8]) / 255
     found, expected = (
         np.asarray(trained.model.apply(trained.variables, image_BHWC))
-        for trained in (load_trained(ready.workdir, run=1), load_trained(alone.workdir))
+        for trained in (load_model(ready.workdir, run=1), load_model(alone.workdir))
     )
     np.testing.assert_allclose(found, expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"--run must be in \[0, 1\], got 2"):
-        load_trained(ready.workdir, run=2)
+        load_model(ready.workdir, run=2)

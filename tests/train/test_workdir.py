@@ -94,7 +94,7 @@ def test_metrics_become_those_of_the_checkpoint(tmp_path):
         wd.append_metrics(path, {"step": step})
     with path.open("ab") as file:
         file.write(b'{"step": 2\xff')  # killed while it wrote, and damaged
-    wd.write_metrics(path, [{"step": 5}, {"step": 10}])
+    wd.truncate_metrics(path, [{"step": 5}, {"step": 10}])
     assert path.read_text() == '{"step": 5}\n{"step": 10}\n'
 
 

@@ -132,8 +132,8 @@ def test_the_module_rests_when_it_is_deterministic():
         MultiHeadAttention(
             num_heads=2, dropout_rate=1.5, attention_implementation="xla"
         ),
-        EncoderBlock(num_heads=2, mlp_size=8, dropout_rate=1.5),
-        EncoderBlock(num_heads=2, mlp_size=8, attention_dropout_rate=1.5),
+        EncoderBlock(num_heads=2, mlp_dim=8, dropout_rate=1.5),
+        EncoderBlock(num_heads=2, mlp_dim=8, attention_dropout_rate=1.5),
     ],
     ids=["dropout", "attention", "block", "block's attention"],
 )

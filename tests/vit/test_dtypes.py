@@ -37,7 +37,7 @@ TOKENS = np.array([[1, 2, 3, 0], [4, 5, 6, 7]], np.int32)
 _vit = functools.partial(
     ViT, num_classes=3, patch_size=4, width=16, depth=2, num_heads=2
 )
-_stack = {"num_heads": 2, "mlp_size": 8}
+_stack = {"num_heads": 2, "mlp_dim": 8}
 _depths = {"encoder_depth": 1, "decoder_depth": 1}
 _rates = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 _sequences = functools.partial(

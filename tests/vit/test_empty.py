@@ -29,7 +29,7 @@ X = jnp.ones((0, 5, 16))
 TOKENS = jnp.ones((0, 4), jnp.int32)
 
 _vit = functools.partial(ViT, 3, patch_size=4, width=16, depth=2, num_heads=2)
-_stack = {"num_heads": 2, "mlp_size": 8}
+_stack = {"num_heads": 2, "mlp_dim": 8}
 _depths = {"encoder_depth": 1, "decoder_depth": 1}
 _sequences = functools.partial(Seq2SeqTransformer, 8, 16, **_stack, **_depths)
 MODELS = {

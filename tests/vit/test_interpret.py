@@ -87,7 +87,7 @@ def test_captured_weights_are_softmax_of_queries_and_keys():
 
 
 def test_the_weights_of_a_decoder_are_found_by_their_path():
-    model = Transformer(num_heads=2, mlp_size=8, encoder_depth=1, decoder_depth=2)
+    model = Transformer(num_heads=2, mlp_dim=8, encoder_depth=1, decoder_depth=2)
     source_BSD, target_BTD = modules.normal(2, 6, 4), modules.normal(2, 3, 4)
     variables = modules.variables(model, source_BSD, target_BTD)
 
@@ -169,7 +169,7 @@ def test_similarity_of_positions_is_a_cosine():
 
 
 def test_a_pattern_that_finds_nothing_is_an_error():
-    encoder = Encoder(depth=2, num_heads=2, mlp_size=8)
+    encoder = Encoder(depth=2, num_heads=2, mlp_dim=8)
     x_BTD = jnp.ones((1, 3, 4))
     variables = encoder.init(jax.random.key(0), x_BTD)
     with pytest.raises(ValueError, match="one of block_0/attention, block_1/attention"):
@@ -183,7 +183,7 @@ class _Twice(nn.Module):
     scan: bool = False
 
     def setup(self) -> None:
-        self.encoder = Encoder(depth=2, num_heads=2, mlp_size=8, scan=self.scan)
+        self.encoder = Encoder(depth=2, num_heads=2, mlp_dim=8, scan=self.scan)
 
     def __call__(self, x_BTD, *, train: bool = False):
         return self.encoder(self.encoder(x_BTD, train=train), train=train)
@@ -193,7 +193,7 @@ class _Twice(nn.Module):
 def test_a_layer_that_is_called_twice_stands_there_twice(scan):
     model, x_BTD = _Twice(scan=scan), modules.normal(1, 3, 4)
     variables = modules.variables(model, x_BTD)
-    once = Encoder(depth=2, num_heads=2, mlp_size=8, scan=scan)
+    once = Encoder(depth=2, num_heads=2, mlp_dim=8, scan=scan)
     params = {"params": variables["params"]["encoder"]}
     inputs = (x_BTD, once.apply(params, x_BTD))
     first, second = (

@@ -25,7 +25,7 @@ def _expected(x_BTD: jax.Array, epsilon: float = 1e-6) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_shifted_tokens_are_normalised_as_in_float64(offset, dtype):
     x_BTD = (normal(64, 1, 192) + offset).astype(dtype)
-    encoder = Encoder(depth=0, num_heads=1, mlp_size=8, dtype=dtype)
+    encoder = Encoder(depth=0, num_heads=1, mlp_dim=8, dtype=dtype)
     variables = encoder.init(jax.random.key(0), x_BTD)
     out_BTD = apply(encoder, variables, x_BTD)
     assert out_BTD.dtype == dtype
@@ -39,7 +39,7 @@ def test_shifted_tokens_are_normalised_as_in_float64(offset, dtype):
 
 def test_bfloat16_input_is_normalised_after_it_is_rounded():
     x_BTD = normal(64, 1, 192) + 300
-    encoder = Encoder(depth=0, num_heads=1, mlp_size=8, dtype=jnp.bfloat16)
+    encoder = Encoder(depth=0, num_heads=1, mlp_dim=8, dtype=jnp.bfloat16)
     variables = encoder.init(jax.random.key(0), x_BTD)
     expected = _expected(x_BTD.astype(jnp.bfloat16))
     out_BTD = np.asarray(apply(encoder, variables, x_BTD), np.float64)
@@ -76,7 +76,7 @@ def test_epsilon_is_positive(epsilon):
     x, one = jnp.ones((2, 4)), jnp.ones(4)
     with pytest.raises(ValueError, match=r"^epsilon must be greater than 0, got "):
         layer_norm(x, one, one, epsilon=epsilon)
-    encoder = Encoder(depth=1, num_heads=1, mlp_size=8, norm_epsilon=epsilon)
+    encoder = Encoder(depth=1, num_heads=1, mlp_dim=8, norm_epsilon=epsilon)
     with pytest.raises(ValueError, match=r"^norm_epsilon must be greater than 0, got"):
         modules.shapes(encoder, 2, 3, 4)
 

@@ -65,7 +65,7 @@ def test_encoder_block_matches_torch(source, name, case):
     record = parity.read(source, name)
     mask = _mask(record)
     assert (mask is not None) == (case["mask"] is not None)
-    module = EncoderBlock(num_heads=4, mlp_size=24, **_fields(case["norm"]))
+    module = EncoderBlock(num_heads=4, mlp_dim=24, **_fields(case["norm"]))
 
     def encode(params, x_BTD):
         return module.apply({"params": params}, x_BTD, mask), None
@@ -77,7 +77,7 @@ def test_encoder_block_matches_torch(source, name, case):
 def test_decoder_block_matches_torch(source, name, case):
     record = parity.read(source, name)
     masks = _masks(record, case["masks"])
-    module = DecoderBlock(num_heads=2, mlp_size=12, **_fields(case["norm"]))
+    module = DecoderBlock(num_heads=2, mlp_dim=12, **_fields(case["norm"]))
 
     def decode(params, x_BTD, memory_BSD):
         masks_of_block = (masks["target"], masks["memory"])
@@ -94,7 +94,7 @@ def test_transformer_matches_torch(source, name, case):
     masks = _masks(record, case["masks"])
     module = Transformer(
         num_heads=case["num_heads"],
-        mlp_size=case["mlp_size"],
+        mlp_dim=case["mlp_dim"],
         encoder_depth=case["depth"],
         decoder_depth=case["depth"],
         causal=False,

@@ -24,7 +24,7 @@ def _model(**fields) -> tuple[Seq2SeqTransformer, dict]:
         vocab_size=8,
         width=16,
         num_heads=4,
-        mlp_size=24,
+        mlp_dim=24,
         encoder_depth=1,
         decoder_depth=2,
         **fields,

@@ -22,11 +22,11 @@ from vit_jax import (
 
 X_BTD = normal(2, 5, 16)
 MEMORY_BSD = normal(2, 7, 16, seed=1)
-STACK = {"num_heads": 4, "mlp_size": 24, "depth": 2}
+STACK = {"num_heads": 4, "mlp_dim": 24, "depth": 2}
 
 
 def _block(**fields) -> tuple[EncoderBlock, dict]:
-    module = EncoderBlock(num_heads=4, mlp_size=24, **fields)
+    module = EncoderBlock(num_heads=4, mlp_dim=24, **fields)
     return module, modules.variables(module, X_BTD)
 
 
@@ -142,7 +142,7 @@ def test_encoder_block_computes_in_bfloat16_with_float32_parameters():
 
 
 @pytest.mark.parametrize(
-    "module", [EncoderBlock(num_heads=4, mlp_size=24), MlpBlock(24)]
+    "module", [EncoderBlock(num_heads=4, mlp_dim=24), MlpBlock(24)]
 )
 @pytest.mark.parametrize("shape", [(5, 16), (1, 2, 5, 16)])
 def test_blocks_reject_input_of_other_rank(module, shape):
@@ -191,7 +191,7 @@ def test_a_decoder_joins_a_mask_to_the_causal_one():
 
 
 def test_a_decoder_attends_to_the_memory_that_its_mask_leaves():
-    decoder = DecoderBlock(num_heads=4, mlp_size=24)
+    decoder = DecoderBlock(num_heads=4, mlp_dim=24)
     variables = modules.variables(decoder, X_BTD, MEMORY_BSD)
     mask = padding_mask(jnp.array([3, 7]), 7)
 
@@ -223,7 +223,7 @@ def test_decoding_token_by_token_equals_decoding_at_once(memory):
 
 def test_transformer_has_the_parameters_of_torch():
     module = Transformer(
-        num_heads=4, mlp_size=32, encoder_depth=2, decoder_depth=2, final_norm=True
+        num_heads=4, mlp_dim=32, encoder_depth=2, decoder_depth=2, final_norm=True
     )
     variables = modules.variables(module, X_BTD, X_BTD)
     leaves = jax.tree.leaves(variables)
@@ -248,7 +248,7 @@ def test_a_block_has_the_parts_that_its_fields_name(norm, residual):
 
 
 def test_a_block_without_mlp_has_attention_alone():
-    module = EncoderBlock(num_heads=4, mlp_size=None)
+    module = EncoderBlock(num_heads=4, mlp_dim=None)
     assert set(modules.variables(module, X_BTD)["params"]) == {
         "attention",
         "attention_norm",
@@ -257,7 +257,7 @@ def test_a_block_without_mlp_has_attention_alone():
 
 def test_blocks_name_the_norms_that_there_are():
     with pytest.raises(ValueError, match="norm must be 'pre', 'post' or None, got"):
-        modules.shapes(EncoderBlock(num_heads=4, mlp_size=8, norm="batch"), X_BTD)
+        modules.shapes(EncoderBlock(num_heads=4, mlp_dim=8, norm="batch"), X_BTD)
 
 
 def _loss_and_gradient(module, params):
@@ -312,7 +312,7 @@ def test_scan_runs_one_block_many_times(remat):
 
 
 def test_scanned_blocks_drop_each_their_own():
-    fields = {**STACK, "mlp_size": None, "dropout_rate": 0.5, "final_norm": False}
+    fields = {**STACK, "mlp_dim": None, "dropout_rate": 0.5, "final_norm": False}
     module = Encoder(**fields, scan=True)
     params = modules.variables(module, X_BTD)["params"]
     # Each of the two blocks adds ones, half of them dropped and the others doubled.
@@ -335,7 +335,7 @@ def test_scanned_blocks_drop_each_their_own():
         {},
         {"norm": "post"},
         {"norm": None, "residual": False},
-        {"mlp_size": None},
+        {"mlp_dim": None},
         {"remat": True},
         {"attention_implementation": "xla"},
         {"scan": True},

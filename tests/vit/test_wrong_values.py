@@ -37,7 +37,7 @@ SOURCE_BS = jnp.asarray([[1, 2, 3], [4, 5, 6]])
 TARGET_BT = jnp.asarray([[7, 1], [7, 2]])
 
 _vit = functools.partial(ViT, patch_size=4, num_heads=2)
-_stack = {"num_heads": 2, "mlp_size": 8}
+_stack = {"num_heads": 2, "mlp_dim": 8}
 
 
 def _sequences(**fields) -> Seq2SeqTransformer:
@@ -96,8 +96,8 @@ def test_images_have_pixels(shape, message):
 @pytest.mark.parametrize(
     "module, message",
     [
-        (MlpBlock(0), "hidden_size must be at least 1, got 0"),
-        (EncoderBlock(num_heads=2, mlp_size=0), "mlp_size must be at least 1, got 0"),
+        (MlpBlock(0), "mlp_dim must be at least 1, got 0"),
+        (EncoderBlock(num_heads=2, mlp_dim=0), "mlp_dim must be at least 1, got 0"),
         (Encoder(depth=-1, **_stack), "depth must be at least 0, got -1"),
         (Encoder(depth=-1, scan=True, **_stack), "depth must be at least 0, got -1"),
         (Decoder(depth=-2, **_stack), "depth must be at least 0, got -2"),
@@ -133,7 +133,7 @@ def test_transformer_names_the_depth_that_is_negative(part):
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"width": -2}, "width must be at least 1, got -2"),
         ({"width": 3, "num_heads": 3}, "width must be even, got 3"),
-        ({"mlp_size": 0}, "mlp_size must be at least 1, got 0"),
+        ({"mlp_dim": 0}, "mlp_dim must be at least 1, got 0"),
     ],
 )
 def test_sequences_reject_fields_out_of_range(fields, message):
@@ -271,7 +271,7 @@ def test_decode_next_ends_where_the_cache_does():
     model, variables = _sequences(), _variables()
     memory_BSD = model.apply(variables, SOURCE_BS, method="encode")
     _, cache = model.apply(
-        variables, TARGET_BT, memory_BSD, method="lay_out_cache", mutable=["cache"]
+        variables, TARGET_BT, memory_BSD, method="init_cache", mutable=["cache"]
     )
 
     def decode_next(cache, token_B):

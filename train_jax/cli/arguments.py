@@ -162,6 +162,6 @@ def silence_libraries() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def complain(program: str, error: Exception) -> None:
+def print_error(program: str, error: Exception) -> None:
     """Say in one line what is wrong."""
     print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -105,7 +105,7 @@ def count_parameters(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def kernel_sums(params: Any) -> dict[str, int]:
+def kernel_checksums(params: Any) -> dict[str, int]:
     """Map each kernel to a number that is another one once the kernel has changed.
 
     Of a kernel that several devices share, the share of one of them counts.

@@ -13,8 +13,8 @@ from train_jax.data import cache, tfds_prepare, tfds_read
 from train_jax.data.digits import load_digits
 from train_jax.data.names import canonical_name as canonical_name
 from train_jax.data.reverse import load_reverse
-from train_jax.data.split import Sequences as Sequences
-from train_jax.data.split import Split as Split
+from train_jax.data.split import ImageSplit as ImageSplit
+from train_jax.data.split import SequenceSplit as SequenceSplit
 from train_jax.data.split import absolute_slice
 from train_jax.data.split import count_shared as count_shared
 from train_jax.data.split import parse_split as parse_split
@@ -23,7 +23,7 @@ from train_jax.devices.folders import local_path
 
 def load(
     name: str, split: str, *, data_dir: str | None = None, manual_dir: str | None = None
-) -> Split | Sequences:
+) -> ImageSplit | SequenceSplit:
     """Load a split of a dataset, or a slice of it.
 
     A TFDS set that is not prepared yet is prepared first, which needs TensorFlow and
@@ -52,14 +52,14 @@ def load_splits(
     *splits: str,
     data_dir: str | None = None,
     manual_dir: str | None = None,
-) -> list[Split | Sequences]:
+) -> list[ImageSplit | SequenceSplit]:
     """Load several splits as `load` does; slices of one are views of the same arrays.
 
     Raises:
         ValueError: see `load`.
     """
     name = canonical_name(name)
-    bases: dict[str, Split | Sequences] = {}
+    bases: dict[str, ImageSplit | SequenceSplit] = {}
     loaded = []
     for split in splits:
         base, start, stop = parse_split(split)
@@ -77,7 +77,7 @@ def is_sequences(name: str) -> bool:
 
 def _load_base(
     name: str, base: str, data_dir: str | None, manual_dir: str | None
-) -> Split | Sequences:
+) -> ImageSplit | SequenceSplit:
     """Load a whole split."""
     if name == "digits":
         return load_digits(base)
@@ -88,7 +88,7 @@ def _load_base(
 
 def _load_tfds(
     name: str, base: str, *, data_dir: str | None, manual_dir: str | None
-) -> Split:
+) -> ImageSplit:
     """Load a whole base split: from the cache, else from the prepared set."""
     root = _data_root(data_dir)
     manual = local_path(manual_dir, "manual_dir") if manual_dir else None

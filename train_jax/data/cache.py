@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from train_jax.data.split import Split
+from train_jax.data.split import ImageSplit
 from train_jax.devices.folders import cache_folder
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
     return cache_folder() / f"{label}-{key}.npz"
 
 
-def read_cache(path: pathlib.Path) -> Split | None:
+def read_cache(path: pathlib.Path) -> ImageSplit | None:
     """Read a cached split; None if there is none, or none that can be read."""
     try:
         # np.load would leave the file open if it finds that it can't read it.
@@ -50,10 +50,10 @@ def read_cache(path: pathlib.Path) -> Split | None:
     ) as error:
         _log.warning("rebuilding the unreadable cache %s (%s)", path, error)
         return None
-    return Split(image_BHWC, label_B, len(names), names)
+    return ImageSplit(image_BHWC, label_B, len(names), names)
 
 
-def write_cache(path: pathlib.Path, data: Split) -> None:
+def write_cache(path: pathlib.Path, data: ImageSplit) -> None:
     """Cache a split for the next start; all or nothing, and never fatal."""
     names = np.array(data.class_names)
     try:

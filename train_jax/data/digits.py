@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from train_jax.data.split import Split, check_split_name
+from train_jax.data.split import ImageSplit, check_split_name
 
 
-def load_digits(base: str) -> Split:
+def load_digits(base: str) -> ImageSplit:
     """Load scikit-learn's 8x8 digits, cut into train and test once and for all."""
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
@@ -18,4 +18,4 @@ def load_digits(base: str) -> Split:
     )
     index_B = train if base == "train" else test
     names = tuple(str(digit) for digit in range(10))
-    return Split(image_BHWC[index_B], label_B[index_B].astype(np.int32), 10, names)
+    return ImageSplit(image_BHWC[index_B], label_B[index_B].astype(np.int32), 10, names)

@@ -1,15 +1,15 @@
-"""Sequences to be reversed: a task for a Transformer that needs no download."""
+"""SequenceSplit to be reversed: a task for a Transformer that needs no download."""
 
 import numpy as np
 
-from train_jax.data.split import Sequences, check_split_name
+from train_jax.data.split import SequenceSplit, check_split_name
 
 _SIZES = {"train": 50_000, "test": 2_000}
 _LENGTH = 16
 _NUM_SYMBOLS = 10
 
 
-def load_reverse(base: str) -> Sequences:
+def load_reverse(base: str) -> SequenceSplit:
     """Draw random sequences of 16 digits; the target is the source back to front."""
     import jax
 
@@ -17,4 +17,4 @@ def load_reverse(base: str) -> Sequences:
     key = jax.random.fold_in(jax.random.key(0), list(_SIZES).index(base))
     shape = (_SIZES[base], _LENGTH)
     source_BS = np.asarray(jax.random.randint(key, shape, 0, _NUM_SYMBOLS))
-    return Sequences(source_BS, source_BS[:, ::-1], _NUM_SYMBOLS)
+    return SequenceSplit(source_BS, source_BS[:, ::-1], _NUM_SYMBOLS)

@@ -12,7 +12,7 @@ _SPLIT = re.compile(rf"([\w-]+)(?:\[({_BOUND})?:({_BOUND})?\])?")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split:
+class ImageSplit:
     """One split of an image-classification set, in memory.
 
     Attributes:
@@ -30,7 +30,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.label_B)
 
-    def __getitem__(self, cut: slice) -> "Split":
+    def __getitem__(self, cut: slice) -> "ImageSplit":
         return dataclasses.replace(
             self, image_BHWC=self.image_BHWC[cut], label_B=self.label_B[cut]
         )
@@ -42,7 +42,7 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sequences:
+class SequenceSplit:
     """One split of a set of sequences and what they turn into, in memory.
 
     Attributes:
@@ -58,7 +58,7 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.source_BS)
 
-    def __getitem__(self, cut: slice) -> "Sequences":
+    def __getitem__(self, cut: slice) -> "SequenceSplit":
         return dataclasses.replace(
             self, source_BS=self.source_BS[cut], target_BT=self.target_BT[cut]
         )

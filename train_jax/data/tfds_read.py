@@ -12,7 +12,7 @@ import numpy as np
 
 from train_jax.data.names import parse_name
 from train_jax.data.quiet import quiet
-from train_jax.data.split import Split, check_split_name
+from train_jax.data.split import ImageSplit, check_split_name
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -82,7 +82,7 @@ def _open(folder: pathlib.Path) -> Any:
         raise OSError(f"its metadata are not readable: {error}") from error
 
 
-def read_prepared(folder: pathlib.Path, base: str) -> Split:
+def read_prepared(folder: pathlib.Path, base: str) -> ImageSplit:
     """Read and decode a whole base split of a prepared set."""
     from google.protobuf import json_format, message
 
@@ -145,7 +145,7 @@ def image_and_label_keys(builder: Any) -> tuple[str, str]:
     )
 
 
-def _decode_split(builder: Any, base: str) -> Split:
+def _decode_split(builder: Any, base: str) -> ImageSplit:
     """Decode the images of a split into one array."""
     info = builder.info
     keys = image_and_label_keys(builder)
@@ -176,7 +176,7 @@ def _decode_split(builder: Any, base: str) -> Split:
             f"label: expected 0 to {num_classes - 1}, got {label_B.min()} to "
             f"{label_B.max()}"
         )
-    return Split(image_BHWC, label_B, num_classes, names)
+    return ImageSplit(image_BHWC, label_B, num_classes, names)
 
 
 def _decode_image(encoded: bytes, channels: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax
 from train_jax.devices.folders import cache_folder, local_path
 
 
-def keep_compiled_programs() -> None:
+def enable_compilation_cache() -> None:
     """Let the next start of a command find what XLA has compiled in this one.
 
     In a folder for this kind of CPU, as XLA compiles for its very instructions;

@@ -129,7 +129,7 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def agree(*values: float) -> list[float]:
+def max_over_processes(*values: float) -> list[float]:
     """Take the largest of each value over all processes."""
     if jax.process_count() == 1:
         return list(values)
@@ -137,7 +137,7 @@ def agree(*values: float) -> list[float]:
     return np.asarray(gathered).max(axis=0).tolist()
 
 
-def on_main(function: Callable[[], object]) -> None:
+def call_on_main(function: Callable[[], object]) -> None:
     """Call a function in process 0 alone; what it refuses, all processes refuse.
 
     Raises:
@@ -160,7 +160,7 @@ def on_main(function: Callable[[], object]) -> None:
             raise ValueError(message.decode(errors="replace"))
 
 
-def from_main(number: int) -> int:
+def broadcast_from_main(number: int) -> int:
     """Take an integer from process 0."""
     if jax.process_count() == 1:
         return number

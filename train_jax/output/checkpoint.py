@@ -59,9 +59,9 @@ class Checkpoints:
         """
         self.directory = directory.absolute()
         self._newest_on_main: int | None = None
-        processes.on_main(self._look_through)
+        processes.call_on_main(self._look_through)
         newest = self._newest_on_main
-        newest = processes.from_main(-1 if newest is None else newest)
+        newest = processes.broadcast_from_main(-1 if newest is None else newest)
         self.newest = None if newest < 0 else newest
         policies = [
             checkpoint_managers.LatestN(keep),
@@ -192,7 +192,7 @@ def find_best(directory: pathlib.Path) -> int | None:
     steps, _ = _look_through(directory)
     return max(
         steps,
-        key=lambda step: (read_about(directory, step)[_SCORE], step),
+        key=lambda step: (read_metadata(directory, step)[_SCORE], step),
         default=None,
     )
 
@@ -217,7 +217,7 @@ def find(directory: pathlib.Path, which: str) -> int | None:
     return int(which)
 
 
-def read_about(directory: pathlib.Path, step: int) -> dict[str, Any]:
+def read_metadata(directory: pathlib.Path, step: int) -> dict[str, Any]:
     """Read what was saved about a complete checkpoint.
 
     Raises:

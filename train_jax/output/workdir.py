@@ -190,7 +190,7 @@ def opened(
 
     with held:
         try:
-            processes.on_main(lock_and_prepare)
+            processes.call_on_main(lock_and_prepare)
         except ValueError as error:
             raise WorkdirError(str(error)) from error
         yield lambda: [each.check() for each in locks]
@@ -286,7 +286,7 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
     return {name: turn(value) for name, value in record.items()}
 
 
-def write_metrics(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:
+def truncate_metrics(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:
     """Make the metrics those that a checkpoint knows; later ones are computed anew."""
     _replace(path, "".join(_lines(records)))
 

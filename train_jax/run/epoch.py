@@ -114,7 +114,7 @@ class EpochRunner:
             started = time.perf_counter()
             state = self.take_steps(stretch, state, order)
             sums = self._sums(state)
-            seconds, is_asked = processes.agree(
+            seconds, is_asked = processes.max_over_processes(
                 time.perf_counter() - started, should_stop()
             )
             step += stretch

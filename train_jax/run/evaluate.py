@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax.data import Sequences, Split
+from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import compiler, sharding
 from train_jax.run.experiment import Experiment
 
@@ -49,7 +49,7 @@ class Evaluator:
             out_shardings=sharding.replicated(experiment.mesh),
         )
 
-    def __call__(self, variables: Any, split: Split | Sequences) -> Evaluation:
+    def __call__(self, variables: Any, split: ImageSplit | SequenceSplit) -> Evaluation:
         """Run the models over a split.
 
         The last batch is filled up with zeros, whose results are cut off.

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from train_jax import data
 from train_jax.config.config import FIELDS, MOST_STEPS, Config
 from train_jax.config.models import create_model, init_variables
-from train_jax.data import Sequences, Split
+from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import compiler, processes, sharding
 from train_jax.learning import optim
 from train_jax.learning.augment import channel_statistics
@@ -50,9 +50,9 @@ class Experiment:
 
     config: Config
     workdir: pathlib.Path
-    train: Split | Sequences
-    val: Split | Sequences
-    test: Split | Sequences
+    train: ImageSplit | SequenceSplit
+    val: ImageSplit | SequenceSplit
+    test: ImageSplit | SequenceSplit
     task: Task
     model: nn.Module
     runs: Runs
@@ -150,7 +150,7 @@ def set_up(
         wd.check_free(workdir)
         wd.check(workdir, config, overwrite=overwrite, extend=extend)
 
-    processes.on_main(check_folder)
+    processes.call_on_main(check_folder)
     runs = Runs.of(config)
     mesh = sharding.make_mesh(len(runs))
     _check_without_data(config, num_devices=mesh.shape[sharding.DATA_AXIS])
@@ -201,7 +201,7 @@ def _check_without_data(config: Config, *, num_devices: int) -> None:
         make_model(config, Classification((side, side, 1), ("any",), (0.5,), (0.5,)))
 
 
-def load_splits(config: Config) -> list[Split | Sequences]:
+def load_splits(config: Config) -> list[ImageSplit | SequenceSplit]:
     """Load the training, validation and test split; warn where they overlap."""
     cuts = [config.dataset[name] for name in SPLITS]
     wholes = [data.parse_split(cut)[0] for cut in cuts]
@@ -220,7 +220,7 @@ def load_splits(config: Config) -> list[Split | Sequences]:
     return [train, val, test]
 
 
-def load(config: Config, *splits: str) -> list[Split | Sequences]:
+def load(config: Config, *splits: str) -> list[ImageSplit | SequenceSplit]:
     """Load splits of the config's dataset."""
     dataset = config.dataset
     load_splits = functools.partial(
@@ -232,7 +232,7 @@ def load(config: Config, *splits: str) -> list[Split | Sequences]:
     )
     if jax.process_count() > 1:
         # One process prepares a set that is not there yet; the others read it then.
-        processes.on_main(load_splits)
+        processes.call_on_main(load_splits)
     return load_splits()
 
 
@@ -282,9 +282,9 @@ def make_init(
     return init
 
 
-def make_task(config: Config, train: Split | Sequences) -> Task:
+def make_task(config: Config, train: ImageSplit | SequenceSplit) -> Task:
     """Find out from the data what there is to do."""
-    if isinstance(train, Split):
+    if isinstance(train, ImageSplit):
         image_shape = train.image_BHWC.shape[1:]
         mean, std = _statistics(config, image_shape[-1])
         side = min(image_shape[:2])

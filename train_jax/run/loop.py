@@ -14,7 +14,7 @@ from train_jax.config.config import Config
 from train_jax.config.models import (
     count_parameters,
     init_variables,
-    kernel_sums,
+    kernel_checksums,
     list_layers,
 )
 from train_jax.devices import processes, sharding
@@ -96,9 +96,9 @@ def read_finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | Non
     Process 0 decides; in the others the summary is empty.
     """
     found: list[dict[str, Any] | None] = []
-    processes.on_main(lambda: found.append(wd.read_summary(workdir, config)))
+    processes.call_on_main(lambda: found.append(wd.read_summary(workdir, config)))
     result = found[0] if found else None
-    (is_finished,) = processes.agree(result is not None)
+    (is_finished,) = processes.max_over_processes(result is not None)
     if not is_finished:
         return None
     print("this run is finished already")
@@ -112,7 +112,7 @@ def _to_test(
     if experiment.config.test_checkpoint == "best":
         checkpoints.wait()
         best = checkpoint.find_best(checkpoints.directory) or state.steps_done
-        step = processes.from_main(best)
+        step = processes.broadcast_from_main(best)
         if step != state.steps_done:
             state = _restore(experiment, checkpoints.directory, step)
     return state.steps_done, state.eval_variables
@@ -195,7 +195,7 @@ def _start(
     if step is None:
         about = {"epoch_seconds": 0.0, "metrics": []}
         return experiment.first_state(), about
-    about = checkpoint.read_about(checkpoints.directory, step)
+    about = checkpoint.read_metadata(checkpoints.directory, step)
     # How long to train is the folder's matter: see `workdir.check`.
     changes = wd.differences(
         about["config"], wd.to_json(experiment.config), but=wd.LENGTH
@@ -233,9 +233,9 @@ def _train(
         print(f"resuming after step {step} of {total_steps}")
     records = about["metrics"]
     check_lock()
-    wd.write_metrics(experiment.workdir / wd.METRICS, records)
+    wd.truncate_metrics(experiment.workdir / wd.METRICS, records)
     runner = EpochRunner(experiment, state, seconds=about["epoch_seconds"])
-    kernels = kernel_sums(state.params) if step == 0 else None
+    kernels = kernel_checksums(state.params) if step == 0 else None
     with Report(
         experiment.workdir,
         first_step=step,
@@ -259,9 +259,9 @@ def _train(
                 records.append(wd.plain(record))
                 report.epoch(records[-1])
                 if kernels is not None:
-                    _warn_if_still(kernels, kernel_sums(state.params))
+                    _warn_if_still(kernels, kernel_checksums(state.params))
                     kernels = None
-            is_asked, is_late = processes.agree(
+            is_asked, is_late = processes.max_over_processes(
                 should_stop(), _is_late(experiment, saved_at)
             )
             if is_asked or is_late or step == total_steps or _is_due(experiment, step):

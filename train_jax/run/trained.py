@@ -9,7 +9,7 @@ import jax
 
 from train_jax import tasks
 from train_jax.config.config import Config, resolve
-from train_jax.data import Sequences, Split
+from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run.experiment import load, make_init, make_model
@@ -18,7 +18,7 @@ from train_jax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedModel:
+class TrainedRun:
     """What a run has learnt; all of it from one of its checkpoints.
 
     Attributes:
@@ -35,14 +35,14 @@ class TrainedModel:
     variables: Any
     step: int
 
-    def load_test(self) -> Split | Sequences:
+    def load_test(self) -> ImageSplit | SequenceSplit:
         """Load the split that the model is to be tested on."""
         return load(self.config, self.config.dataset.test_split)[0]
 
 
-def load_trained(
+def load_model(
     workdir: pathlib.Path, *, run: int = 0, which: str = "last"
-) -> TrainedModel:
+) -> TrainedRun:
     """Load a checkpoint of a run.
 
     Args:
@@ -59,7 +59,7 @@ def load_trained(
     if step is None:
         raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
     try:
-        about = checkpoint.read_about(directory, step)
+        about = checkpoint.read_metadata(directory, step)
     except OSError as error:
         raise ValueError(f"checkpoint {step} cannot be read: {error}") from error
     fields = about["config"]
@@ -78,4 +78,4 @@ def load_trained(
     layout = jax.tree.map(lambda _: here, template)
     state = checkpoint.restore(directory, step, template, layout)
     variables = runs.take(state.eval_variables, run)
-    return TrainedModel(config, task, model, variables, step)
+    return TrainedRun(config, task, model, variables, step)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train_jax.config.models import IMAGE_MODELS
-from train_jax.data import Split
+from train_jax.data import ImageSplit
 from train_jax.devices import compiler
 from train_jax.learning.augment import augment_batch, normalize
 from train_jax.learning.step import Batch, cross_entropy
@@ -84,7 +84,7 @@ class Classification:
         self,
         model: nn.Module,
         variables: Any,
-        split: Split,
+        split: ImageSplit,
         output_M: np.ndarray,
         folder: pathlib.Path,
     ) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train_jax.config.models import SEQUENCE_MODELS
-from train_jax.data import Sequences
+from train_jax.data import SequenceSplit
 from train_jax.devices import compiler
 from train_jax.learning.step import Batch, cross_entropy
 from train_jax.output import plots
@@ -80,7 +80,7 @@ class Translation:
         self,
         model: nn.Module,
         variables: Any,
-        split: Sequences,
+        split: SequenceSplit,
         output_M: np.ndarray,
         folder: pathlib.Path,
     ) -> None:
