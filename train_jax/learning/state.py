@@ -1,8 +1,9 @@
-"""All that changes in training, as one immutable pytree."""
+"""The training state: all that changes in training, as one immutable pytree."""
 
 from typing import Any
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +17,15 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: number of steps done, int32 scalar.
-        finite_steps: number of steps until the loss was first not finite, int32 scalar.
+        finite_steps: number of steps before the loss was first not finite, int32
+            scalar.
         epoch_sums: metrics summed over the epoch's steps so far, float32 scalars.
         params: the parameters.
         batch_stats: BatchNorm's running statistics; empty without BatchNorm.
         opt_state: the optimiser's state.
+        label_smoothing: share of the target spread evenly over all classes, float32
+            scalar.
+        ema_decay: decay rate of the moving averages, float32 scalar; None for none.
         ema: moving averages of the parameters and, with BatchNorm, of its running
             statistics: those of the newest parameters do not fit averaged ones. None
             without averaging.
@@ -32,15 +37,23 @@ class TrainState(flax.struct.PyTreeNode):
     params: PyTree
     batch_stats: PyTree
     opt_state: optax.OptState
+    label_smoothing: jax.Array
+    ema_decay: jax.Array | None
     ema: PyTree | None
 
     @classmethod
     def create(
-        cls, variables: PyTree, tx: optax.GradientTransformation, *, ema: bool = False
+        cls,
+        variables: PyTree,
+        tx: optax.GradientTransformation,
+        *,
+        label_smoothing: jax.Array | float = 0.0,
+        ema_decay: jax.Array | float | None = None,
     ) -> "TrainState":
         """Start from a model's initial variables."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         averaged = {"params": params, "batch_stats": batch_stats}
+        has_ema = ema_decay is not None
         return cls(
             step=jnp.zeros((), jnp.int32),
             finite_steps=jnp.zeros((), jnp.int32),
@@ -48,8 +61,10 @@ class TrainState(flax.struct.PyTreeNode):
             params=params,
             batch_stats=batch_stats,
             opt_state=tx.init(params),
+            label_smoothing=jnp.asarray(label_smoothing, jnp.float32),
+            ema_decay=jnp.asarray(ema_decay, jnp.float32) if has_ema else None,
             # A copy: donating the state must not donate one buffer twice.
-            ema=jax.tree.map(jnp.copy, averaged) if ema else None,
+            ema=jax.tree.map(jnp.copy, averaged) if has_ema else None,
         )
 
     @property
@@ -63,3 +78,19 @@ class TrainState(flax.struct.PyTreeNode):
         if self.ema is not None:
             return self.ema
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def count_parameters(params: PyTree) -> int:
+    """Count the scalars in a parameter tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def kernel_checksums(params: PyTree) -> dict[str, int]:
+    """Compute a checksum of each kernel, to see whether it has changed.
+
+    Of a kernel that several devices share, only the part on the first one counts.
+    """
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
+    kernels = {k: v for k, v in flat.items() if k.endswith("kernel")}
+    parts = jax.device_get({k: v.addressable_data(0) for k, v in kernels.items()})
+    return {k: int(v.view(np.uint32).sum(dtype=np.uint32)) for k, v in parts.items()}
