@@ -1,4 +1,4 @@
-"""One training step, and the next step of an epoch: pure, without I/O."""
+"""The training step, and the batch of each step: pure functions, without I/O."""
 
 import functools
 from collections.abc import Callable
@@ -15,24 +15,24 @@ from train_jax.learning.state import TrainState
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]
-# What the model is called with, and the class probabilities it is to find.
+# The model's inputs, and the target: class probabilities (B, Y) or (B, T, V).
 Batch = tuple[tuple[Array, ...], Array]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
 def cross_entropy(logits: Array, target: Array) -> Array:
-    """Cross-entropy in nats: (B, Y) → float32 (B,), or (B, T, Y) → (B, T)."""
+    """Cross-entropy in nats: (B, Y) → float32 (B,), or (B, T, V) → (B, T)."""
     chex.assert_rank(logits, {2, 3})
     chex.assert_equal_shape([logits, target])
-    return optax.softmax_cross_entropy(logits, target)
+    loss = optax.softmax_cross_entropy(logits, target)
+    chex.assert_shape(loss, logits.shape[:-1])
+    return loss
 
 
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     *,
-    label_smoothing: float = 0.0,
-    ema_decay: float | None = None,
     accumulation_steps: int = 1,
     params_sharding: Any = None,
 ) -> TrainStep:
@@ -41,26 +41,20 @@ def make_train_step(
     Args:
         model: takes a batch's inputs and `train`, returns logits.
         tx: the optimiser.
-        label_smoothing: share of the target spread evenly over all classes.
-        ema_decay: of the moving average of parameters and BatchNorm's statistics; none
-            if None. It is ramped up over the first steps, so that the average forgets
-            the initial values.
         accumulation_steps: the batch is passed through the model in that many parts,
             one after another, and their gradients are averaged.
-        params_sharding: how the parameters lie while the gradient is computed, if
-            that is another way than between the steps.
+        params_sharding: sharding of the parameters while the gradient is computed, if
+            it is another one than between the steps.
 
     Returns:
         A function of a state, a batch and a key for dropout. Its metrics are means
-        over the batch, from before the update: `loss`, and `accuracy`, the share of
+        over the batch, before the update: `loss`, and `accuracy`, the share of
         examples that are right in every place.
     """
-
-    gradient = jax.grad(
-        functools.partial(loss_of_batch, model, label_smoothing), has_aux=True
-    )
+    gradient = jax.grad(functools.partial(loss_of_batch, model), has_aux=True)
 
     def train_step(state: TrainState, batch: Batch, key: Array):
+        chex.assert_shape([state.step, state.label_smoothing], ())
         gathered = state
         if params_sharding is not None:
             params = jax.lax.with_sharding_constraint(state.params, params_sharding)
@@ -69,34 +63,57 @@ def make_train_step(
             gradient, accumulation_steps, gathered, batch, key
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay is not None and ema is not None:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            newest = {"params": params, "batch_stats": batch_stats}
-            ema = optax.incremental_update(newest, ema, 1 - decay)
         new_state = state.replace(
             step=state.step + 1,
-            params=params,
+            params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=ema,
         )
+        new_state = new_state.replace(ema=_update_ema(new_state, state.step))
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
         return new_state, metrics
 
     return train_step
 
 
+def _update_ema(state: TrainState, step: Array) -> PyTree | None:
+    """Move the averages towards the newest parameters and statistics.
+
+    The decay rate is ramped up over the first steps, so that the average forgets the
+    initial values.
+    """
+    if state.ema is None:
+        return None
+    decay = jnp.minimum(state.ema_decay, (1 + step) / (10 + step))
+    newest = {"params": state.params, "batch_stats": state.batch_stats}
+    return optax.incremental_update(newest, state.ema, 1 - decay)
+
+
 def loss_of_batch(
     model: nn.Module,
-    label_smoothing: float,
     params: PyTree,
     batch_stats: PyTree,
     batch: Batch,
     key: Array,
+    *,
+    label_smoothing: Array | float = 0.0,
 ) -> tuple[Array, tuple[Metrics, PyTree]]:
-    """Mean loss over the batch; beside it the metrics and BatchNorm's statistics."""
+    """Compute the mean loss over a batch.
+
+    Args:
+        model: takes a batch's inputs and `train`, returns logits like the target.
+        params: its parameters.
+        batch_stats: BatchNorm's running statistics, or an empty dict.
+        batch: inputs, and class probabilities (B, Y) or (B, T, V).
+        key: for dropout.
+        label_smoothing: share of the target spread evenly over all classes.
+
+    Returns:
+        The loss, a scalar; beside it the metrics and the new running statistics.
+    """
     inputs, target = batch
+    chex.assert_rank(target, {2, 3})
+    chex.assert_equal_shape_prefix([*inputs, target], 1)
     logits, updates = model.apply(
         {"params": params, "batch_stats": batch_stats},
         *inputs,
@@ -108,6 +125,7 @@ def loss_of_batch(
     hits = logits.argmax(axis=-1) == target.argmax(axis=-1)
     hits_B = hits.reshape(len(hits), -1).all(axis=-1)
     metrics = {"loss": loss, "accuracy": hits_B.mean()}
+    chex.assert_shape([loss, *metrics.values()], ())
     return loss, (metrics, updates.get("batch_stats", {}))
 
 
@@ -115,6 +133,7 @@ def _accumulate(
     gradient: Callable[..., Any], num_parts: int, state: TrainState, batch: Batch, key
 ) -> tuple[PyTree, tuple[Metrics, PyTree]]:
     """Average gradients and metrics over the parts of the batch, one after another."""
+    gradient = functools.partial(gradient, label_smoothing=state.label_smoothing)
     if num_parts == 1:
         return gradient(state.params, state.batch_stats, batch, key)
 
@@ -141,7 +160,11 @@ def _accumulate(
 
 def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
     """Shuffle the examples' indices for an epoch: int32 (num_examples,)."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+    chex.assert_rank(epoch, 0)
+    epoch_key = jax.random.fold_in(key, epoch)
+    order_M = jax.random.permutation(epoch_key, num_examples)
+    chex.assert_shape(order_M, (num_examples,))
+    return order_M
 
 
 def batch_of_step(
@@ -155,11 +178,16 @@ def batch_of_step(
     batch_sharding: Any,
 ) -> tuple[Batch, Array]:
     """Make the batch of a step, and the key of its dropout; see `make_next_step`."""
+    chex.assert_rank(order_M, 1)
+    chex.assert_shape(step, ())
+    chex.assert_equal_shape_prefix([*examples, order_M], 1)
     batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
     start = step % (order_M.shape[0] // batch_size) * batch_size
     index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
     index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
-    return make_batch(batch_key, *(array[index_B] for array in examples)), dropout_key
+    batch = make_batch(batch_key, *(array[index_B] for array in examples))
+    chex.assert_tree_shape_prefix(batch, (batch_size,))
+    return batch, dropout_key
 
 
 def make_next_step(
@@ -178,7 +206,7 @@ def make_next_step(
         train_step: see `make_train_step`.
         make_batch: (key, *examples) → batch.
         batch_size: number of examples in a batch, over all devices.
-        batch_sharding: where the batch lies.
+        batch_sharding: sharding of the batch.
 
     Returns:
         A pure function (state, examples, order_M, key) → state. The examples are the
@@ -199,6 +227,7 @@ def make_next_step(
         )
         is_first = state.step % (order_M.shape[0] // batch_size) == 0
         new_state, metrics = train_step(state, batch, dropout_key)
+        chex.assert_shape(list(metrics.values()), ())
         is_finite = jnp.isfinite(metrics["loss"]) & (state.finite_steps == state.step)
         return new_state.replace(
             finite_steps=state.finite_steps + is_finite,

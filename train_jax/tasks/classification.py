@@ -101,7 +101,7 @@ class Classification:
             folder / "misclassified.png",
         )
         image_BHWC = split.image_BHWC[:8]
-        weights = compiler.jit(functools.partial(attention_weights, model))(
+        weights = compiler.fast_jit(functools.partial(attention_weights, model))(
             variables,
             normalize(jnp.asarray(image_BHWC), mean=self.mean, std=self.std),
         )

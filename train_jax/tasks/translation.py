@@ -86,7 +86,7 @@ class Translation:
     ) -> None:
         """Draw what each token of the first answer looks at in its source."""
         source_BS, target_BT = split.source_BS[:1], output_M[:1]
-        weights = compiler.jit(
+        weights = compiler.fast_jit(
             functools.partial(
                 attention_weights, model, where="*decoder/block_*/cross_attention"
             )
