@@ -68,10 +68,8 @@ def verified(monkeypatch):
 
 def damage(directory, step, item="state"):
     """Append a byte to the largest file of an item."""
-    files = [path for path in (directory / str(step) / item).rglob("*")]
-    path = max(
-        filter(pathlib.Path.is_file, files), key=lambda path: path.stat().st_size
-    )
+    files = filter(pathlib.Path.is_file, (directory / str(step) / item).rglob("*"))
+    path = max(files, key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes() + b"x")
     return path
 
@@ -103,6 +101,7 @@ def test_start_verifies_only_the_newest(directory, verified):
     checkpoints = checkpoint.Checkpoints(directory, keep=9)
     checkpoints.close()
     assert (checkpoints.newest, verified) == (15, ["15"])
+    assert {path.name for path in directory.iterdir()} == {"5", "10", "15"}
 
 
 def test_start_renames_damaged_newer_checkpoints(directory, verified, capsys):
@@ -134,9 +133,10 @@ def test_start_renames_older_checkpoints_without_a_readable_score(
     assert "5 is damaged: metrics/metrics " in capsys.readouterr().err
 
 
-def test_start_without_any_complete_checkpoint(directory, capsys):
+@pytest.mark.parametrize("item", ["state", "metrics"])
+def test_start_without_any_complete_checkpoint(directory, capsys, item):
     for step in SCORES:
-        damage(directory, step)
+        damage(directory, step, item)
     expected = f"all checkpoints in '{directory}' are damaged; --overwrite starts anew"
     for function in (
         lambda: checkpoint.Checkpoints(directory, keep=9),
@@ -214,11 +214,12 @@ def test_no_checkpoints(tmp_path):
     assert checkpoints.last_good == "there is no checkpoint yet"
 
 
-def test_other_files_are_no_checkpoints(directory):
+def test_other_files_are_no_checkpoints(directory, capsys):
     for name in ("damaged_20", "20.orbax-checkpoint-tmp", "025", "notes"):
         (directory / name).mkdir()
     assert checkpoint.find(directory, "last") == 15
     assert checkpoint.find(directory, "best") == 10
+    assert capsys.readouterr().err == ""
 
 
 def _as_version_0_1(directory, has_checksums):
