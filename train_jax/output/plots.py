@@ -1,12 +1,17 @@
-"""Pictures of a run: curves, confusion matrix, mistakes, attention."""
+"""Plot a run: loss and accuracy curves, confusion matrix, misclassified images."""
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+
+from train_jax.output.attention_plots import plot_attention as plot_attention
+from train_jax.output.attention_plots import (
+    plot_cross_attention as plot_cross_attention,
+)
+from train_jax.output.tiles import draw_tiles
 
 
 def plot_curves(
@@ -14,11 +19,11 @@ def plot_curves(
 ) -> None:
     """Draw loss and accuracy of training and validation over the epochs.
 
-    Of several runs it draws each one's validation, and the mean of the training.
+    For several runs: the validation of each, and the mean of the training.
 
     Args:
         records: the lines of metrics.jsonl.
-        run_names: what each run is called.
+        run_names: one for each run.
         path: the PNG to write.
     """
     training, validation = "training", ["validation"]
@@ -55,7 +60,7 @@ def plot_confusion(
     class_names: Sequence[str],
     path: pathlib.Path,
 ) -> None:
-    """Draw how often each class is taken for each other one.
+    """Draw the confusion matrix: the share of each class predicted as each other.
 
     Args:
         label_M: the true classes.
@@ -95,9 +100,9 @@ def plot_misclassified(
     class_names: Sequence[str],
     path: pathlib.Path,
     *,
-    most: int = 24,
+    max_images: int = 24,
 ) -> None:
-    """Draw the examples that the model is most sure of and wrong about.
+    """Draw the most confident of the wrong predictions.
 
     Args:
         image_MHWC: uint8.
@@ -105,12 +110,12 @@ def plot_misclassified(
         probability_MY: the model's class probabilities.
         class_names: a name for each class.
         path: the PNG to write.
-        most: how many to draw at the most.
+        max_images: how many to draw at most.
     """
     prediction_M = probability_MY.argmax(axis=-1)
     confidence_M = probability_MY.max(axis=-1)
     wrong = np.flatnonzero(prediction_M != label_M)
-    chosen = wrong[np.argsort(-confidence_M[wrong])][:most]
+    chosen = wrong[np.argsort(-confidence_M[wrong])][:max_images]
 
     names = np.asarray(class_names)
     columns = 8
@@ -126,211 +131,5 @@ def plot_misclassified(
             prediction_M[chosen], confidence_M[chosen], label_M[chosen], strict=True
         )
     ]
-    _draw_tiles(figure.subplots(), image_MHWC[chosen], columns, titles)
+    draw_tiles(figure.subplots(), image_MHWC[chosen], columns, titles)
     figure.savefig(path, dpi=120)
-
-
-def plot_attention(
-    image_BHWC: np.ndarray,
-    relevance_BP: np.ndarray,
-    titles: Sequence[str],
-    path: pathlib.Path,
-    *,
-    has_class_token: bool,
-) -> None:
-    """Draw images and, below them, how much attention each of their patches gets.
-
-    Args:
-        image_BHWC: uint8.
-        relevance_BP: of each patch.
-        titles: one for each image.
-        path: the PNG to write.
-        has_class_token: whether it is the class token that attends, or all patches.
-    """
-    batch, height, width, _ = image_BHWC.shape
-    patch_size = round((height * width / relevance_BP.shape[1]) ** 0.5)
-    grid = (height // patch_size, width // patch_size)
-
-    figure = Figure(figsize=(1.5 * batch, 3.6), layout="constrained")
-    reader = "the class token" if has_class_token else "all patches"
-    figure.suptitle(f"Attention of {reader} in the last layer, mean over the heads")
-    axis = figure.subplots()
-    extents = _draw_tiles(axis, [*image_BHWC, *image_BHWC], batch, titles)
-    for relevance_P, extent in zip(relevance_BP, extents[batch:], strict=True):
-        axis.imshow(relevance_P.reshape(grid), cmap="magma", alpha=0.65, extent=extent)
-    figure.savefig(path, dpi=120)
-
-
-def plot_cross_attention(
-    source_S: np.ndarray,
-    target_T: np.ndarray,
-    weights_LNTS: np.ndarray,
-    path: pathlib.Path,
-) -> None:
-    """Draw how much each token of an answer attends to each one of its source.
-
-    Args:
-        source_S: the source's tokens.
-        target_T: the answer's tokens.
-        weights_LNTS: cross-attention weights of every layer and head.
-        path: the PNG to write.
-    """
-    layers, heads = weights_LNTS.shape[:2]
-    figure = Figure(figsize=(3.2 * heads, 3.2 * layers + 0.4), layout="constrained")
-    figure.suptitle("Attention of each decoded token to the source")
-    axes: Any = figure.subplots(layers, heads, squeeze=False)
-    for layer, head in np.ndindex(layers, heads):
-        axis = axes[layer, head]
-        axis.imshow(weights_LNTS[layer, head], cmap="magma", vmin=0, vmax=1)
-        axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
-        axis.set_xticks(range(len(source_S)), source_S.tolist(), fontsize=7)
-        axis.set_yticks(range(len(target_T)), target_T.tolist(), fontsize=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("source")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("decoded")
-    figure.savefig(path, dpi=120)
-
-
-def plot_explanation(
-    image_HWC: np.ndarray,
-    probability_Y: np.ndarray,
-    class_names: Sequence[str],
-    relevance: dict[str, np.ndarray],
-    path: pathlib.Path,
-    *,
-    patch_size: int,
-) -> None:
-    """Draw an image, its patches, what the model takes it for, and what it looks at.
-
-    Args:
-        image_HWC: uint8.
-        probability_Y: the model's class probabilities.
-        class_names: a name for each class.
-        relevance: title → relevance_RC of each patch in rows and columns; sums to 1.
-        path: the PNG to write.
-        patch_size: side of a patch, pixels.
-    """
-    height, width, _ = image_HWC.shape
-    columns = max(4, min(len(relevance), 6))
-    rows = 1 + -(-len(relevance) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
-    grid = figure.add_gridspec(rows, columns)
-
-    axis = figure.add_subplot(grid[0, 0])
-    _show(axis, image_HWC)
-    lines = {"color": "C1", "linewidth": 0.8}
-    for y in range(patch_size, height, patch_size):
-        axis.axhline(y - 0.5, **lines)
-    for x in range(patch_size, width, patch_size):
-        axis.axvline(x - 0.5, **lines)
-    axis.set_title(f"patches of {patch_size}x{patch_size}", fontsize=9)
-    axis.axis("off")
-
-    likeliest = np.argsort(-probability_Y)[:5]
-    axis = figure.add_subplot(grid[0, 1:])
-    axis.barh([class_names[y] for y in likeliest], probability_Y[likeliest])
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.15)
-    axis.set_xticks([0, 0.5, 1])
-    for row, y in enumerate(likeliest):
-        probability = float(probability_Y[y])
-        axis.text(probability + 0.01, row, f"{probability:.1%}", va="center")
-    axis.set_title("probability of the likeliest classes", fontsize=9)
-
-    for number, (title, relevance_RC) in enumerate(relevance.items()):
-        axis = figure.add_subplot(grid[1 + number // columns, number % columns])
-        _show(axis, image_HWC)
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axis.imshow(relevance_RC, cmap="magma", alpha=0.65, extent=extent)
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    figure.savefig(path, dpi=120)
-
-
-def plot_attention_distance(distance_LN: np.ndarray, path: pathlib.Path) -> None:
-    """Draw how far each head of each layer looks.
-
-    Args:
-        distance_LN: pixels.
-        path: the PNG to write.
-    """
-    depth, num_heads = distance_LN.shape
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axis = figure.subplots()
-    layers = np.repeat(np.arange(1, depth + 1), num_heads)
-    axis.plot(layers, distance_LN.ravel(), "o", alpha=0.6)
-    axis.set_xlabel("layer")
-    axis.set_xticks(np.arange(1, depth + 1))
-    axis.set_ylabel("mean attention distance (pixels)")
-    axis.set_title(f"Each of the {num_heads} heads of each layer", fontsize=10)
-    axis.set_ylim(0, 1.1 * distance_LN.max())
-    axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-
-
-def plot_position_similarity(
-    similarity_PP: np.ndarray, grid: tuple[int, int], path: pathlib.Path
-) -> None:
-    """Draw for each patch how alike its position embedding is to all others'.
-
-    Args:
-        similarity_PP: cosines.
-        grid: number of rows and of columns of patches.
-        path: the PNG to write.
-    """
-    rows, columns = grid
-    side = min(0.9, 12 / max(grid))
-    figure = Figure(
-        figsize=(side * columns + 1.6, side * rows + 0.9), layout="constrained"
-    )
-    figure.suptitle("Cosine similarity of position embeddings", fontsize=10)
-    axis = figure.subplots()
-    tiles = similarity_PP.reshape(-1, *grid)
-    _draw_tiles(axis, tiles, columns, cmap="RdBu_r", vmin=-1, vmax=1)
-    figure.supxlabel("column of the patch", fontsize=9)
-    figure.supylabel("row of the patch", fontsize=9)
-    figure.colorbar(axis.images[-1])
-    figure.savefig(path, dpi=120)
-
-
-def _draw_tiles(
-    axis: Any,
-    tiles: Iterable[np.ndarray],
-    columns: int,
-    titles: Sequence[str] = (),
-    **style: Any,
-) -> list[tuple[float, float, float, float]]:
-    """Draw images of one size side by side, row by row.
-
-    In a single axis, as to make and to lay out an axis for each takes far longer.
-
-    Returns:
-        Where each lies: left, right, bottom and top.
-    """
-    axis.axis("off")
-    num_lines = max((title.count("\n") + 1 for title in titles), default=0)
-    above = 0.05 + 0.13 * num_lines
-    extents = []
-    for place, tile in enumerate(tiles):
-        row, column = divmod(place, columns)
-        height = tile.shape[0] / tile.shape[1]
-        left, top = 1.08 * column, (height + above) * row
-        extents.append((left, left + 1, top + height, top))
-        _show(axis, tile, extent=extents[-1], **style)
-        frame = Rectangle((left, top), 1, height, fill=False, linewidth=0.5)
-        axis.add_patch(frame)
-    for title, (left, _, _, top) in zip(titles, extents, strict=False):
-        where = {"ha": "center", "va": "bottom", "fontsize": 9}
-        axis.text(left + 0.5, top - 0.03, title, **where)
-    if extents:
-        axis.set_xlim(-0.02, 1.08 * columns)
-        axis.set_ylim(extents[-1][2] + 0.02, -above)
-    return extents
-
-
-def _show(axis: Any, image: np.ndarray, **style: Any) -> None:
-    """Draw one image, (H, W, C) or (H, W), grey if it has one channel."""
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image, style = image[..., 0], {"cmap": "gray", **style}
-    axis.imshow(image, **style)

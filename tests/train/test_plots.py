@@ -1,0 +1,95 @@
+"""Plots: every one can be drawn for any number of images, classes and runs."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from train_jax.output import attention_plots, plots
+
+GENERATOR = np.random.default_rng(0)
+NAMES = tuple("0123456789")
+
+
+def draw_image(*shape):
+    return GENERATOR.integers(0, 256, shape).astype(np.uint8)
+
+
+def check(path):
+    """The file holds a picture that is not of one colour."""
+    assert matplotlib.image.imread(path).std() > 0.01
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_curves(tmp_path, runs, epochs):
+    records = []
+    for epoch in range(epochs):
+        values = {"epoch": epoch + 1}
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+            values[name] = [0.5, None, 0.1][:runs] if runs > 1 else 0.5
+        records.append(values)
+    names = [f"seed={run}" for run in range(runs)]
+    plots.plot_curves(records, names, tmp_path / "curves.png")
+    check(tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 30, 50])
+def test_confusion_matrix(tmp_path, num_classes):
+    names = [f"class {y}" for y in range(num_classes)]
+    label_M, prediction_M = GENERATOR.integers(0, num_classes, (2, 100))
+    plots.plot_confusion(label_M, prediction_M, names, tmp_path / "confusion.png")
+    check(tmp_path / "confusion.png")
+
+
+@pytest.mark.parametrize("num_wrong", [0, 3, 30])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_misclassified(tmp_path, num_wrong, channels):
+    probability_MY = np.eye(10)[np.arange(40) % 10]
+    label_M = np.arange(40) % 10
+    label_M[:num_wrong] = (label_M[:num_wrong] + 1) % 10
+    image_MHWC = draw_image(40, 8, 6, channels)
+    path = tmp_path / "misclassified.png"
+    plots.plot_misclassified(image_MHWC, label_M, probability_MY, NAMES, path)
+    check(path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_attention_maps_of_images(tmp_path, channels):
+    path = tmp_path / "attention.png"
+    image_BHWC = draw_image(5, 8, 16, channels)
+    titles = ["2", "3", "4", "5", "6\n7"]
+    attention_plots.plot_attention(
+        image_BHWC, GENERATOR.random((5, 8)), titles, path, has_class_token=True
+    )
+    check(path)
+
+
+def test_cross_attention(tmp_path):
+    path = tmp_path / "cross_attention.png"
+    source_S, target_T = np.arange(5), np.arange(4)
+    weights_LNTS = GENERATOR.random((2, 3, 4, 5))
+    attention_plots.plot_cross_attention(source_S, target_T, weights_LNTS, path)
+    check(path)
+
+
+@pytest.mark.parametrize("num_maps", [1, 9])
+def test_explanation(tmp_path, num_maps):
+    path = tmp_path / "explanation.png"
+    relevance = {f"head {i}": GENERATOR.random((2, 3)) for i in range(num_maps)}
+    probability_Y = np.linspace(0, 0.2, 10)
+    attention_plots.plot_explanation(
+        draw_image(8, 12, 1), probability_Y, NAMES, relevance, path, patch_size=4
+    )
+    check(path)
+
+
+def test_attention_distance(tmp_path):
+    path = tmp_path / "distance.png"
+    attention_plots.plot_attention_distance(GENERATOR.random((3, 4)), path)
+    check(path)
+
+
+def test_position_similarity(tmp_path):
+    path = tmp_path / "similarity.png"
+    attention_plots.plot_position_similarity(GENERATOR.random((6, 6)), (2, 3), path)
+    check(path)
