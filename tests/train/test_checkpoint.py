@@ -23,9 +23,11 @@ def make_state(step):
 
 def restore(directory, step):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = jax.eval_shape(make_state, 0)
-    layout = jax.tree.map(lambda _: here, template)
-    return checkpoint.restore(directory, step, template, layout)
+    abstract_state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        jax.eval_shape(make_state, 0),
+    )
+    return checkpoint.restore(directory, step, abstract_state)
 
 
 def save(directory, scores, keep=9):
@@ -78,13 +80,21 @@ def test_state_and_metadata_come_back(directory):
     for step in SCORES:
         chex.assert_trees_all_equal(restore(directory, step), make_state(step))
         assert checkpoint.read_metadata(directory, step) == {"epoch": step / 5}
-    checkpoints = checkpoint.Checkpoints(directory, keep=9)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    layout = jax.tree.map(lambda _: here, make_state(0))
-    state, metadata = checkpoints.restore(10, make_state(0), layout)
+
+
+def test_state_saved_from_many_devices_is_restored_to_one(tmp_path):
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",))
+    sharded = jax.NamedSharding(mesh, jax.P("batch"))
+    state = make_state(3)
+    weight = jnp.arange(64.0 * 64).reshape(64, 64)
+    state["params"] = {"weight": jax.device_put(weight, sharded)}
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(3, state, {})
+    checkpoints.wait()
     checkpoints.close()
-    chex.assert_trees_all_equal(state, make_state(10))
-    assert metadata == {"epoch": 2.0}
+    restored = restore(tmp_path / "checkpoints", 3)
+    chex.assert_trees_all_equal(restored, state)
+    assert len(restored["params"]["weight"].devices()) == 1
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -105,13 +104,6 @@ class Checkpoints:
                 step, args=ocp.args.Composite(**items), metrics={"score": score}
             )
 
-    def restore(
-        self, step: int, template: TrainState, layout: Any
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """Read the state and the metadata of a complete checkpoint; see `restore`."""
-        state = restore(self.directory, step, template, layout)
-        return state, read_metadata(self.directory, step)
-
     def best(self) -> int | None:
         """Find the checkpoint that validated best; see `find`. Call it after `wait`."""
         return _call_on_main(lambda: find(self.directory, "best"))
@@ -174,24 +166,19 @@ def read_metadata(directory: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def restore(
-    directory: pathlib.Path, step: int, template: TrainState, layout: Any
+    directory: pathlib.Path, step: int, abstract_state: TrainState
 ) -> TrainState:
     """Read the state of a complete checkpoint.
 
     Args:
         directory: where the checkpoints lie.
         step: of a complete checkpoint.
-        template: a state, concrete or abstract, of the same structure.
-        layout: tree of shardings, how the arrays are to lie on the devices; they may
-            have lain on any others.
+        abstract_state: shapes, dtypes and shardings of the state; it may have been
+            saved from any other devices.
     """
-    abstract = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        template,
-        layout,
-    )
+    folder = directory.absolute() / str(step) / STATE
     with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        return checkpointer.restore(directory.absolute() / str(step) / STATE, abstract)
+        return checkpointer.restore(folder, abstract_state)
 
 
 def _call_on_main(find_step: Callable[[], int | None]) -> int | None:
