@@ -1,8 +1,7 @@
-"""Draw what a trained ViT looks at: python -m train_jax.explain --workdir RUN."""
+"""Draw the attention maps of a trained ViT: python -m train_jax.explain."""
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import os
 import pathlib
@@ -22,9 +21,9 @@ from train_jax.data.picture import decode_picture
 from train_jax.devices import compiler, processes
 from train_jax.devices.folders import local_path
 from train_jax.learning.augment import normalize
-from train_jax.output import plots
+from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
-from train_jax.run.trained import TrainedRun, load_model
+from train_jax.run.restore import TrainedRun, load_model
 from train_jax.tasks import Classification
 from vit_jax.interpret import (
     attention_rollout,
@@ -33,11 +32,12 @@ from vit_jax.interpret import (
     patch_relevance,
     position_similarity,
 )
+from vit_jax.vit import ViT
 
 _PROGRAM = "python -m train_jax.explain"
 
-# How many test images the heads' distance is averaged over.
-_SAMPLE = 128
+# The attention distance is the mean over so many test images.
+_MAX_IMAGES = 128
 
 
 def main(arguments: list[str]) -> int:
@@ -59,24 +59,28 @@ def _run(arguments: list[str]) -> int:
         workdir = local_path(options.workdir, "--workdir")
         out = local_path(options.out, "--out") if options.out else workdir / wd.PLOTS
         file = None if options.file is None else local_path(options.file, "--file")
-        trained = load_model(workdir, run=options.run, which=options.checkpoint)
-        explainer = Explainer(trained)
-        images = explainer.choose(options.images, file)
-        explainer.check(options.layer, options.head)
-        sample_BHWC = explainer.test.image_BHWC[:_SAMPLE] if file is None else None
+        run = load_model(workdir, run=options.run, which=options.checkpoint)
+        explainer = Explainer(run)
+        explainer.check_layer_and_head(options.layer, options.head)
+        if file is not None:
+            images = {f"file_{_short_stem(file)}": explainer.read_image(file)}
+            test_BHWC = None
+        else:
+            test: Any = run.load_test()  # of images, as the model is a ViT
+            test_BHWC = test.image_BHWC
+            images = _select_images(test_BHWC, options.images)
     except (OSError, ValueError) as error:
         cli.print_error(_PROGRAM, error)
         return 2
     names = [f"explain_{name}.png" for name in images]
     try:
-        with _moved_into(out) as folder:
+        with _temporary_folder(out) as folder:
             for name, image_HWC in zip(names, images.values(), strict=True):
                 explainer.draw_image(
                     image_HWC, folder / name, layer=options.layer, head=options.head
                 )
-            if sample_BHWC is not None:
-                written = explainer.draw_model(folder, sample_BHWC)
-                names += [path.name for path in written]
+            if test_BHWC is not None:
+                names += explainer.draw_model(folder, test_BHWC[:_MAX_IMAGES])
     except OSError as error:
         reason = f"no pictures can be written to {str(out)!r}: "
         reason += f"{error.strerror or error}; --out names another folder"
@@ -87,20 +91,33 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _select_images(image_MHWC: np.ndarray, indices: list[int]) -> dict[str, np.ndarray]:
+    """Map the index of each chosen image to it.
+
+    Raises:
+        ValueError: if there is no such image.
+    """
+    last = len(image_MHWC) - 1
+    for index in indices:
+        if not 0 <= index <= last:
+            raise ValueError(f"--images must be in [0, {last}], got {index}")
+    return {str(index): image_MHWC[index] for index in indices}
+
+
 @contextlib.contextmanager
-def _moved_into(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give an empty folder, whose files go into `folder` at the end; all or none.
+def _temporary_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Make an empty folder; at the end move its files into `out`, all or none.
 
     Raises:
         OSError: at once, if nothing can be written there.
     """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = [path for path in (out, *out.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            yield pathlib.Path(scratch)
-            for path in pathlib.Path(scratch).iterdir():
-                os.replace(path, folder / path.name)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as folder:
+            yield pathlib.Path(folder)
+            for path in pathlib.Path(folder).iterdir():
+                os.replace(path, out / path.name)
     finally:
         for path in new:
             with contextlib.suppress(OSError):  # not empty: the pictures are there
@@ -111,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
-        description="Draw what a trained ViT looks at.",
+        description="Draw the attention maps of a trained ViT.",
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, help="folder of the run")
@@ -127,72 +144,69 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--file", help="a picture to explain instead of test images")
     parser.add_argument(
-        "--layer", type=int, help="whose heads to draw, from 1 (default: the last)"
+        "--layer", type=int, help="layer to draw, from 1 (default: the last)"
     )
-    parser.add_argument("--head", type=int, help="only this head, from 1")
+    parser.add_argument("--head", type=int, help="head to draw, from 1 (default: all)")
     parser.add_argument(
         "--run",
         type=int,
         default=0,
-        help="which one, from 0, of several runs in one folder",
+        help="which run, from 0, if there are several in the folder (default: 0)",
     )
     return parser
 
 
-@dataclasses.dataclass
 class Explainer:
-    """Draws what a trained ViT makes of images."""
+    """Draws attention maps and position embeddings of a trained ViT."""
 
-    trained: TrainedRun
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a model that attends to no patches."""
-        task, model = self.trained.task, self.trained.model
-        self.depth: int = getattr(model, "depth", 0)
-        if not isinstance(task, Classification) or not self.depth:
-            name = self.trained.config.model.name
-            raise ValueError(
-                f"config.model.name must be a ViT to be explained, got {name!r}"
-            )
-        self.task: Classification = task
-        self.fields: Any = model
-        params = self.trained.variables["params"]
-        self.has_class_token = "cls" in params
-        height, width, _ = task.image_shape
-        patch_size = self.fields.patch_size
-        self.grid = (height // patch_size, width // patch_size)
-        self._capture = compiler.jit(functools.partial(attention_weights, model))
-        self._classify = compiler.jit(functools.partial(model.apply, train=False))
-
-    @functools.cached_property
-    def test(self) -> Any:
-        """The test split; not needed to explain a file."""
-        return self.trained.load_test()
-
-    def choose(
-        self, indices: list[int], file: pathlib.Path | None
-    ) -> dict[str, np.ndarray]:
-        """Take images from the test split, or one from a file, by name.
+    def __init__(self, run: TrainedRun):
+        """Compile what is drawn.
 
         Raises:
-            ValueError: if there is no such image, or it has another size.
+            ValueError: if the model is not a ViT.
         """
-        if file is not None:
-            return {f"file_{_short_stem(file)}": self._read(file)}
-        last = len(self.test) - 1
-        for index in indices:
-            if not 0 <= index <= last:
-                raise ValueError(f"--images must be in [0, {last}], got {index}")
-        return {str(index): self.test.image_BHWC[index] for index in indices}
+        task, model = run.task, run.model
+        if not isinstance(task, Classification) or not isinstance(model, ViT):
+            raise ValueError(
+                f"config.model.name must be a ViT to be explained, got "
+                f"{run.model_name!r}"
+            )
+        self._task, self._model, self._variables = task, model, run.variables
+        self._has_class_token = model.pool == "cls"
+        height, width, _ = task.image_shape
+        self._grid = (height // model.patch_size, width // model.patch_size)
+        self._attend = compiler.fast_jit(functools.partial(attention_weights, model))
+        self._classify = compiler.fast_jit(functools.partial(model.apply, train=False))
 
-    def check(self, layer: int | None, head: int | None) -> None:
+    def check_layer_and_head(self, layer: int | None, head: int | None) -> None:
         """Raise ValueError for a layer or a head that does not exist."""
         for flag, value, most in (
-            ("--layer", layer, self.depth),
-            ("--head", head, self.fields.num_heads),
+            ("--layer", layer, self._model.depth),
+            ("--head", head, self._model.num_heads),
         ):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{flag} must be in [1, {most}], got {value}")
+
+    def read_image(self, file: pathlib.Path) -> np.ndarray:
+        """Read an image file of the size and channels of the model's input.
+
+        Returns:
+            image_HWC, uint8.
+
+        Raises:
+            ValueError: if it cannot be read, or has another size.
+        """
+        height, width, channels = self._task.image_shape
+        try:
+            image_HWC = decode_picture(file, channels=channels)
+        except ValueError as error:
+            raise ValueError(f"--file {error}") from error
+        if image_HWC.shape != self._task.image_shape:
+            got = "x".join(map(str, image_HWC.shape))
+            raise ValueError(
+                f"--file must be an image of {height}x{width}x{channels}, got {got}"
+            )
+        return image_HWC
 
     def draw_image(
         self,
@@ -202,7 +216,7 @@ class Explainer:
         layer: int | None = None,
         head: int | None = None,
     ) -> None:
-        """Draw an image, its prediction, the rollout and a layer's heads.
+        """Draw an image, its prediction, the attention rollout and a layer's heads.
 
         Args:
             image_HWC: uint8.
@@ -210,13 +224,11 @@ class Explainer:
             layer: from 1; the last one if None.
             head: from 1; all of them if None.
         """
-        task, variables = self.task, self.trained.variables
-        image_BHWC = jnp.asarray(image_HWC)[None]
-        input_BHWC = normalize(image_BHWC, mean=task.mean, std=task.std)
-        probability_Y = jax.nn.softmax(self._classify(variables, input_BHWC))[0]
-        layers = self._capture(variables, input_BHWC)
-        layer = self.depth if layer is None else layer
-        heads = range(1, self.fields.num_heads + 1) if head is None else [head]
+        input_BHWC = self._normalize(image_HWC[None])
+        probability_Y = jax.nn.softmax(self._classify(self._variables, input_BHWC))[0]
+        layers = self._attend(self._variables, input_BHWC)
+        layer = self._model.depth if layer is None else layer
+        heads = range(1, self._model.num_heads + 1) if head is None else [head]
 
         maps = {"rollout": attention_rollout(layers)}
         for number in heads:
@@ -224,70 +236,58 @@ class Explainer:
             maps[title] = layers[layer - 1][:, number - 1]
         relevance = {
             title: np.asarray(
-                patch_relevance(map_BTT, has_class_token=self.has_class_token)[0]
-            ).reshape(self.grid)
+                patch_relevance(map_BTT, has_class_token=self._has_class_token)[0]
+            ).reshape(self._grid)
             for title, map_BTT in maps.items()
         }
-        plots.plot_explanation(
+        attention_plots.plot_explanation(
             image_HWC,
             np.asarray(probability_Y),
-            task.class_names,
+            self._task.class_names,
             relevance,
             path,
-            patch_size=self.fields.patch_size,
+            patch_size=self._model.patch_size,
         )
 
-    def draw_model(self, folder: pathlib.Path, image_BHWC: np.ndarray) -> list:
-        """Draw how far the heads look, and how alike the positions are.
+    def draw_model(self, folder: pathlib.Path, image_BHWC: np.ndarray) -> list[str]:
+        """Draw the heads' attention distances and the position embeddings' similarity.
 
         Args:
             folder: the PNGs go there.
             image_BHWC: uint8, the images that the distance is averaged over.
 
         Returns:
-            The files written.
+            The names of the files written.
         """
-        task, variables = self.task, self.trained.variables
-        input_BHWC = normalize(jnp.asarray(image_BHWC), mean=task.mean, std=task.std)
-        layers = self._capture(variables, input_BHWC)
-        distance_LN = np.stack(
+        layers = self._attend(self._variables, self._normalize(image_BHWC))
+        distance_LN = self._model.patch_size * np.stack(
             [
                 mean_attention_distance(
-                    weights_BNTT, grid=self.grid, has_class_token=self.has_class_token
+                    weights_BNTT, grid=self._grid, has_class_token=self._has_class_token
                 )
                 for weights_BNTT in layers
             ]
         )
-        written = [folder / "attention_distance.png"]
-        plots.plot_attention_distance(distance_LN * self.fields.patch_size, written[0])
-        if "pos_embedding" in variables["params"]:
-            similarity_PP = position_similarity(
-                variables["params"]["pos_embedding"],
-                has_class_token=self.has_class_token,
+        names = ["attention_distance.png"]
+        attention_plots.plot_attention_distance(distance_LN, folder / names[0])
+        if self._model.position_embedding:
+            similarity_TT = position_similarity(
+                self._variables["params"]["pos_embedding"],
+                has_class_token=self._has_class_token,
             )
-            written.append(folder / "position_similarity.png")
-            plots.plot_position_similarity(
-                np.asarray(similarity_PP), self.grid, written[1]
+            names.append("position_similarity.png")
+            attention_plots.plot_position_similarity(
+                np.asarray(similarity_TT), self._grid, folder / names[1]
             )
-        return written
+        return names
 
-    def _read(self, file: pathlib.Path) -> np.ndarray:
-        """Read a picture as the model wants its images."""
-        height, width, channels = self.task.image_shape
-        try:
-            image_HWC = decode_picture(file, channels=channels)
-        except ValueError as error:
-            raise ValueError(f"--file {error}") from error
-        if image_HWC.shape != self.task.image_shape:
-            got = "x".join(map(str, image_HWC.shape))
-            raise ValueError(
-                f"--file must be an image of {height}x{width}x{channels}, got {got}"
-            )
-        return image_HWC
+    def _normalize(self, image_BHWC: np.ndarray) -> jax.Array:
+        mean, std = self._task.mean, self._task.std
+        return normalize(jnp.asarray(image_BHWC), mean=mean, std=std)
 
 
 def _short_stem(file: pathlib.Path) -> str:
-    """Turn a file's name into a part of another one that any system can write."""
+    """Turn a file's name into a part of another one that any file system can hold."""
     stem = re.sub(r"[^\w.-]+", "_", file.stem)
     return stem.encode()[: 255 - len("explain_file_.png")].decode(errors="ignore")
 
