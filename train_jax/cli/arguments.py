@@ -9,6 +9,8 @@ import re
 import sys
 from typing import Any
 
+from train_jax.cli.config_help import describe_config
+from train_jax.config.files import split_argument
 from train_jax.devices.folders import cache_folder, local_path
 
 # Exit codes of a run that cannot go on, and of one that was asked to stop and goes on
@@ -17,7 +19,7 @@ FAILED, STOPPED = 1, 75
 
 _HELP = """\
 Every field of the config can be set on the command line, for example
-  --config.optimizer.learning_rate=1e-3
+  --config.optimizer.learning_rate=1e-3  or  --config.optimizer.learning_rate 1e-3
 """
 
 
@@ -38,7 +40,8 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
         "--config",
         required=True,
         metavar="FILE[:ARGUMENT]",
-        help="a Python file with get_config(), which may take an argument",
+        help="a Python file with get_config(), which may take an argument, or the name "
+        "of a bundled config",
     )
     parser.add_argument(
         "--workdir",
@@ -78,13 +81,12 @@ def parse(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[argparse.Namespace, dict[str, str]]:
     """Split the command line into options and the config's new values."""
-    options, rest = parser.parse_known_args(arguments)
-    overrides = {}
-    for argument in rest:
-        field, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            parser.error(f"expected --config.FIELD=VALUE, got {argument!r}")
-        overrides[field] = value
+    rest, overrides = _split_overrides(parser, arguments)
+    if {"-h", "--help"} & set(rest):
+        parser.epilog = describe_config(overrides)
+    options, unknown = parser.parse_known_args(rest)
+    for argument in unknown:
+        parser.error(f"expected --config.FIELD=VALUE, got {argument!r}")
     try:
         options.workdir = _workdir(options)
         # Before a library makes folders of the same variable.
@@ -94,13 +96,32 @@ def parse(
     return options, overrides
 
 
+def _split_overrides(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Take --config.FIELD=VALUE and --config.FIELD VALUE out of the arguments."""
+    rest, overrides, remaining = [], {}, list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        field, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                parser.error(f"expected --config.FIELD=VALUE, got {argument!r}")
+            value = remaining.pop(0)
+        overrides[field] = value
+    return rest, overrides
+
+
 def _workdir(options: argparse.Namespace) -> pathlib.Path:
     """The run's folder: the flag's, or one named after the config."""
     if options.workdir is not None:
         return local_path(options.workdir, "--workdir")
-    file, _, argument = options.config.partition(".py:")
+    file, *argument = split_argument(options.config)
     name = pathlib.Path(file).name.removesuffix(".py")
-    words = [name, *re.findall(r"[\w.-]+", argument)]
+    words = [name, *re.findall(r"[\w.-]+", "".join(argument))]
     return pathlib.Path("runs", "_".join(words))
 
 

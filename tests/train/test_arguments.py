@@ -1,0 +1,137 @@
+"""The command line: options, fields of the config, and their help."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from train_jax.cli import arguments as cli
+from train_jax.config.config import load_config, read_config_file
+from train_jax.config.fields import TABLE
+from train_jax.config.files import bundled_configs, split_argument
+
+
+def parse(*arguments):
+    parser = cli.make_parser("train.py", "Train.")
+    return cli.parse(parser, ["--config", "vit_digits", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides"),
+    [
+        (["--config.seed=3"], {"seed": "3"}),
+        (["--config.seed", "3"], {"seed": "3"}),
+        (["--config.a.b", "x=y", "--config.c=d=e"], {"a.b": "x=y", "c": "d=e"}),
+        (["--config.dataset.mean", "-0.5"], {"dataset.mean": "-0.5"}),
+        (["--config.dataset.name", "-h"], {"dataset.name": "-h"}),
+        (["--config.dataset.name="], {"dataset.name": ""}),
+        (["--config.dataset.name", ""], {"dataset.name": ""}),
+        (["--config.seed", "3", "--config.seed=4"], {"seed": "4"}),
+    ],
+)
+def test_fields_of_the_config(arguments, overrides):
+    options, found = parse(*arguments, "--workdir", "here")
+    assert found == overrides
+    assert options.workdir == pathlib.Path("here")
+    assert parse("--workdir", "here", *arguments)[1] == overrides
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config.seed"], "--config.seed"),
+        (["--config.seed", "--workdir", "here"], "--config.seed"),
+        (["--config.seed", "--config.batch_size=3"], "--config.seed"),
+        (["--config.seed", "3", "4"], "4"),
+        (["--confg.seed", "3"], "--confg.seed"),
+    ],
+)
+def test_a_value_that_is_missing(capsys, arguments, named):
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments)
+    assert ended.value.code == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == f"train.py: error: expected --config.FIELD=VALUE, got '{named}'"
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir"),
+    [
+        ("configs/vit_digits.py", "vit_digits"),
+        ("vit_digits", "vit_digits"),
+        ("here/small.py:64", "small_64"),
+        ("small:64,a/b", "small_64_a_b"),
+    ],
+)
+def test_the_default_workdir(config, workdir):
+    options, _ = parse("--config", config)
+    assert options.workdir == pathlib.Path("runs", workdir)
+
+
+def show_help(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        parse("--help", *arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_field(capsys):
+    shown = show_help(capsys)
+    for field, option in TABLE.items():
+        assert f"  --config.{field}\n" in shown
+        assert option.meaning.split()[-1] in shown
+    assert "--config.model.width" not in shown
+    assert max(map(len, shown.partition("bundled configs")[2].splitlines())) <= 88
+
+
+def test_help_lists_the_fields_of_a_model_and_of_an_optimizer(capsys):
+    shown = show_help(capsys, "--config.model.name=vit", "--config.optimizer.name=sgd")
+    assert "--config.model.width\n      width D of a token (an integer in [1," in shown
+    assert "required)" in shown
+    assert "--config.optimizer.momentum" in shown
+    assert "--config.optimizer.b1" not in shown
+    assert "--config.model.name\n" in show_help(capsys, "--config.model.name=vgg")
+
+
+def test_help_does_not_import_jax():
+    program = (
+        "import sys, train\n"
+        "try:\n    train.main(['--help'])\n"
+        "except SystemExit:\n    sys.exit('jax' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"--config.optimizer.learning_rate" in done.stdout
+
+
+def test_bundled_configs():
+    known = bundled_configs()
+    assert set(known) == {path.stem for path in pathlib.Path("configs").glob("*.py")}
+    for name, path in known.items():
+        assert load_config(name, {}) == load_config(str(path), {})
+    assert read_config_file("ablation_vit_mnist", "SEEDS") == (0, 1, 2)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError) as caught:
+        load_config("vit_mnst", {})
+    assert str(caught.value) == (
+        f"--config must name a readable file, or one of {', '.join(bundled_configs())},"
+        " got 'vit_mnst'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("a/b.py", ["a/b.py"]),
+        ("a/b.py:c:d", ["a/b.py", "c:d"]),
+        ("name:x", ["name", "x"]),
+        ("name", ["name"]),
+        ("gs://bucket/a.py", ["gs://bucket/a.py"]),
+        ("C:\\a.py", ["C:\\a.py"]),
+    ],
+)
+def test_split_argument(path, parts):
+    assert split_argument(path) == parts

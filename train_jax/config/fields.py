@@ -1,0 +1,252 @@
+"""The table of the config: each field's type, default, rule and meaning.
+
+The checks, `--help` and docs/config.md are made from it. Importing it is cheap: the
+fields of the models and the arguments of the optimisers, which need JAX, are in
+`train_jax.config.signatures`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from train_jax.config.rules import (
+    NUMBERS,
+    POSITIVE,
+    POSITIVE_NUMBERS,
+    Rule,
+    integer,
+    number,
+    or_none,
+    rule_of,
+)
+
+# Steps are counted in int32.
+MOST_STEPS = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A row of the table.
+
+    Attributes:
+        default: the default; `dataclasses.MISSING` if the field has to be given.
+        rule: what is allowed.
+        meaning: one line.
+        sweepable: whether `config.sweep` may give several values, as a compiled step
+            takes it as an argument.
+    """
+
+    default: Any
+    rule: Rule
+    meaning: str
+    sweepable: bool = False
+
+
+def _option(
+    default: Any, meaning: str, rule: Rule | None = None, *, sweepable: bool = False
+) -> Any:
+    """Define a field; without a rule, it has that of its annotation."""
+    metadata = {"meaning": meaning, "rule": rule, "sweepable": sweepable}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model: its name, and the fields of its module."""
+
+    # The keys of `models.MODELS`.
+    name: Literal[
+        "vit",
+        "vit_ti16",
+        "vit_s16",
+        "vit_b16",
+        "vit_b32",
+        "vit_l16",
+        "resnet18",
+        "resnet34",
+        "resnet18_imagenet",
+        "resnet34_imagenet",
+        "resnet50_imagenet",
+        "transformer",
+    ] = _option("vit", "which model is trained")
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """The data and their splits."""
+
+    name: str = _option("digits", "'digits', 'reverse', or an image set of TFDS")
+    train_split: str = _option(
+        "train[:90%]", "examples to train on: a split, or one slice of it"
+    )
+    val_split: str = _option("train[90%:]", "examples to validate on after each epoch")
+    test_split: str = _option("test", "examples to test on, once, at the end")
+    data_dir: str | None = _option(
+        None,
+        "folder of prepared TFDS sets; None for $TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets",
+    )
+    manual_dir: str | None = _option(
+        None, "folder with a set's original archives, to prepare it without internet"
+    )
+    mean: tuple[float, ...] | None = _option(
+        None,
+        "mean of the pixels in [0, 1]; None for that of the data set, if known, or 0.5",
+        or_none(NUMBERS),
+    )
+    std: tuple[float, ...] | None = _option(
+        None,
+        "standard deviation of the pixels; None as for the mean",
+        or_none(POSITIVE_NUMBERS),
+    )
+    allow_overlap: bool = _option(
+        False, "whether splits may share examples without a warning"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to the training images."""
+
+    crop_padding: int = _option(
+        0, "pixels of zeros around an image before a random crop", integer(0)
+    )
+    flip: bool = _option(False, "whether images are mirrored, left to right, at random")
+    mixup_alpha: float = _option(
+        0.0, "parameter of MixUp's Beta distribution; 0 for no MixUp", number(0)
+    )
+    cutmix_alpha: float = _option(
+        0.0, "parameter of CutMix's Beta distribution; 0 for no CutMix", number(0)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser: its name, what all of them share, and its own arguments."""
+
+    # The keys of `optim.OPTIMIZERS`.
+    name: Literal["adamw", "adam", "sgd"] = _option(
+        "adamw", "which optimiser updates the parameters"
+    )
+    learning_rate: float = _option(
+        1e-3, "learning rate after the warm-up", POSITIVE, sweepable=True
+    )
+    schedule: Literal["constant", "cosine", "linear"] = _option(
+        "cosine", "course of the learning rate: constant, or falling to 0"
+    )
+    warmup_epochs: float = _option(
+        0.0, "epochs in which the learning rate grows from 0", number(0)
+    )
+    weight_decay: float = _option(
+        0.0,
+        "coefficient of weight decay, decoupled with adamw, an L2 penalty otherwise",
+        number(0),
+        sweepable=True,
+    )
+    decay: Literal["kernels", "all"] = _option(
+        "kernels", "which parameters weight decay applies to"
+    )
+    # With a lower norm Adam's eps, with a higher eps any gradient, is all that counts.
+    clip_norm: float | None = _option(
+        None,
+        "largest global norm of the gradient; None for no clipping",
+        or_none(number(1e-3)),
+        sweepable=True,
+    )
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save a checkpoint, and how many to keep."""
+
+    every_epochs: int = _option(1, "save after so many epochs", integer(1))
+    every_steps: int | None = _option(
+        None, "save after so many steps as well", or_none(integer(1))
+    )
+    every_minutes: float | None = _option(
+        None, "save after so many minutes as well", or_none(POSITIVE)
+    )
+    keep: int = _option(2, "how many of the newest checkpoints are kept", integer(1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The training: what is in no section."""
+
+    model: ModelConfig
+    dataset: DatasetConfig
+    augment: AugmentConfig
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    batch_size: int = _option(128, "examples in a training step", integer(1))
+    eval_batch_size: int = _option(256, "examples in an evaluation step", integer(1))
+    accumulation_steps: int = _option(
+        1, "parts of a batch, one after the other, to save memory", integer(1)
+    )
+    num_epochs: int = _option(
+        10, "passes over the training split", integer(1, MOST_STEPS)
+    )
+    num_steps: int | None = _option(
+        None,
+        "length of the training in steps; takes the place of num_epochs",
+        or_none(integer(1, MOST_STEPS)),
+    )
+    label_smoothing: float = _option(
+        0.0,
+        "share of the target that is spread over all classes",
+        number(0, below=1),
+        sweepable=True,
+    )
+    ema_decay: float | None = _option(
+        None,
+        "decay of the parameters' moving average, which is evaluated; None for none",
+        or_none(number(0, below=1)),
+        sweepable=True,
+    )
+    dtype: Literal["float32", "bfloat16"] = _option(
+        "float32", "dtype of the computation; parameters stay float32"
+    )
+    seed: int = _option(
+        0, "seed of all randomness; the first one of num_seeds", integer(0, 2**31 - 1)
+    )
+    num_seeds: int = _option(
+        1, "runs with consecutive seeds, trained in one program", integer(1, 1024)
+    )
+    fsdp: bool = _option(False, "whether parameters are sharded over the devices")
+    debug_nans: bool = _option(
+        False, "whether a loss that is not finite is traced to the array it comes from"
+    )
+    test_checkpoint: Literal["last", "best"] = _option(
+        "last", "which checkpoint is tested: the last, or the best on validation"
+    )
+    # Dotted field → values: a run for each, trained in one program.
+    sweep: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+
+# Section → its class, in the order of `Config`.
+SECTIONS: dict[str, Any] = {
+    field.name: field.type
+    for field in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(field.type)
+}
+
+
+def options_of(section: Any) -> dict[str, Option]:
+    """List the options of a section's class: name → row of the table."""
+    options = {}
+    for field in dataclasses.fields(section):
+        if field.metadata:
+            row = dict(field.metadata)
+            row["rule"] = row["rule"] or rule_of(field.name, field.type)
+            options[field.name] = Option(field.default, **row)
+    return options
+
+
+# Dotted name → row, without the fields of models and the arguments of optimisers.
+TABLE: dict[str, Option] = {
+    f"{section}.{name}": option
+    for section, its_class in SECTIONS.items()
+    for name, option in options_of(its_class).items()
+} | options_of(Config)

@@ -1,0 +1,121 @@
+"""Rules for values: a test of a value, and the words for what passes it."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# The positive numbers that float32 knows.
+_SMALLEST, _LARGEST = (float(getattr(np.finfo("f4"), x)) for x in ("tiny", "max"))
+
+# Beyond these, sizes overflow, and building the model takes for ever.
+_MOST_BLOCKS, _LARGEST_SIZE, _LARGEST_RATIO = 1024, 2**16, 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A test of a value, and the words that say what passes it."""
+
+    passes: Callable[[Any], bool]
+    allowed: str
+
+
+def check(field: str, value: Any, rule: Rule) -> None:
+    """Raise ValueError, naming the field and what is allowed, if a value is not."""
+    if rule.passes(value):
+        return
+    remark = ""
+    if isinstance(value, float):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = float(np.float32(value))
+        # Rounded to one of these it may be out of a range that it is in as written.
+        if rounded in (0, 1, math.inf) and rounded != value:
+            remark = f" (in float32: {rounded:g})"
+    raise ValueError(f"config.{field} must be {rule.allowed}, got {value!r}{remark}")
+
+
+def integer(low: int, high: float = math.inf) -> Rule:
+    """Allow the integers from `low` to `high`."""
+
+    def passes(value: Any) -> bool:
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return is_integer and low <= value <= high
+
+    in_words = f", at least {low}" if high == math.inf else f" in [{low}, {high}]"
+    return Rule(passes, f"an integer{in_words}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that is finite in float32, which all of them become."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= _LARGEST
+
+
+def number(low: float, *, below: float = math.inf, most: float = math.inf) -> Rule:
+    """Allow the numbers from `low` to `most`, and below `below` in float32 as well."""
+
+    def passes(value: Any) -> bool:
+        if not _is_number(value) or not low <= value <= most:
+            return False
+        return bool(np.float32(value) < below)
+
+    end = f", {below})" if below < math.inf else f", {most}]"
+    in_words = f"at least {low}" if below == most else f"in [{low:g}{end}"
+    return Rule(passes, f"a number {in_words}")
+
+
+def one_of(*values: str | None) -> Rule:
+    """Allow some strings, and None if it is one of the values."""
+    return Rule(
+        lambda v: (v is None or isinstance(v, str)) and v in values,
+        "one of " + ", ".join(map(str, values)),
+    )
+
+
+def or_none(rule: Rule) -> Rule:
+    """Allow None as well."""
+    return Rule(lambda v: v is None or rule.passes(v), f"{rule.allowed}, or None")
+
+
+BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
+TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a string that is not empty")
+# Zero, or what float32 rounds to zero, would turn something off without a word.
+POSITIVE = Rule(lambda v: _is_number(v) and v >= _SMALLEST, "a number above 0")
+NUMBERS = Rule(
+    lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(map(_is_number, v)),
+    "a tuple of numbers, one for each channel",
+)
+POSITIVE_NUMBERS = Rule(
+    lambda v: NUMBERS.passes(v) and all(map(POSITIVE.passes, v)),
+    "a tuple of positive numbers, one for each channel",
+)
+
+
+def rule_of(name: str, annotation: Any) -> Rule:
+    """Make the rule of a field or an argument from its annotation and its name.
+
+    Raises:
+        TypeError: for a type that no config can hold.
+    """
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        inner = [t for t in typing.get_args(annotation) if t is not types.NoneType]
+        return or_none(rule_of(name, inner[0]))
+    if typing.get_origin(annotation) is typing.Literal:
+        return one_of(*typing.get_args(annotation))
+    if annotation is bool:
+        return BOOLEAN
+    if annotation is str:
+        return TEXT
+    if annotation is int:
+        return integer(1, _MOST_BLOCKS if name.endswith("depth") else _LARGEST_SIZE)
+    if annotation is not float:
+        raise TypeError(f"no rule for {name!r} of type {annotation}")
+    if name in ("b1", "b2", "momentum") or name.endswith("rate"):
+        return number(0, below=1)
+    if name.endswith(("eps", "epsilon")):
+        return number(_SMALLEST, most=1)
+    return number(0, most=_LARGEST_RATIO) if name.endswith("ratio") else number(0)
