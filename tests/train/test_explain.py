@@ -1,10 +1,11 @@
-"""Explaining a trained run: pictures, and a line for what cannot be explained."""
+"""Explain a trained run: pictures of its attention, one error line otherwise."""
 
-import dataclasses
 import errno
+import json
 import os
 import shutil
 import tempfile
+import types
 
 import cv2
 import matplotlib.image
@@ -12,35 +13,51 @@ import numpy as np
 import optax
 import pytest
 
-from tests.train.tiny import RESNET, set_up, tiny_config
+import train
+from resnet_jax import ResNet
+from tests.train.command import train_arguments
 from train_jax import explain
-from train_jax.config.models import create_model
-from train_jax.output import plots
+from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
-from train_jax.run import loop
-from train_jax.run.trained import load_model
+from train_jax.run.restore import load_model
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a run of one epoch."""
     workdir = tmp_path_factory.mktemp("explain") / "run"
-    changes = {"num_epochs": 1, "model.depth": 2, "ema_decay": 0.9}
-    changes |= {"model.attention_implementation": "xla"}
-    loop.train_and_evaluate(set_up(workdir, changes))
+    fields = {"num_steps": 5, "model.depth": 2, "ema_decay": 0.9}
+    fields |= {"model.attention_implementation": "xla"}
+    assert train.main(train_arguments(workdir, **fields)) == 0
     return workdir
 
 
-def test_a_trained_model_is_the_one_that_was_tested(run):
-    trained = load_model(run)
-    test = trained.load_test()
-    assert trained.step == 5
-    assert trained.model.attention_implementation == "own"
+@pytest.fixture(scope="module")
+def image_MHWC(run):
+    """The images that the run was tested on."""
+    return load_model(run).load_test().image_BHWC
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The arguments of every call of `plot_explanation`, which draws nothing."""
+    calls = []
+    monkeypatch.setattr(
+        attention_plots, "plot_explanation", lambda *args, **_: calls.append(args)
+    )
+    return calls
+
+
+def test_loaded_model_has_the_test_loss_of_the_summary(run):
+    loaded = load_model(run)
+    test = loaded.load_test()
+    assert loaded.step == 5
+    assert loaded.model.attention_implementation == "own"
     image = test.image_BHWC.astype(np.float32) / 255
-    image = (image - trained.task.mean[0]) / trained.task.std[0]
-    logits_MY = trained.model.apply(trained.variables, image)
+    image = (image - loaded.task.mean[0]) / loaded.task.std[0]
+    logits_MY = loaded.model.apply(loaded.variables, image)
     loss_M = optax.softmax_cross_entropy_with_integer_labels(logits_MY, test.label_B)
-    summary = wd.read_json(run / wd.SUMMARY)
+    summary = json.loads((run / wd.SUMMARY).read_text())
     np.testing.assert_allclose(loss_M.mean(), summary["test_loss"], rtol=1e-5)
 
 
@@ -71,35 +88,23 @@ def test_pictures_of_chosen_images_and_of_the_model(run, capsys):
         (["--head", "2"], ["rollout", "layer 2, head 2"]),
     ],
 )
-def test_the_maps_are_those_asked_for(run, monkeypatch, flags, titles):
-    drawn = []
-    monkeypatch.setattr(
-        plots,
-        "plot_explanation",
-        lambda image, probability, names, relevance, path, patch_size: drawn.append(
-            (probability, relevance)
-        ),
-    )
+def test_flags_choose_the_layer_and_the_head(run, drawn, flags, titles):
     assert explain.main(["--workdir", str(run), "--images", "0", *flags]) == 0
-    ((probability_Y, relevance),) = drawn
+    ((_, probability_Y, _, relevance, _),) = drawn
     assert list(relevance) == titles
-    for map_RC in relevance.values():
-        assert map_RC.shape == (2, 2)
-        np.testing.assert_allclose(map_RC.sum(), 1, atol=1e-5)
+    for map_of_patches in relevance.values():
+        assert map_of_patches.shape == (2, 2)
+        np.testing.assert_allclose(map_of_patches.sum(), 1, atol=1e-5)
     np.testing.assert_allclose(probability_Y.sum(), 1, atol=1e-5)
 
 
-def test_an_image_from_a_file(run, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        plots, "plot_explanation", lambda image, *args, **kwargs: drawn.append(image)
-    )
-    expected_HWC = load_model(run).load_test().image_BHWC[5]
+def test_an_image_from_a_file(run, image_MHWC, tmp_path, drawn):
+    expected_HWC = image_MHWC[5]
     pixels = np.repeat(expected_HWC, 3, axis=-1)
     matplotlib.image.imsave(tmp_path / "five.png", pixels)
     arguments = ["--workdir", str(run), "--file", str(tmp_path / "five.png")]
     assert explain.main(arguments) == 0
-    np.testing.assert_array_equal(drawn[0], expected_HWC)
+    np.testing.assert_array_equal(drawn[0][0], expected_HWC)
 
 
 def _write_image(path, image_HWC):
@@ -107,20 +112,18 @@ def _write_image(path, image_HWC):
     return path
 
 
-def test_16_bits_are_rounded(run, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        plots, "plot_explanation", lambda image, *args, **kwargs: drawn.append(image)
-    )
-    expected_HWC = load_model(run).load_test().image_BHWC[5]
+def test_16_bits_are_rounded(run, image_MHWC, tmp_path, drawn):
+    expected_HWC = image_MHWC[5]
     wide_HWC = np.clip(expected_HWC.astype(int) * 257 + 128, 0, 65535)
     file = tmp_path / "five.tif"
     file.write_bytes(cv2.imencode(".tif", wide_HWC.astype(np.uint16))[1].tobytes())
     assert explain.main(["--workdir", str(run), "--file", str(file)]) == 0
-    np.testing.assert_array_equal(drawn[0], expected_HWC)
+    np.testing.assert_array_equal(drawn[0][0], expected_HWC)
 
 
-def test_a_file_leaves_the_pictures_of_test_images_alone(run, tmp_path, capsys):
+def test_a_file_leaves_the_pictures_of_test_images_alone(
+    run, image_MHWC, tmp_path, capsys
+):
     out = tmp_path / "new" / "folder"
     arguments = ["--workdir", str(run), "--out", str(out)]
     assert explain.main([*arguments, "--images", "0"]) == 0
@@ -129,8 +132,7 @@ def test_a_file_leaves_the_pictures_of_test_images_alone(run, tmp_path, capsys):
         str(out / f"{name}.png")
         for name in ("explain_0", "attention_distance", "position_similarity")
     ]
-    test = load_model(run).load_test()
-    file = _write_image(tmp_path / "0.png", test.image_BHWC[5])
+    file = _write_image(tmp_path / "0.png", image_MHWC[5])
     assert explain.main([*arguments, "--file", str(file)]) == 0
     assert capsys.readouterr().out.split() == [str(out / "explain_file_0.png")]
     after = {path: path.read_bytes() for path in out.iterdir()}
@@ -148,9 +150,10 @@ def test_a_file_leaves_the_pictures_of_test_images_alone(run, tmp_path, capsys):
         ("\udcff", "explain_file__.png"),
     ],
 )
-def test_any_name_of_a_file(run, tmp_path, capsys, stem, expected):
-    test = load_model(run).load_test()
-    file = _write_image(tmp_path / f"{stem}.png", test.image_BHWC[5])
+def test_output_names_of_unusual_file_names(
+    run, image_MHWC, tmp_path, capsys, stem, expected
+):
+    file = _write_image(tmp_path / f"{stem}.png", image_MHWC[5])
     out = tmp_path / "out"
     flags = ["--workdir", str(run), "--file", str(file), "--out", str(out)]
     assert explain.main(flags) == 0
@@ -159,10 +162,9 @@ def test_any_name_of_a_file(run, tmp_path, capsys, stem, expected):
     assert capsys.readouterr().out == f"{out / expected}\n"
 
 
-def test_the_home_folder_is_expanded(run, monkeypatch):
+def test_the_home_folder_is_expanded(run, image_MHWC, monkeypatch):
     monkeypatch.setenv("HOME", str(run.parent))
-    test = load_model(run).load_test()
-    _write_image(run.parent / "five.png", test.image_BHWC[5])
+    _write_image(run.parent / "five.png", image_MHWC[5])
     flags = ["--workdir", "~/run", "--file", "~/five.png", "--out", "~/pictures"]
     assert explain.main(flags) == 0
     assert os.listdir(run.parent / "pictures") == ["explain_file_five.png"]
@@ -192,7 +194,7 @@ def _fail(arguments, capsys):
         (["--out", "s3://bucket/x"], "--out must be a path on this machine"),
     ],
 )
-def test_what_does_not_exist_is_named(run, capsys, flags, message):
+def test_error_line_for_wrong_flags(run, capsys, flags, message):
     assert message in _fail(["--workdir", run, *flags], capsys)
 
 
@@ -203,7 +205,7 @@ def test_what_does_not_exist_is_named(run, capsys, flags, message):
         ("x" * 300, "File name too long"),
     ],
 )
-def test_what_is_no_folder_of_a_run(capsys, workdir, message):
+def test_error_line_for_a_wrong_workdir(capsys, workdir, message):
     assert message in _fail(["--workdir", workdir], capsys)
 
 
@@ -215,7 +217,9 @@ def test_what_is_no_folder_of_a_run(capsys, workdir, message):
         ("x" * 300, "File name too long"),
     ],
 )
-def test_an_out_that_is_no_folder(run, tmp_path, capsys, monkeypatch, out, reason):
+def test_error_line_for_an_out_that_cannot_be_written(
+    run, tmp_path, capsys, monkeypatch, out, reason
+):
     monkeypatch.setattr(explain.Explainer, "draw_image", _must_not_be_called)
     (tmp_path / "file").touch()
     line = _fail(["--workdir", run, "--out", tmp_path / out], capsys)
@@ -224,7 +228,7 @@ def test_an_out_that_is_no_folder(run, tmp_path, capsys, monkeypatch, out, reaso
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_run_that_may_only_be_read(run, tmp_path, capsys, monkeypatch):
+def test_error_line_for_a_workdir_that_is_read_only(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(explain.Explainer, "draw_image", _must_not_be_called)
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir, ignore=shutil.ignore_patterns(wd.PLOTS))
@@ -245,7 +249,7 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, capsys, monkeypatch):
     def fill(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(plots, "plot_attention_distance", fill)
+    monkeypatch.setattr(attention_plots, "plot_attention_distance", fill)
     line = _fail(["--workdir", run, "--images", "0", "--out", tmp_path / "a/b"], capsys)
     assert "No space left on device" in line
     assert os.listdir(tmp_path) == []
@@ -255,7 +259,7 @@ def _must_not_be_called(*args, **kwargs):
     raise AssertionError("drawn before it was known where to write")
 
 
-def test_an_image_of_another_size(run, tmp_path, capsys):
+def test_error_line_for_an_image_of_another_size(run, tmp_path, capsys):
     matplotlib.image.imsave(tmp_path / "large.png", np.zeros((9, 8, 3)))
     line = _fail(["--workdir", run, "--file", tmp_path / "large.png"], capsys)
     assert "--file must be an image of 8x8x1, got 9x8x1" in line
@@ -269,10 +273,22 @@ def test_a_folder_without_a_run_or_a_checkpoint(run, tmp_path, capsys):
     assert "holds no checkpoint" in _fail(["--workdir", tmp_path], capsys)
 
 
-def test_a_model_without_attention(run):
-    config = tiny_config(RESNET)
-    fields = dict(config.model)
-    model = create_model(fields.pop("name"), dtype="float32", num_classes=10, **fields)
-    trained = dataclasses.replace(load_model(run), config=config, model=model)
+def test_a_checkpoint_of_version_0_1(run, tmp_path, capsys):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    folder = workdir / wd.CHECKPOINTS / "5"
+    (folder / "metadata").rename(folder / "about")
+    line = _fail(["--workdir", workdir], capsys)
+    expected = (
+        f"checkpoint {folder} was written by version 0.1; --overwrite starts anew"
+    )
+    assert line == f"python -m train_jax.explain: error: {expected}"
+
+
+def test_error_for_a_model_without_attention(run):
+    resnet = types.SimpleNamespace(
+        task=load_model(run).task,
+        model=ResNet(10, stage_sizes=(1, 1), width=8),
+        model_name="resnet18",
+    )
     with pytest.raises(ValueError, match="must be a ViT to be explained, got 'resnet"):
-        explain.Explainer(trained)
+        explain.Explainer(resnet)
