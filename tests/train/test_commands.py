@@ -86,7 +86,7 @@ REFUSED = {
     "a config's name of 300 characters": (
         {},
         ["--config=" + 300 * "x"],
-        "--config must name a readable file, got 'x{300}'",
+        "--config must name a readable file, or one of [a-z0-9_, ]+, got 'x{300}'",
     ),
 }
 
