@@ -32,7 +32,6 @@ def make_experiment(
     split = ImageSplit(
         generator.integers(0, 256, (num_examples, *case.image_shape), dtype=np.uint8),
         generator.integers(0, num_classes, num_examples).astype(np.int32),
-        num_classes,
         names,
     )
     config = resolve(case.fields | {"batch_size": case.batch_size} | fields)

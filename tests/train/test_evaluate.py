@@ -24,7 +24,7 @@ class Pixels(nn.Module):
 def _split(count):
     image_BHWC = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 1))
     label_B = np.random.default_rng(1).integers(0, 3, count).astype(np.int32)
-    return ImageSplit(image_BHWC.astype(np.uint8), label_B, 3, ("a", "b", "c"))
+    return ImageSplit(image_BHWC.astype(np.uint8), label_B, ("a", "b", "c"))
 
 
 def _evaluator(tmp_path, model):

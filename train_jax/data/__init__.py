@@ -1,9 +1,8 @@
-"""Splits as numpy arrays: any TFDS image set, or one that needs no download.
+"""Load datasets as numpy arrays: TFDS image sets, digits, sequences to reverse.
 
-`load("mnist", "train[:90%]")` is all that the rest of the code needs to know. Importing
-this package is cheap: TFDS, TensorFlow, OpenCV and scikit-learn are imported by the
-functions that use them, and a set that was read once is later read from the cache
-without any of them.
+`load("mnist", "train[:90%]")` prepares, reads and caches. Importing this package is
+cheap: TFDS, TensorFlow, OpenCV and scikit-learn are imported by the functions that use
+them, and a set in the cache is read without any of them.
 """
 
 import os
@@ -26,23 +25,23 @@ def load(
 ) -> ImageSplit | SequenceSplit:
     """Load a split of a dataset, or a slice of it.
 
-    A TFDS set that is not prepared yet is prepared first, which needs TensorFlow and
-    either internet or the original archives in `manual_dir`.
+    A TFDS set is prepared first if need be, with TensorFlow, and from the internet or
+    the original archives in `manual_dir`.
 
     Args:
         name: `"digits"`, `"reverse"`, or the name of a TFDS image-classification set:
             `"dataset"`, `"dataset/config"`, either with `":1.2.3"` for a version.
-        split: A split or one slice of it, in the syntax and with the rounding of TFDS:
+        split: a split or one slice of it, in the syntax and with the rounding of TFDS:
             `"train"`, `"train[:90%]"`, `"train[-5000:]"`.
-        data_dir: Folder of prepared TFDS sets. Defaults to the environment variable
+        data_dir: folder of prepared TFDS sets; defaults to the environment variable
             `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-        manual_dir: Folder with the dataset's original archives.
+        manual_dir: folder with the dataset's original archives.
 
     Returns:
         The split; images of the same size, in the order of the prepared files.
 
     Raises:
-        ValueError: If the arguments are wrong, or the data are missing or damaged.
+        ValueError: if the arguments are wrong, or the data are missing or damaged.
     """
     return load_splits(name, split, data_dir=data_dir, manual_dir=manual_dir)[0]
 
@@ -53,43 +52,35 @@ def load_splits(
     data_dir: str | None = None,
     manual_dir: str | None = None,
 ) -> list[ImageSplit | SequenceSplit]:
-    """Load several splits as `load` does; slices of one are views of the same arrays.
+    """Load several splits; slices of the same one are views of the same arrays.
 
     Raises:
         ValueError: see `load`.
     """
     name = canonical_name(name)
-    bases: dict[str, ImageSplit | SequenceSplit] = {}
-    loaded = []
-    for split in splits:
-        base, start, stop = parse_split(split)
-        if base not in bases:
-            bases[base] = _load_base(name, base, data_dir, manual_dir)
-        data = bases[base]
-        loaded.append(data[absolute_slice(split, start, stop, len(data))])
-    return loaded
+    bases = [parse_split(split)[0] for split in splits]
+    whole = {
+        it: _load_whole(name, it, data_dir, manual_dir) for it in dict.fromkeys(bases)
+    }
+    return [
+        whole[base][absolute_slice(split, len(whole[base]))]
+        for base, split in zip(bases, splits, strict=True)
+    ]
 
 
 def is_sequences(name: str) -> bool:
-    """Whether a set is one of sequences, not of images."""
+    """Whether a dataset consists of sequences instead of images."""
     return name == "reverse"
 
 
-def _load_base(
+def _load_whole(
     name: str, base: str, data_dir: str | None, manual_dir: str | None
 ) -> ImageSplit | SequenceSplit:
-    """Load a whole split."""
+    """Load a whole split; one of TFDS from the cache, else from the prepared set."""
     if name == "digits":
         return load_digits(base)
     if name == "reverse":
         return load_reverse(base)
-    return _load_tfds(name, base, data_dir=data_dir, manual_dir=manual_dir)
-
-
-def _load_tfds(
-    name: str, base: str, *, data_dir: str | None, manual_dir: str | None
-) -> ImageSplit:
-    """Load a whole base split: from the cache, else from the prepared set."""
     root = _data_root(data_dir)
     manual = local_path(manual_dir, "manual_dir") if manual_dir else None
     if manual is not None and not os.path.isdir(manual):
@@ -113,7 +104,7 @@ def _load_tfds(
 
 
 def _data_root(data_dir: str | None) -> pathlib.Path:
-    """Find the folder of the prepared sets; it may not exist yet."""
+    """Find the folder of the prepared sets, which may not exist yet."""
     name = "data_dir" if data_dir else "TFDS_DATA_DIR"
     text = data_dir or os.environ.get(name) or "~/tensorflow_datasets"
     root = local_path(text, name)

@@ -1,4 +1,4 @@
-"""Decoded splits on disk, so that a second start is quick."""
+"""Cache decoded splits on disk, so that the next start is quick."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from train_jax.devices.folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
-# Part of every cache key: increase it when the cached content changes its meaning.
+# Part of every key: increase it when the content of the files changes its meaning.
 _CACHE_FORMAT = 1
 
 
 def cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
-    """Name the cache file of a base split after all that its content depends on."""
+    """Name the cache file of a split by a hash of its source files' sizes and times."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
@@ -32,7 +32,7 @@ def cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
 
 
 def read_cache(path: pathlib.Path) -> ImageSplit | None:
-    """Read a cached split; None if there is none, or none that can be read."""
+    """Read a cached split; None if it is missing or unreadable."""
     try:
         # np.load would leave the file open if it finds that it can't read it.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -50,11 +50,11 @@ def read_cache(path: pathlib.Path) -> ImageSplit | None:
     ) as error:
         _log.warning("rebuilding the unreadable cache %s (%s)", path, error)
         return None
-    return ImageSplit(image_BHWC, label_B, len(names), names)
+    return ImageSplit(image_BHWC, label_B, names)
 
 
 def write_cache(path: pathlib.Path, data: ImageSplit) -> None:
-    """Cache a split for the next start; all or nothing, and never fatal."""
+    """Write a split to the cache, completely or not at all; failure is only logged."""
     names = np.array(data.class_names)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

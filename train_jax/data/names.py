@@ -1,4 +1,4 @@
-"""Names of datasets: taken apart, and spelt as TFDS spells them."""
+"""Parse names of datasets; spell them as TFDS does."""
 
 import re
 
@@ -6,11 +6,11 @@ _NAME = re.compile(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
 
 
 def canonical_name(name: str) -> str:
-    """Spell the dataset of a name in snake case, as TFDS does: MNIST is mnist.
+    """Spell the name of a dataset in snake case, as TFDS does: MNIST becomes mnist.
 
     Args:
         name: `"dataset"`, `"dataset/config"`, either with `":1.2.3"`. The config and
-            the version stay as they are, and so does a text that is no name.
+            the version are kept, and so is a text that is not a name.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -24,10 +24,10 @@ def canonical_name(name: str) -> str:
 
 
 def parse_name(name: str) -> tuple[str, str | None, str | None]:
-    """Take `"cifar10/plain:1.2.3"` apart into `("cifar10", "plain", "1.2.3")`.
+    """Parse `"cifar10/plain:1.2.3"` into `("cifar10", "plain", "1.2.3")`.
 
     Raises:
-        ValueError: if the text is no name.
+        ValueError: if the text is not a name.
     """
     match = _NAME.fullmatch(name)
     if match is None:

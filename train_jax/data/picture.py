@@ -1,6 +1,6 @@
-"""Decode a picture that a user hands over: any common format, to uint8 pixels.
+"""Decode an image file of any common format to uint8 pixels.
 
-Pillow decodes. Of colours with 16 bits it drops the low ones; OpenCV decodes these.
+Pillow decodes all but colours of 16 bits, whose low bits it drops; OpenCV keeps them.
 """
 
 import contextlib
@@ -8,43 +8,36 @@ import io
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 
 from train_jax.data.quiet import quiet
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
-_MOST_PIXELS = 2**26
+_MAX_PIXELS = 2**26
 
-# Numbers of TIFF tags, and what they say.
-_BITS, _PHOTOMETRIC, _PLANES, _NUMBERS = 258, 262, 284, 339
-_WHITE_IS_ZERO, _SEPARATE = 0, 2
-_NOT_UNSIGNED = {2: "signed integers", 3: "floats"}
-
-# The EXIF tag of the orientation, and how each is turned upright.
-_ORIENTATION = 274
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# Values of TIFF tags.
+_WHITE_IS_ZERO, _SEPARATE_PLANES = 0, 2
+_SAMPLE_FORMATS = {2: "signed integers", 3: "floats"}
 
 
 class _RefusedError(Exception):
-    """A picture of a size or of numbers that are not allowed."""
+    """An image is too large, or of a kind of numbers that is not allowed."""
 
 
 def decode_picture(
     source: str | pathlib.Path | bytes, *, channels: int, background: int = 255
 ) -> np.ndarray:
-    """Decode a picture, or the first frame of several, the right way up.
+    """Decode an image, or the first frame of several, and turn it as EXIF says.
 
-    16 bits are rounded to 8. What is transparent shows the background. Colours become
-    grey by their luma; grey is repeated to make a colour.
+    16 bits are rounded to 8. Transparency is blended with the background. Colours are
+    converted to grey by their luma (ITU-R 601), grey to RGB by repeating it.
 
     Args:
         source: a file, or its content.
@@ -55,8 +48,9 @@ def decode_picture(
         (H, W, channels) uint8.
 
     Raises:
-        ValueError: naming the file, if it can't be read, is no picture, is damaged, is
-            larger than 2**26 pixels, or has numbers other than 8 or 16 unsigned bits.
+        ValueError: naming the file, if it can't be read, is not an image, is damaged,
+            is larger than 2**26 pixels, or has samples other than 8 or 16
+            unsigned bits.
     """
     if isinstance(source, bytes):
         name, encoded = "the picture", source
@@ -73,7 +67,7 @@ def decode_picture(
         ) from error
     except (_RefusedError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} is not allowed: {error}") from error
-    except Exception as error:  # For damage, every format raises what it likes.
+    except Exception as error:  # Each format raises its own for damage.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} is damaged: {reason}") from error
     image_HWC = np.asarray(image if channels == 3 else image.convert("L"))
@@ -81,7 +75,7 @@ def decode_picture(
 
 
 def _read(path: pathlib.Path, name: str) -> bytes:
-    """Read a file, but no pipe or device, which may have no end."""
+    """Read a regular file; a pipe or device may have no end."""
     try:
         is_other = path.exists() and not path.is_file()
         encoded = b"" if is_other else path.read_bytes()
@@ -94,7 +88,7 @@ def _read(path: pathlib.Path, name: str) -> bytes:
 
 
 def _decode(encoded: bytes, background: int) -> Image.Image:
-    """Decode a picture to 8-bit RGB."""
+    """Decode an image to 8-bit RGB."""
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     picture = Image.open(io.BytesIO(encoded), formats=formats)
@@ -107,26 +101,28 @@ def _decode(encoded: bytes, background: int) -> Image.Image:
     elif picture.mode.startswith("I"):
         image = _eight_bit_greys(picture)
     image = _on_background(image, background)
-    # Both libraries have turned a TIFF already, and Pillow has taken its tag away.
-    orientation = None
+    # Both libraries have turned a TIFF already, and Pillow has removed its tag.
     with contextlib.suppress(Exception):  # Damaged EXIF: the pixels are still good.
-        orientation = picture.getexif().get(_ORIENTATION)
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        tag = ExifTags.Base.Orientation
+        image.getexif()[tag] = picture.getexif().get(tag, 1)
+        image = ImageOps.exif_transpose(image)
+    return image
 
 
 def _check(picture: ImageFile.ImageFile) -> None:
-    """Refuse what is too large, and what Pillow and OpenCV would decode wrongly."""
+    """Raise _RefusedError if it is too large, or would be decoded wrongly."""
     width, height = picture.size
-    if width * height > _MOST_PIXELS:
-        raise _RefusedError(f"{width}x{height}, more than {_MOST_PIXELS} pixels")
+    if width * height > _MAX_PIXELS:
+        raise _RefusedError(f"{width}x{height}, more than {_MAX_PIXELS} pixels")
     # Not I, which is how Pillow holds the 16 bits of a PPM.
     found = "floats" if picture.mode == "F" else None
     if isinstance(picture, TiffImageFile):
         tags = picture.tag_v2
-        bits, numbers = max(tags.get(_BITS, (1,))), max(tags.get(_NUMBERS, (1,)))
-        if numbers in _NOT_UNSIGNED or bits > 16 or 8 < bits < 16:
-            found = f"{bits}-bit {_NOT_UNSIGNED.get(numbers, 'integers')}"
-        elif bits == 16 and tags.get(_PLANES) == _SEPARATE:
+        bits = max(tags.get(BITSPERSAMPLE, (1,)))
+        sample_format = max(tags.get(SAMPLEFORMAT, (1,)))
+        if sample_format in _SAMPLE_FORMATS or bits > 16 or 8 < bits < 16:
+            found = f"{bits}-bit {_SAMPLE_FORMATS.get(sample_format, 'integers')}"
+        elif bits == 16 and tags.get(PLANAR_CONFIGURATION) == _SEPARATE_PLANES:
             found = "16-bit colours in separate planes"
     if found is not None:
         raise _RefusedError(f"it holds {found}, expected 8 or 16 bits, unsigned")
@@ -149,11 +145,11 @@ def _eight_bit_colours(
 
 
 def _eight_bit_greys(picture: ImageFile.ImageFile) -> Image.Image:
-    """Turn greys of 16 bits into L, or LA if one of them stands for transparent."""
+    """Convert greys of 16 bits to L, or to LA if one of them means transparent."""
     pixels = np.asarray(picture)
     image = Image.fromarray(_scale(pixels))
     tags = picture.tag_v2 if isinstance(picture, TiffImageFile) else {}
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
         image = ImageOps.invert(image)
     if "transparency" in picture.info:
         opaque = np.where(pixels == picture.info["transparency"], 0, 255)
@@ -167,7 +163,7 @@ def _scale(pixels: np.ndarray) -> np.ndarray:
 
 
 def _on_background(image: Image.Image, background: int) -> Image.Image:
-    """Lay an 8-bit image on a grey ground, as RGB."""
+    """Blend an 8-bit image with a grey background, to RGB."""
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode == "RGBa" or image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Silence libraries that print what nobody asked for."""
+"""Silence what libraries print to stderr and warn of."""
 
 import contextlib
 import os
@@ -6,13 +6,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-# Stderr belongs to the whole process: one at a time turns it off and on again.
+# Stderr belongs to the whole process, so one thread at a time redirects it.
 _stderr = threading.Lock()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Python libraries from warning, and C libraries from writing to stderr."""
+    """Suppress Python's warnings, and what C libraries write to stderr."""
     with (
         _stderr,
         open(os.devnull, "wb") as nowhere,

@@ -1,4 +1,4 @@
-"""SequenceSplit to be reversed: a task for a Transformer that needs no download."""
+"""Random sequences to reverse: a task for a Transformer, without a download."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _NUM_SYMBOLS = 10
 
 
 def load_reverse(base: str) -> SequenceSplit:
-    """Draw random sequences of 16 digits; the target is the source back to front."""
+    """Draw random sequences of 16 digits; the target is the source reversed."""
     import jax
 
     check_split_name(base, tuple(_SIZES), "reverse")

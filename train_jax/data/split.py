@@ -1,4 +1,4 @@
-"""Splits in memory, and the syntax that names a slice of one."""
+"""Splits as arrays in memory; parse the syntax of slices, "train[:90%]"."""
 
 import dataclasses
 import re
@@ -18,13 +18,11 @@ class ImageSplit:
     Attributes:
         image_BHWC: uint8 images, 0 to 255.
         label_B: int32 labels, 0 to `num_classes` - 1.
-        num_classes: Number of classes Y.
-        class_names: Y names, in the order of the labels.
+        class_names: a name for each class, in the order of the labels.
     """
 
     image_BHWC: np.ndarray
     label_B: np.ndarray
-    num_classes: int
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -36,19 +34,24 @@ class ImageSplit:
         )
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes Y."""
+        return len(self.class_names)
+
+    @property
     def examples(self) -> tuple[np.ndarray, ...]:
-        """The arrays that have an entry for each example."""
+        """The arrays whose leading axis is the example."""
         return self.image_BHWC, self.label_B
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SequenceSplit:
-    """One split of a set of sequences and what they turn into, in memory.
+    """One split of a set of source and target sequences, in memory.
 
     Attributes:
         source_BS: int32 tokens, 0 to `num_symbols` - 1.
-        target_BT: int32 tokens, likewise.
-        num_symbols: Number of different tokens.
+        target_BT: int32 tokens, 0 to `num_symbols` - 1.
+        num_symbols: number of different tokens.
     """
 
     source_BS: np.ndarray
@@ -65,12 +68,16 @@ class SequenceSplit:
 
     @property
     def examples(self) -> tuple[np.ndarray, ...]:
-        """The arrays that have an entry for each example."""
+        """The arrays whose leading axis is the example."""
         return self.source_BS, self.target_BT
 
 
 def parse_split(split: str) -> tuple[str, str | None, str | None]:
-    """Take `"train[10%:20%]"` apart into `("train", "10%", "20%")`."""
+    """Parse `"train[10%:20%]"` into `("train", "10%", "20%")`.
+
+    Raises:
+        ValueError: if the syntax is wrong.
+    """
     match = _SPLIT.fullmatch(split)
     if match is None or (split.endswith("]") and match[2] is None and match[3] is None):
         raise ValueError(
@@ -85,8 +92,13 @@ def parse_split(split: str) -> tuple[str, str | None, str | None]:
     return base, start, stop
 
 
-def absolute_slice(split: str, start: str | None, stop: str | None, size: int) -> slice:
-    """Turn the bounds of a slice into indices of a split of `size` examples."""
+def absolute_slice(split: str, size: int) -> slice:
+    """Compute the indices of `"train[10%:20%]"` for a split of `size` examples.
+
+    Raises:
+        ValueError: if it is empty or longer than the split.
+    """
+    _, start, stop = parse_split(split)
 
     def index(bound: str) -> int:
         if bound.endswith("%"):
@@ -111,17 +123,18 @@ def count_shared(split_a: str, split_b: str, size_of: Mapping[str, int]) -> int:
     """Count the examples that two splits have in common.
 
     Args:
-        size_of: number of examples of each whole split, by its name: of `"train"`
-            for `"train[:90%]"` (`parse_split` gives the name).
+        split_a: a split or a slice of one.
+        split_b: likewise.
+        size_of: name of each whole split, `"train"` → its number of examples.
 
     Raises:
         ValueError: if a split is not understood, is empty, or is longer than the whole.
     """
     cuts = []
     for split in (split_a, split_b):
-        base, start, stop = parse_split(split)
+        base, _, _ = parse_split(split)
         size = size_of[base]
-        cuts.append((base, range(size)[absolute_slice(split, start, stop, size)]))
+        cuts.append((base, range(size)[absolute_slice(split, size)]))
     (base_a, a), (base_b, b) = cuts
     return max(0, min(a.stop, b.stop) - max(a.start, b.start)) * (base_a == base_b)
 

@@ -1,4 +1,4 @@
-"""Preparing a set with TFDS, from the internet or from the original archives."""
+"""Download and prepare a dataset with TFDS; explain why it fails."""
 
 import contextlib
 import difflib
@@ -17,16 +17,19 @@ from train_jax.data.names import parse_name
 from train_jax.data.tfds_read import (
     image_and_label_keys,
     import_tensorflow,
+    list_prepared,
     one_line,
-    prepared_names,
 )
 
 
 def prepare(name: str, root: pathlib.Path, manual: pathlib.Path | None) -> pathlib.Path:
-    """Let TFDS download and prepare a set, and return the folder it is in.
+    """Download and prepare a dataset with TFDS, or from the archives in `manual`.
+
+    Returns:
+        The folder of the prepared dataset.
 
     Raises:
-        ValueError: if it can't be prepared; what was begun is removed then.
+        ValueError: if that fails; incomplete files are removed.
     """
     builder = _tfds_builder(name, root)
     folder = pathlib.Path(builder.data_dir)
@@ -44,35 +47,35 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path | None) -> pathl
         "download); preparing it"
     )
     print(f"Preparing {name} in {folder} (once) ...", flush=True)
-    with _no_leftovers(builder):
+    with _removing_leftovers(builder):
         try:
             _download_and_prepare(builder, manual)
         except Exception as error:  # TFDS and each set's code raise what they like.
             # Another process may have prepared the same set at the same time, and won.
             if not (folder / "dataset_info.json").is_file():
-                message = _what_went_wrong(name, builder, root, manual, error)
+                message = _explain_failure(name, builder, root, manual, error)
                 raise ValueError(message) from error
     return folder
 
 
 def _tfds_builder(name: str, root: pathlib.Path) -> Any:
-    """Get TFDS's builder of a dataset that has to be prepared."""
+    """Get the builder of a dataset that has to be prepared."""
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(name, data_dir=str(root))
     except (ValueError, AssertionError) as error:
-        raise ValueError(_unknown(name, root)) from error
+        raise ValueError(_explain_unknown(name, root)) from error
     except Exception as error:  # Of a package that is missing, or damaged metadata.
         raise ValueError(f"TFDS can't open {name!r}: {one_line(error)}") from error
 
 
-def _unknown(name: str, root: pathlib.Path) -> str:
-    """Say what there is instead of a dataset, config or version that there isn't."""
+def _explain_unknown(name: str, root: pathlib.Path) -> str:
+    """Explain that a dataset, config or version is unknown, and name similar ones."""
     import tensorflow_datasets as tfds
 
     dataset, config, _ = parse_name(name)
-    prepared = _prepared_too(dataset, root)
+    prepared = list_prepared(dataset, root)
     known = tfds.list_builders(with_community_datasets=False)
     if dataset not in known:
         near = difflib.get_close_matches(dataset, ["digits", *known])
@@ -95,14 +98,8 @@ def _unknown(name: str, root: pathlib.Path) -> str:
     )
 
 
-def _prepared_too(dataset: str, root: pathlib.Path) -> str:
-    """Say which configs and versions of a dataset lie prepared, if any do."""
-    names = prepared_names(dataset, root)
-    return f"; prepared in {root}: {', '.join(names)}" if names else ""
-
-
 def _check_version(name: str, builder: Any, root: pathlib.Path) -> None:
-    """Raise ValueError for a version that this TFDS can only read."""
+    """Raise ValueError for a version that the installed TFDS can only read."""
     able = {
         str(version)
         for version in (builder.canonical_version, max(builder.versions))
@@ -112,15 +109,15 @@ def _check_version(name: str, builder: Any, root: pathlib.Path) -> None:
         raise ValueError(
             f"dataset {name!r}: this TFDS can't prepare version {builder.version}, "
             f"only: {', '.join(sorted(able)) or 'none'}"
-            f"{_prepared_too(builder.name, root)}"
+            f"{list_prepared(builder.name, root)}"
         )
 
 
 @contextlib.contextmanager
-def _no_leftovers(builder: Any) -> Iterator[None]:
-    """When preparing fails, remove what is unfinished or empty and wasn't there.
+def _removing_leftovers(builder: Any) -> Iterator[None]:
+    """If preparing fails, remove new files that are incomplete and new empty folders.
 
-    A download that is complete stays, for the next time.
+    A complete download is kept for the next time.
     """
     root = pathlib.Path(builder.data_dir_root)
     dataset, downloads = root / builder.name, root / "downloads" / builder.name
@@ -133,8 +130,8 @@ def _no_leftovers(builder: Any) -> Iterator[None]:
         yield
     finally:
         if not (pathlib.Path(builder.data_dir) / "dataset_info.json").is_file():
-            # The note of which config is the default, unless a config is prepared.
-            notes = [] if prepared_names(builder.name, root) else [note]
+            # It says which config is the default; of use if one is prepared.
+            notes = [] if list_prepared(builder.name, root) else [note]
             for path in {*downloads.rglob("*.tmp.*"), *notes} - before:
                 shutil.rmtree(path, ignore_errors=True)
             for path in folders:
@@ -144,7 +141,7 @@ def _no_leftovers(builder: Any) -> Iterator[None]:
 
 
 def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:
-    """Run TFDS's preparation without its chatter and its minutes of retrying."""
+    """Run TFDS's preparation quietly, and with fewer retries."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
     from tensorflow_datasets.core.utils import temporary_assignment
@@ -171,23 +168,23 @@ def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:
         builder.download_and_prepare(file_format="array_record", download_config=config)
 
 
-def _what_went_wrong(
+def _explain_failure(
     name: str,
     builder: Any,
     root: pathlib.Path,
     manual: pathlib.Path | None,
     error: Exception,
 ) -> str:
-    """Say why a dataset can't be prepared, and what helps."""
+    """Explain why a dataset can't be prepared, and what helps."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import download_manager
 
     offline = requests.RequestException, urllib.error.URLError
     if isinstance(error, (*offline, tfds.download.DownloadError)):
-        return _missing_data(name, builder, root, manual, error)
+        return _explain_missing_data(name, builder, root, manual, error)
     if isinstance(error, download_manager.NonMatchingChecksumError):
-        return f"dataset {name!r}: {_wrong_file(builder, manual, error)}"
+        return f"dataset {name!r}: {_explain_wrong_checksum(builder, manual, error)}"
     # Archives that only a registered user can get.
     if isinstance(error, AssertionError) and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         needs = f"dataset {name!r} needs --config.dataset.manual_dir=FOLDER"
@@ -195,8 +192,10 @@ def _what_went_wrong(
     return f"cannot prepare {name!r} in {root}: {one_line(error)}"
 
 
-def _wrong_file(builder: Any, manual: pathlib.Path | None, error: Exception) -> str:
-    """Say which archive is not the original, and how it differs."""
+def _explain_wrong_checksum(
+    builder: Any, manual: pathlib.Path | None, error: Exception
+) -> str:
+    """Explain which archive is not the original, and how it differs."""
     from tensorflow_datasets.core.download import checksums
 
     match = re.match("Artifact (.+), downloaded to (.+), has wrong", str(error))
@@ -215,14 +214,14 @@ def _wrong_file(builder: Any, manual: pathlib.Path | None, error: Exception) -> 
     )
 
 
-def _missing_data(
+def _explain_missing_data(
     name: str,
     builder: Any,
     root: pathlib.Path,
     manual: pathlib.Path | None,
     error: Exception,
 ) -> str:
-    """Say what to put where when a dataset can't be downloaded."""
+    """Explain how to supply a dataset that can't be downloaded."""
     files = [info.filename for info in (builder.url_infos or {}).values()]
     wanted = [
         file for file in files if file and not (manual and (manual / file).exists())

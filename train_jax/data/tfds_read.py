@@ -1,4 +1,4 @@
-"""Reading a set that TFDS has prepared, without TensorFlow."""
+"""Find and read sets that TFDS has prepared, without TensorFlow."""
 
 import contextlib
 import json
@@ -21,10 +21,12 @@ _RECORDS_PER_READ = 4096
 
 
 def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
-    """Find the newest prepared version of a set, without the cost of importing TFDS.
+    """Find the newest prepared version of a dataset, or the one named; None if missing.
+
+    Does without TFDS, whose import takes seconds.
 
     Raises:
-        ValueError: if `name` is no name, or the file system can't hold it.
+        ValueError: if `name` is not a name, or the file system can't hold it.
     """
     dataset, config, wanted = parse_name(name)
     folder = root / dataset
@@ -35,35 +37,30 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
         raise ValueError(
             f"cannot look for dataset {name!r} in {root}: {error.strerror}"
         ) from error
-    versions = [version for version in found if wanted in (None, _dotted(version))]
-    return found[max(versions)] if versions else None
+    return next((it for it in reversed(found) if wanted in (None, it.name)), None)
 
 
-def prepared_names(dataset: str, root: pathlib.Path) -> list[str]:
-    """Name all that is prepared of a dataset: `["tiny/large:1.0.0"]`."""
-    names = []
-    for folder in (root / dataset, *sorted((root / dataset).glob("*/"))):
-        label = "/".join(folder.relative_to(root).parts)
-        names += [f"{label}:{_dotted(it)}" for it in sorted(_prepared_versions(folder))]
-    return names
+def list_prepared(dataset: str, root: pathlib.Path) -> str:
+    """List prepared configs and versions: `"; prepared in data: tiny/large:1.0.0"`.
+
+    Returns:
+        The list, to be appended to an error; empty if there are none.
+    """
+    folders = (root / dataset, *sorted((root / dataset).glob("*/")))
+    found = [path for folder in folders for path in _prepared_versions(folder)]
+    names = [f"{it.parent.relative_to(root).as_posix()}:{it.name}" for it in found]
+    return f"; prepared in {root}: {', '.join(names)}" if names else ""
 
 
-def _prepared_versions(folder: pathlib.Path) -> dict[tuple[int, ...], pathlib.Path]:
-    """Find the prepared versions in the folder of a set without configs or a config."""
+def _prepared_versions(folder: pathlib.Path) -> list[pathlib.Path]:
+    """List the prepared versions of a dataset or of a config, the newest last."""
     found = [path.parent for path in folder.glob("*/dataset_info.json")]
-    return {
-        tuple(map(int, path.name.split("."))): path
-        for path in found
-        if _VERSION.fullmatch(path.name)
-    }
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+    found = [path for path in found if _VERSION.fullmatch(path.name)]
+    return sorted(found, key=lambda path: [int(it) for it in path.name.split(".")])
 
 
 def _default_config(folder: pathlib.Path) -> str | None:
-    """Read which config TFDS noted as the default one, if the set has configs."""
+    """Read the name of the default config, if the dataset has configs."""
     try:
         file = folder / ".config" / "metadata.json"
         metadata = json.loads(file.read_text(encoding="utf-8"))
@@ -73,7 +70,11 @@ def _default_config(folder: pathlib.Path) -> str | None:
 
 
 def _open(folder: pathlib.Path) -> Any:
-    """Open a prepared set; what its metadata make TFDS raise is damage."""
+    """Open a prepared set.
+
+    Raises:
+        OSError: if its metadata are damaged.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -83,13 +84,16 @@ def _open(folder: pathlib.Path) -> Any:
 
 
 def read_prepared(folder: pathlib.Path, base: str) -> ImageSplit:
-    """Read and decode a whole base split of a prepared set."""
+    """Read and decode a whole split of a prepared set.
+
+    Raises:
+        ValueError: if it is missing, damaged or not an image-classification set.
+    """
     from google.protobuf import json_format, message
 
     try:
         builder = _open(folder)
         check_split_name(base, builder.info.splits, builder.info.full_name)
-        _check_not_empty(builder, base)
         return _decode_split(builder, base)
     except PermissionError as error:
         raise ValueError(
@@ -110,21 +114,16 @@ def read_prepared(folder: pathlib.Path, base: str) -> ImageSplit:
 
 
 def one_line(error: Exception) -> str:
-    """Give an error's message without line breaks; its kind if it has none."""
+    """Format an error in one line; its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_not_empty(builder: Any, base: str) -> None:
-    """Raise ValueError for a split without examples."""
-    if not builder.info.splits[base].num_examples:
-        raise ValueError(
-            f"split {base!r} of dataset {builder.info.full_name!r} has no examples, "
-            f"says {builder.data_dir}"
-        )
-
-
 def image_and_label_keys(builder: Any) -> tuple[str, str]:
-    """Find out which features are the image and the label."""
+    """Get the names of the features that are the image and the label.
+
+    Raises:
+        ValueError: if it is not an image-classification set.
+    """
     import tensorflow_datasets as tfds
 
     info = builder.info
@@ -148,9 +147,14 @@ def image_and_label_keys(builder: Any) -> tuple[str, str]:
 def _decode_split(builder: Any, base: str) -> ImageSplit:
     """Decode the images of a split into one array."""
     info = builder.info
+    num_examples = info.splits[base].num_examples
+    if not num_examples:
+        raise ValueError(
+            f"split {base!r} of dataset {info.full_name!r} has no examples, says "
+            f"{builder.data_dir}"
+        )
     keys = image_and_label_keys(builder)
     image_feature, label_feature = (info.features[key] for key in keys)
-    num_examples = info.splits[base].num_examples
     num_classes, names = label_feature.num_classes, tuple(label_feature.names)
     if len(set(names)) != num_classes or not num_classes:
         raise RuntimeError(f"{num_classes} classes with {len(set(names))} names")
@@ -176,14 +180,14 @@ def _decode_split(builder: Any, base: str) -> ImageSplit:
             f"label: expected 0 to {num_classes - 1}, got {label_B.min()} to "
             f"{label_B.max()}"
         )
-    return ImageSplit(image_BHWC, label_B, num_classes, names)
+    return ImageSplit(image_BHWC, label_B, names)
 
 
 def _decode_image(encoded: bytes, channels: int) -> np.ndarray:
     """Decode a PNG or JPEG image to uint8 HWC; three channels are RGB."""
     import cv2
 
-    # Otherwise the EXIF tag of a photo would turn it, which TFDS doesn't do either.
+    # TFDS ignores the EXIF orientation, too.
     colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     flags = colour | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = np.frombuffer(encoded, np.uint8)
@@ -251,8 +255,12 @@ def _tfrecord_examples(
 
 
 def import_tensorflow(purpose: str) -> Any:
-    """Import TensorFlow, and keep it from taking the accelerators' memory."""
-    # Read once, at the first import: only errors of its C++ part are worth printing.
+    """Import TensorFlow, and keep it from taking the accelerators' memory.
+
+    Raises:
+        ValueError: if it is not installed; starts with `purpose`.
+    """
+    # Read at the first import: its C++ part prints errors only.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with quiet():

@@ -1,4 +1,4 @@
-"""Names of datasets, spelt as TFDS spells them."""
+"""Names of datasets are spelt as TFDS spells them."""
 
 import numpy as np
 import pytest
@@ -68,6 +68,6 @@ def test_a_prepared_set_in_capitals(tiny):
     np.testing.assert_array_equal(upper.image_BHWC, lower.image_BHWC)
 
 
-def test_what_is_no_name_is_refused_as_it_was_written():
+def test_error_quotes_the_name_as_it_was_written():
     message = message_of(lambda: data.load("../MNIST", "train"))
     assert "dataset '../MNIST' is not a name" in message

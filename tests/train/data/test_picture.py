@@ -1,4 +1,4 @@
-"""Pictures that a user hands over: the same pixels from every encoding."""
+"""Decode an image file: the same pixels from every encoding."""
 
 import io
 
@@ -62,7 +62,7 @@ def test_lossy_grey(encoding):
     ],
     ids=["png", "tiff", "webp", "png 16", "tiff 16"],
 )
-def test_turned_colour(encode, orientation):
+def test_exif_orientation_of_colour(encode, orientation):
     encoded = encode(encodings.STORED[orientation](COLOUR), orientation)
     np.testing.assert_array_equal(_decode(encoded, 3), COLOUR)
 
@@ -80,19 +80,19 @@ def test_turned_colour(encode, orientation):
     ],
     ids=["png", "png 16", "tiff 16", "tiff 16 big end first"],
 )
-def test_turned_grey(encode, orientation):
+def test_exif_orientation_of_grey(encode, orientation):
     encoded = encode(encodings.STORED[orientation](GREY), orientation)
     np.testing.assert_array_equal(_decode(encoded, 1), GREY)
 
 
 @pytest.mark.parametrize("orientation", encodings.STORED)
-def test_turned_jpeg(orientation):
+def test_exif_orientation_of_jpeg(orientation):
     stored = encodings.STORED[orientation](COLOUR)
     encoded = pillow(stored, "JPEG", quality=95, exif=encodings.exif(orientation))
     np.testing.assert_allclose(_decode(encoded, 3), COLOUR.astype(int), atol=12)
 
 
-def test_damaged_exif_turns_nothing():
+def test_damaged_exif_is_ignored():
     encoded = pillow(COLOUR, "WEBP", lossless=True, exif=b"Exif\0\0MM\0\1rubbish")
     np.testing.assert_array_equal(_decode(encoded, 3), COLOUR)
 
@@ -148,7 +148,7 @@ def _palette_with_alpha(kind: str) -> bytes:
 
 
 def _key_colour(pixels: np.ndarray, colour_type: int) -> bytes:
-    """A PNG whose colour 3, or 3, 3, 3, is transparent."""
+    """Encode a PNG in which the colour 3, or (3, 3, 3), is transparent."""
     pixels = np.where(STROKES[..., None], 0, 3 + 0 * pixels).astype(pixels.dtype)
     content = np.full(pixels.shape[-1], 3, ">u2").tobytes()
     return png(pixels, colour_type, chunks=encodings.png_chunk(b"tRNS", content))
@@ -180,7 +180,7 @@ if int(PIL.__version__.split(".")[0]) >= 13:  # Older ones refuse it.
 
 @pytest.mark.parametrize("background", [255, 100])
 @pytest.mark.parametrize("encoding", TRANSPARENT)
-def test_background_is_seen_through_what_is_transparent(encoding, background):
+def test_transparent_pixels_show_the_background(encoding, background):
     expected = np.where(STROKES, 0, background)
     for channels in (1, 3):
         image = _decode(TRANSPARENT[encoding], channels, background)

@@ -1,4 +1,4 @@
-"""Pictures that a user hands over, but which can't be decoded: one line each."""
+"""Errors for image files that can't be decoded: one line each."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ def _write(folder: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
     return folder / name
 
 
-def test_a_file_by_path_or_by_its_name(tmp_path):
+def test_a_path_or_its_text(tmp_path):
     path = _write(tmp_path, "picture", pillow(COLOUR, "PNG"))
     for source in (path, str(path)):
         image = decode_picture(source, channels=3)
@@ -54,7 +54,7 @@ def test_a_file_by_path_or_by_its_name(tmp_path):
         (b"Pf 20 24 -1 " + bytes(4 * GREY.size), "it holds floats"),
     ],
 )
-def test_one_line_for_what_is_no_picture(tmp_path, capfd, content, expected):
+def test_error_for_content_that_is_not_an_image(tmp_path, capfd, content, expected):
     path = _write(tmp_path, "picture.png", content)
     message = message_of(lambda: decode_picture(path, channels=3))
     assert message.startswith(f"{str(path)!r} ")
@@ -76,14 +76,14 @@ def test_one_line_for_what_is_no_picture(tmp_path, capfd, content, expected):
         ("a\0b", "can't be read: embedded null byte"),
     ],
 )
-def test_one_line_for_what_is_no_file(tmp_path, monkeypatch, name, expected):
+def test_error_for_a_path_that_is_not_a_file(tmp_path, monkeypatch, name, expected):
     monkeypatch.chdir(tmp_path)
     _write(tmp_path, "picture", b"")
     os.mkfifo("pipe")
     assert expected in message_of(lambda: decode_picture(name, channels=3))
 
 
-def test_one_line_for_what_may_not_be_read(tmp_path, monkeypatch):
+def test_error_for_a_file_without_permission(tmp_path, monkeypatch):
     path = _write(tmp_path, "picture.png", pillow(COLOUR, "PNG"))
 
     def refuse(self):
@@ -94,7 +94,7 @@ def test_one_line_for_what_may_not_be_read(tmp_path, monkeypatch):
     assert message == f"{str(path)!r} can't be read: Permission denied"
 
 
-def test_damage_gives_a_picture_or_one_line_and_prints_nothing(capfd):
+def test_damaged_content_gives_an_image_or_one_error_line(capfd):
     random = np.random.default_rng(0)
     whole = [*encodings.LOSSLESS_COLOUR.values(), *encodings.LOSSLESS_GREY.values()]
     whole += [encoded for encoded, _ in encodings.LOSSY_COLOUR.values()]

@@ -1,4 +1,4 @@
-"""Preparing sets, and the messages when that is not possible."""
+"""Prepare sets; errors when that is not possible."""
 
 import os
 import pathlib
@@ -185,8 +185,8 @@ def test_a_set_that_another_process_prepared_meanwhile(tmp_path, monkeypatch):
     assert len(data.load("mnist", "train", data_dir=str(tmp_path))) == NUM_TRAIN
 
 
-@pytest.mark.slow
-def test_failed_download_is_reported_soon(tmp_path, monkeypatch):
+@pytest.mark.slow  # The import of TensorFlow takes ten seconds.
+def test_failed_download_is_explained(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     root = tmp_path / "data"
@@ -197,7 +197,7 @@ def test_failed_download_is_reported_soon(tmp_path, monkeypatch):
     assert not root.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # The import of TensorFlow takes ten seconds.
 @needs_archives
 def test_truncated_archive(tmp_path):
     pytest.importorskip("tensorflow")
@@ -222,7 +222,7 @@ def test_truncated_archive(tmp_path):
         assert not root.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # TFDS encodes 70,000 images.
 @pytest.mark.tfds
 @needs_tfds_dir
 @needs_archives
@@ -240,7 +240,7 @@ def test_mnist_from_archives_equals_the_prepared_set(tmp_path, capfd):
     assert printed.err == ""
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # The import of TensorFlow takes ten seconds.
 def test_tfrecord_is_read_in_the_order_of_the_files(tiny, tmp_path):
     tf = pytest.importorskip("tensorflow")
     root = tmp_path / "tfrecord"

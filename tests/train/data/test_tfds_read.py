@@ -1,4 +1,4 @@
-"""Reading prepared sets: what is read, and what is refused."""
+"""Read prepared sets; errors for damaged and unsuitable ones."""
 
 import json
 import os
@@ -214,7 +214,7 @@ def test_supervised_keys_that_are_no_features(tiny):
     assert "which are ('photo', 'kind')" in message
 
 
-def test_a_set_that_may_not_be_read(tiny, monkeypatch):
+def test_a_set_without_permission(tiny, monkeypatch):
     def refuse(*args):
         raise PermissionError("Permission denied")
 
@@ -251,7 +251,7 @@ def test_other_file_formats(tmp_path, file_format, expected):
     assert expected in message
 
 
-@pytest.mark.slow  # TensorFlow takes its time to start.
+@pytest.mark.slow  # The import of TensorFlow takes ten seconds.
 def test_starting_tensorflow_prints_nothing():
     pytest.importorskip("tensorflow")
     program = "from train_jax.data import tfds_read; tfds_read.import_tensorflow('x')"
@@ -265,7 +265,7 @@ def test_starting_tensorflow_prints_nothing():
     assert result.stdout + result.stderr == ""
 
 
-@pytest.mark.slow  # TensorFlow takes its time to start.
+@pytest.mark.slow  # The import of TensorFlow takes ten seconds.
 def test_images_are_decoded_as_tensorflow_does():
     tf = pytest.importorskip("tensorflow")
     with_tag = encodings.png_chunk(b"eXIf", encodings.exif(6).tobytes()[6:])

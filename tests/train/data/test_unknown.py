@@ -1,4 +1,4 @@
-"""Sets, versions and folders that don't exist: what is said instead."""
+"""Errors for datasets, versions and folders that don't exist."""
 
 import shutil
 
@@ -34,7 +34,7 @@ def test_unknown_names(tmp_path, name, expected):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_lies_prepared_is_named_too(tmp_path, tiny):
+def test_error_names_the_prepared_versions(tmp_path, tiny):
     for name, version in (("tiny:9.9.9", "1.0.0"), ("mnist:3.0.9", "2.5.0")):
         dataset = name.partition(":")[0]
         if dataset != "tiny":
