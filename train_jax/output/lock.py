@@ -1,10 +1,10 @@
 """Lock a run's folder, so that two processes never write to it at the same time.
 
-The lock is a file in the folder, `lock.1`, that says which process holds it. It holds
-while that process lives; on another machine, which cannot be asked, while the process
-renews it. The lock of a dead process is not taken away but followed by `lock.2`, and
-so on: the highest number counts. So two that find a dead lock at the same moment cannot
-both succeed, as only one of them can create the next file.
+The lock is a file in the folder, `lock.1`, that names the process that holds it. It is
+valid while that process lives; if the process runs on another machine, as long as it is
+renewed. The lock of a dead process is not deleted but superseded by `lock.2`, and so
+on: the highest number counts. So if two processes find a dead lock at the same moment,
+only one of them can create the next file.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-# How often a lock is renewed, and after how long without that it is taken for dead by
-# other machines. Much shorter, and a slow network drive would look like a dead machine.
+# How often a lock is renewed, and how long after the last time other machines take its
+# holder for dead. If it were much shorter, a slow network drive would look the same.
 RENEW_SECONDS = 20.0
 LEASE_SECONDS = 120.0
 
 _PREFIX = "lock."
-# What is read of a lock that has been deleted.
+# The content of a lock that has been deleted.
 _GONE: dict[str, Any] = {}
-# The start time of a process that lives but does not tell when it started.
-_NOT_TOLD = "?"
+# The start time of a process that lives, if it cannot be read.
+_UNKNOWN = "?"
 
 
 class InUseError(ValueError):
-    """Another process holds the folder."""
+    """Another process holds the lock of the folder."""
 
 
 class LostError(OSError):
-    """Another process has taken the folder over."""
+    """This process no longer holds the lock of the folder."""
 
 
 class Lock:
@@ -57,10 +57,10 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that the lock is still this process's own; before each write.
+        """Check, before each write, that this process still holds the lock.
 
         Raises:
-            LostError: if it is not.
+            LostError: if it does not.
         """
         folder, newest = self.path.parent, _newest(self.path.parent)
         if newest is None:
@@ -68,7 +68,7 @@ class Lock:
                 f"{folder} or its lock was deleted; nothing more is written"
             )
         holder = _read(newest)
-        # There is no token to read while this process renews the lock.
+        # No token can be read while this process renews the lock.
         is_own = holder.get("token") in (None, self._holder["token"])
         if newest != self.path or not is_own:
             raise LostError(
@@ -85,10 +85,10 @@ class Lock:
 
     def _renew(self) -> None:
         while not self._is_released.wait(RENEW_SECONDS):
-            # A full or unreachable disk may be back at the next turn.
+            # A full or unreachable disk may recover until the next time.
             with contextlib.suppress(OSError):
                 self.check()
-                # Not made anew where another process has deleted it meanwhile.
+                # "r+" does not create a file that another process has deleted.
                 with self.path.open("r+", encoding="utf-8") as file:
                     file.write(json.dumps(self._holder | {"renewed": time.time()}))
                     file.truncate()
@@ -97,23 +97,23 @@ class Lock:
 def acquire(
     folder: pathlib.Path, sleep: Callable[[float], object] = time.sleep
 ) -> Lock:
-    """Lock a folder, which is made if need be.
+    """Lock a folder, creating it if need be.
 
     Raises:
-        InUseError: naming the process that holds it, and its host.
+        InUseError: if another process holds it; names the process and its host.
         OSError: if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         dead = _dead_locks(folder)
-        _watch(dead, folder, sleep)
+        _check_not_renewed(dead, folder, sleep)
         number = 1 + max(map(_number, dead), default=0)
         path, holder = folder / f"{_PREFIX}{number}", _this_process()
         if not _create(path, holder):
-            continue  # Somebody was faster.
+            continue  # another process was faster
         try:
-            # One that was released and taken anew meanwhile may have any number.
-            others = _dead_locks(folder, but=path)
+            # A lock that was released and acquired meanwhile may have any number.
+            others = _dead_locks(folder, own=path)
         except InUseError:
             path.unlink(missing_ok=True)
             raise
@@ -123,17 +123,17 @@ def acquire(
 
 
 def check_free(folder: pathlib.Path) -> None:
-    """Raise InUseError if a living process holds the folder; write nothing."""
+    """Raise InUseError if a living process holds the lock; write nothing."""
     _dead_locks(folder)
 
 
 def is_lock(path: pathlib.Path) -> bool:
-    """Whether a file belongs to the lock of its folder."""
+    """Whether a file is a lock of its folder."""
     return path.name.startswith(_PREFIX)
 
 
 def _create(path: pathlib.Path, holder: dict[str, Any]) -> bool:
-    """Create a lock's file, whole or not at all; False if there is one already."""
+    """Create a lock's file, completely or not at all; False if it exists."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
@@ -148,20 +148,20 @@ def _create(path: pathlib.Path, holder: dict[str, Any]) -> bool:
 
 
 def _dead_locks(
-    folder: pathlib.Path, but: pathlib.Path | None = None
+    folder: pathlib.Path, own: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
-    """List the locks of a folder, all dead; raise InUseError for a living one."""
+    """List the locks of dead processes; raise InUseError for one of a living one."""
     dead = []
     for path in _locks(folder):
-        if path == but:
+        if path == own:
             continue
         holder = _read(path)
         if holder is _GONE:
-            continue  # Released just now.
+            continue  # released just now
         is_dead, age = _is_dead(holder), abs(time.time() - holder["renewed"])
         if is_dead is False:
             raise InUseError(f"{str(folder)!r} is in use by {_describe(holder)}")
-        if is_dead is None and age < LEASE_SECONDS:  # by whichever clock is ahead
+        if is_dead is None and age < LEASE_SECONDS:  # whichever clock is ahead
             raise InUseError(
                 f"{str(folder)!r} is in use by {_describe(holder)}; if that machine is "
                 f"lost, start again in {LEASE_SECONDS - age:.0f} s"
@@ -170,10 +170,10 @@ def _dead_locks(
     return dead
 
 
-def _watch(
+def _check_not_renewed(
     dead: list[pathlib.Path], folder: pathlib.Path, sleep: Callable[[float], object]
 ) -> None:
-    """Watch locks that seem to be dead, as the other machine's clock may be wrong."""
+    """Wait whether a lock that seems dead is renewed: the other clock may be wrong."""
     before = {path: holder for path in dead if (holder := _read(path)) is not _GONE}
     unknown = [holder for holder in before.values() if _is_dead(holder) is None]
     if unknown:
@@ -190,11 +190,11 @@ def _watch(
 
 
 def _is_dead(holder: dict[str, Any]) -> bool | None:
-    """Whether a lock's process is gone; None if that cannot be known here."""
+    """Whether a lock's process has ended; None if that cannot be known here."""
     if holder.get("machine") != _machine():
         return None
     start = _start_time(holder["pid"])
-    if start == _NOT_TOLD or holder["start"] == _NOT_TOLD:
+    if start == _UNKNOWN or holder["start"] == _UNKNOWN:
         return None
     return start != holder["start"]
 
@@ -221,9 +221,9 @@ def _number(path: pathlib.Path) -> int:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """Read who holds a lock: `_GONE` if nobody does any more.
+    """Read who holds a lock; `_GONE` if the file has been deleted.
 
-    Of a file that is being written just now, only the time can be read.
+    While the file is being written, only its time can be read.
     """
     try:
         text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime
@@ -239,7 +239,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _this_process() -> dict[str, Any]:
-    """What a lock of this process says."""
+    """Describe this process, as the content of its lock."""
     return {
         "token": uuid.uuid4().hex,
         "pid": os.getpid(),
@@ -252,7 +252,7 @@ def _this_process() -> dict[str, Any]:
 
 @functools.cache
 def _machine() -> str:
-    """Identify the machine since its last start, and the container on it."""
+    """Identify the machine, its boot, and the container."""
     parts = [platform.node()]
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
     if boot.exists():
@@ -262,17 +262,17 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process of this machine started; None if there is no such process."""
+    """Read when a process of this machine started; None if there is no such process."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
-        pass  # It is there, and somebody else's.
+        pass  # it exists and belongs to another user
     try:
         if pathlib.Path("/proc/self/stat").exists():
             stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
-            # The command's name, in parentheses, may hold anything.
+            # The command's name, in parentheses, may contain anything.
             state, *fields = stat.rpartition(b")")[2].decode().split()
             return None if state in "ZX" else fields[18]
         shown = subprocess.run(
@@ -282,6 +282,6 @@ def _start_time(pid: int) -> str | None:
             text=True,
             check=False,
         )
-        return shown.stdout.strip() or _NOT_TOLD
+        return shown.stdout.strip() or _UNKNOWN
     except OSError:  # hidden from this user
-        return _NOT_TOLD
+        return _UNKNOWN
