@@ -1,5 +1,6 @@
-"""What is missing or damaged in a run's folder: it goes on, or says so in a line."""
+"""Start with missing or damaged files in the workdir: train on, or one error line."""
 
+import json
 import shutil
 
 import jax
@@ -30,7 +31,7 @@ OUTCOMES = {
     wd.TENSORBOARD: (GOES_ON, GOES_ON, None, None, IN_THE_WAY),
     wd.PLOTS: (GOES_ON, GOES_ON, None, None, IN_THE_WAY),
     f"{wd.CHECKPOINTS}/2": (GOES_ON, DAMAGED, None, None, DAMAGED),
-    f"{wd.CHECKPOINTS}/2/about": (DAMAGED, DAMAGED, None, None, DAMAGED),
+    f"{wd.CHECKPOINTS}/2/metadata": (DAMAGED, DAMAGED, None, None, DAMAGED),
     f"{wd.CHECKPOINTS}/2/state": (DAMAGED, DAMAGED, None, None, DAMAGED),
     f"{wd.CHECKPOINTS}/2/checksums.json": 5 * (DAMAGED,),
 }
@@ -40,6 +41,7 @@ CASES = [
     for kind, outcome in zip(KINDS, outcomes, strict=True)
     if outcome is not None
 ]
+IDS = [f"{name} {kind}" for name, kind, _ in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,11 @@ def whole(tmp_path_factory):
     """The folder of a finished run of two steps, and its summary."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     assert train.main(_arguments(workdir)) == 0
-    return workdir, wd.read_json(workdir / wd.SUMMARY)
+    return workdir, read_json(workdir / wd.SUMMARY)
+
+
+def read_json(path):
+    return json.loads(path.read_text())
 
 
 def _arguments(workdir):
@@ -75,7 +81,7 @@ def results(summary):
     return {k: v for k, v in summary.items() if k not in timing}
 
 
-@pytest.mark.parametrize(("name", "kind", "outcome"), CASES)
+@pytest.mark.parametrize(("name", "kind", "outcome"), CASES, ids=IDS)
 def test_a_damaged_folder(whole, tmp_path, capsys, name, kind, outcome):
     original, summary = whole
     workdir = tmp_path / "run"
@@ -92,7 +98,7 @@ def test_a_damaged_folder(whole, tmp_path, capsys, name, kind, outcome):
     assert all(warning.startswith("warning: checkpoint ") for warning in warnings)
     if outcome is GOES_ON:
         assert (code, line) == (0, "")
-        again = wd.read_json(workdir / wd.SUMMARY)
+        again = read_json(workdir / wd.SUMMARY)
         assert results(again) == results(summary)
         metrics = (workdir / wd.METRICS).read_text()
         assert metrics.count("\n") == 1 and '"step": 2' in metrics
@@ -100,13 +106,13 @@ def test_a_damaged_folder(whole, tmp_path, capsys, name, kind, outcome):
         assert code in (1, 2)
 
 
-def test_a_summary_without_results_is_written_anew(whole, tmp_path, capsys):
+def test_a_summary_without_results_is_rewritten(whole, tmp_path, capsys):
     original, summary = whole
     workdir = tmp_path / "run"
     shutil.copytree(original, workdir)
-    wd.write_json(workdir / wd.SUMMARY, {})
+    (workdir / wd.SUMMARY).write_text("{}")
     assert train.main(_arguments(workdir)) == 0
-    assert results(wd.read_json(workdir / wd.SUMMARY)) == results(summary)
+    assert results(read_json(workdir / wd.SUMMARY)) == results(summary)
 
 
 def test_config_and_checkpoints_are_enough(whole, tmp_path, capsys):
@@ -116,6 +122,23 @@ def test_config_and_checkpoints_are_enough(whole, tmp_path, capsys):
     shutil.copy(original / wd.CONFIG, workdir)
     shutil.copytree(original / wd.CHECKPOINTS, workdir / wd.CHECKPOINTS)
     assert train.main(_arguments(workdir)) == 0
-    assert wd.read_json(workdir / wd.SUMMARY) == summary
+    assert read_json(workdir / wd.SUMMARY) == summary
     metrics = (workdir / wd.METRICS).read_bytes()
     assert metrics == (original / wd.METRICS).read_bytes()
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_checkpoints_of_version_0_1(whole, tmp_path, capsys, has_checksums):
+    original, _ = whole
+    workdir = shutil.copytree(original, tmp_path / "run")
+    (workdir / wd.SUMMARY).unlink()
+    folder = workdir / wd.CHECKPOINTS / "2"
+    (folder / "metadata").rename(folder / ("about" if has_checksums else "default"))
+    if not has_checksums:
+        (folder / "checksums.json").unlink()
+    assert train.main(_arguments(workdir)) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    error = f"checkpoint {folder} was written by version 0.1; --overwrite starts anew"
+    assert line.startswith(f"train.py: error: {error}")
+    assert folder.is_dir()
+    assert train.main([*_arguments(workdir), "--overwrite"]) == 0

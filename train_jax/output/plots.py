@@ -7,10 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_jax.output.attention_plots import plot_attention as plot_attention
-from train_jax.output.attention_plots import (
-    plot_cross_attention as plot_cross_attention,
-)
 from train_jax.output.tiles import draw_tiles
 
 

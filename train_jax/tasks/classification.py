@@ -15,7 +15,7 @@ from train_jax.data import ImageSplit
 from train_jax.devices import compiler
 from train_jax.learning.augment import augment_batch, normalize
 from train_jax.learning.step import Batch, cross_entropy
-from train_jax.output import plots
+from train_jax.output import attention_plots, plots
 from train_jax.tasks.task import EvalStep
 from vit_jax.interpret import attention_weights, patch_relevance
 
@@ -110,7 +110,7 @@ class Classification:
             relevance_BP = patch_relevance(
                 weights[-1].mean(axis=1), has_class_token=has_class_token
             )
-            plots.plot_attention(
+            attention_plots.plot_attention(
                 image_BHWC,
                 np.asarray(relevance_BP),
                 [names[label] for label in predicted_M[:8]],

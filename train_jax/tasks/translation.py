@@ -14,7 +14,7 @@ from train_jax.config.models import SEQUENCE_MODELS
 from train_jax.data import SequenceSplit
 from train_jax.devices import compiler
 from train_jax.learning.step import Batch, cross_entropy
-from train_jax.output import plots
+from train_jax.output import attention_plots
 from train_jax.tasks.task import EvalStep
 from vit_jax.interpret import attention_weights
 from vit_jax.seq2seq import greedy_decode
@@ -91,7 +91,7 @@ class Translation:
                 attention_weights, model, where="*decoder/block_*/cross_attention"
             )
         )(variables, source_BS, self._known(jnp.asarray(target_BT)))
-        plots.plot_cross_attention(
+        attention_plots.plot_cross_attention(
             source_BS[0],
             target_BT[0],
             np.stack([layer[0] for layer in weights]),
