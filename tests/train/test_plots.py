@@ -51,6 +51,9 @@ def test_misclassified(tmp_path, num_wrong, channels):
     path = tmp_path / "misclassified.png"
     plots.plot_misclassified(image_MHWC, label_M, probability_MY, NAMES, path)
     check(path)
+    pixels = matplotlib.image.imread(path)
+    is_grey = np.ptp(pixels[..., :3], axis=-1).max() < 0.01
+    assert is_grey == (channels == 1 or num_wrong == 0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

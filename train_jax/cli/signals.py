@@ -1,6 +1,6 @@
 """Turn SIGTERM and Ctrl-C into a stop between two training steps.
 
-Imports nothing that takes time, so that a command can listen before it imports JAX.
+Imports nothing slow, so that a command can handle signals before it imports JAX.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopRequest:
-    """Whether somebody has asked the program to stop; a context that listens for it.
+    """Request to stop, made by SIGTERM or SIGINT while inside this context.
 
     A second SIGINT ends the program at once, also while it computes or compiles.
     """
@@ -35,17 +35,17 @@ class StopRequest:
         self._is_interrupting = False
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Whether a signal has asked the program to stop."""
         return self._is_made
 
     def __enter__(self) -> "StopRequest":
         # Python runs handlers in the main thread, between two of its instructions, and
-        # a step may take long. It notes each signal in this pipe without delay.
+        # a step may take long. Into this pipe it writes each signal without delay.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._before = {s: signal.signal(s, self._note) for s in _SIGNALS}
+        self._before = {s: signal.signal(s, self._handle) for s in _SIGNALS}
         self._pipe_before = signal.set_wakeup_fd(self._writer)
-        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self._thread = threading.Thread(target=self._watch_signals, daemon=True)
         self._thread.start()
         return self
 
@@ -59,9 +59,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """For the last part of setting up, let a signal raise KeyboardInterrupt.
+        """During the last part of setting up, let a signal raise KeyboardInterrupt.
 
-        Also one that came before, or whose exception a library has swallowed.
+        So does a signal that came before, or whose exception a library has suppressed.
         """
         unraisable_before = sys.unraisablehook
         sys.unraisablehook = self._ignore_interrupt
@@ -76,7 +76,7 @@ class StopRequest:
             sys.unraisablehook = unraisable_before
 
     def _ignore_interrupt(self, unraisable: Any) -> None:
-        """Print no traceback of an exception that was swallowed, but noted."""
+        """Print no traceback of a KeyboardInterrupt that a library has suppressed."""
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             sys.__unraisablehook__(unraisable)
 
@@ -84,14 +84,14 @@ class StopRequest:
         if self._is_made:
             raise KeyboardInterrupt
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal."""
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal, in the main thread."""
         self._is_made = True
         if self._is_interrupting:
             raise KeyboardInterrupt
 
-    def _answer(self) -> None:
-        """Say what a signal does, as soon as it comes."""
+    def _watch_signals(self) -> None:
+        """Announce the first signal; at a second SIGINT exit. Runs in a thread."""
         is_first = True
         while number := os.read(self._reader, 1):
             if is_first and number[0] in _SIGNALS:
