@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.cases import Case
-from tests.torch_models import ResNet, ViT
+from benchmarks.torch_models import ResNet, ViT
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

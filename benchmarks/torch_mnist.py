@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers import DEVICE
-from tests.torch_models import ViT
+from benchmarks.torch_models import ViT
 
 _MEAN, _STD = 0.1307, 0.3081
 

@@ -1,6 +1,6 @@
 """Residual networks for small images and for ImageNet, in JAX and Flax Linen."""
 
-from resnet_jax.convolution import conv_general_dilated as conv_general_dilated
+from resnet_jax.cpu.convolution import conv_general_dilated as conv_general_dilated
 from resnet_jax.resnet import BasicBlock as BasicBlock
 from resnet_jax.resnet import BottleneckBlock as BottleneckBlock
 from resnet_jax.resnet import ResNet as ResNet

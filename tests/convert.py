@@ -95,7 +95,7 @@ def _stack(state: State, convert_block: Callable[[State], Tree]) -> Tree:
 
 
 def vit(state: State) -> Tree:
-    """Convert `torch_models.ViT`; the convolution becomes a layer on flat patches."""
+    """Convert `benchmarks.torch_models.ViT`; its convolution becomes a dense layer."""
     embedding = layer(below(state, "embedding"))
     kernel_PPCD = embedding["kernel"]
     embedding["kernel"] = kernel_PPCD.reshape(-1, kernel_PPCD.shape[-1])
@@ -113,7 +113,7 @@ def vit(state: State) -> Tree:
 
 
 def resnet_block(state: State) -> tuple[Tree, Tree]:
-    """Convert a block of `torch_models`.
+    """Convert a block of `benchmarks.torch_models`.
 
     Returns:
         params and batch_stats, the latter empty for gradients.
@@ -123,7 +123,7 @@ def resnet_block(state: State) -> tuple[Tree, Tree]:
 
 
 def resnet(state: State) -> tuple[Tree, Tree]:
-    """Convert `torch_models.ResNet`.
+    """Convert `benchmarks.torch_models.ResNet`.
 
     Returns:
         params and batch_stats, the latter empty for gradients.

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 if __name__ == "__main__":  # so that it also runs as a file
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests import parity, torch_models
+from benchmarks import torch_models
+from tests import parity
 
 Record = parity.Record
 

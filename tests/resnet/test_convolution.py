@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from resnet_jax import ResNet
-from resnet_jax.convolution import conv_general_dilated
-from resnet_jax.winograd import conv3x3
+from resnet_jax.cpu.convolution import conv_general_dilated
+from resnet_jax.cpu.winograd import conv3x3
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 TOLERANCE = 3e-5  # of the largest value

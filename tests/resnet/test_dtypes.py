@@ -10,8 +10,8 @@ import pytest
 
 from resnet_jax import BasicBlock, BottleneckBlock, ResNet
 from resnet_jax.batch_norm import batch_norm, batch_statistics
-from resnet_jax.convolution import conv_general_dilated
-from resnet_jax.winograd import conv3x3
+from resnet_jax.cpu.convolution import conv_general_dilated
+from resnet_jax.cpu.winograd import conv3x3
 from tests import dtypes, modules
 from tests.modules import normal
 

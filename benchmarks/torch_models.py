@@ -1,4 +1,4 @@
-"""The models once more, in plain PyTorch: what the parity tests compare with."""
+"""The models in plain PyTorch, for benchmarks and parity tests."""
 
 import torch
 import torch.nn.functional as F

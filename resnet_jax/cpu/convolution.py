@@ -13,8 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.cpu.winograd import conv3x3
 from resnet_jax.dtypes import float32_or_wider
-from resnet_jax.winograd import conv3x3
 
 Array = jax.Array
 

@@ -1,0 +1,1 @@
+"""Convolutions that are faster than XLA's on CPUs."""
