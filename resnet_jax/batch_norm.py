@@ -1,4 +1,4 @@
-"""Batch normalisation whose variance is right for pixels far from zero, too."""
+"""Batch normalisation with a variance that is accurate far from zero."""
 
 import math
 from typing import Any
@@ -16,8 +16,12 @@ Array = jax.Array
 def batch_statistics(x: Array) -> tuple[Array, Array]:
     """Compute the mean and variance of each channel over all other axes.
 
-    The variance is the mean square of what the mean leaves. E[x²] − E[x]², which Flax
-    computes by default, cancels: in float32 nothing is right at x = 2000 ± 1.
+    The variance is the mean of (x − mean)². E[x²] − E[x]², which Flax computes by
+    default, cancels: in float32 no digit is right at x = 2000 ± 1.
+
+    >>> mean_F, variance_F = batch_statistics(jnp.array([[1.0, 0.0], [3.0, 0.0]]))
+    >>> mean_F, variance_F
+    (Array([2., 0.], dtype=float32), Array([1., 0.], dtype=float32))
 
     Args:
         x: (..., F), at least one value a channel.
@@ -28,14 +32,16 @@ def batch_statistics(x: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: if there is no value.
     """
+    chex.assert_shape(x, (..., None))
     if math.prod(x.shape[:-1]) < 1:
         raise ValueError(f"x must have at least 1 value a channel, got shape {x.shape}")
     x = x.astype(float32_or_wider(x.dtype))
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axis=axes, keepdims=True)
     variance_F = jnp.square(x - mean).mean(axis=axes)
-    chex.assert_shape(variance_F, x.shape[-1:])
-    return mean.reshape(x.shape[-1:]), variance_F
+    mean_F = mean.reshape(x.shape[-1:])
+    chex.assert_shape([mean_F, variance_F], x.shape[-1:])
+    return mean_F, variance_F
 
 
 def batch_norm(
@@ -49,25 +55,26 @@ def batch_norm(
 ) -> Array:
     """Normalise each channel by its mean and variance, then scale and shift it.
 
+    >>> one_F, zero_F = jnp.ones(2), jnp.zeros(2)
+    >>> batch_norm(jnp.array([[3.0, 2.0]]), one_F, one_F, one_F, zero_F).round(2)
+    Array([[2., 1.]], dtype=float32)
+
     Args:
         x: (..., F).
-        mean_F: what is subtracted.
-        variance_F: what its square root divides by.
-        scale_F: what is multiplied by.
-        bias_F: what is added.
         epsilon: added to the variance.
 
     Returns:
-        An array like x, in float32 or wider.
+        (x − mean) / √(variance + epsilon) · scale + bias, in float32 or wider.
 
     Raises:
         ValueError: if epsilon is not above 0.
 
     References: Batch Normalization, arXiv:1502.03167, algorithm 1.
     """
+    chex.assert_shape(x, (..., None))
+    chex.assert_shape([mean_F, variance_F, scale_F, bias_F], x.shape[-1:])
     if not epsilon > 0:
         raise ValueError(f"epsilon must be greater than 0, got {epsilon}")
-    chex.assert_shape([mean_F, variance_F, scale_F, bias_F], x.shape[-1:])
     dtype = float32_or_wider(x.dtype)
     mean, variance, scale, bias = (
         jnp.expand_dims(p.astype(dtype), range(x.ndim - 1))
@@ -80,9 +87,14 @@ def batch_norm(
 
 
 class BatchNorm(nn.Module):
-    """`batch_norm` by the batch in training, by running averages otherwise.
+    """Normalise by the batch's statistics in training, by running averages otherwise.
 
-    A batch without a value has no statistics: it leaves the running ones as they are.
+    An empty batch leaves the running averages unchanged.
+
+    >>> x_BHWC = jnp.ones((2, 4, 4, 3))
+    >>> variables = BatchNorm().init(jax.random.key(0), x_BHWC)
+    >>> BatchNorm().apply(variables, x_BHWC).shape
+    (2, 4, 4, 3)
 
     Attributes:
         momentum: share of the old value in the running averages.
@@ -98,6 +110,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Normalise each channel, the last axis."""
+        chex.assert_shape(x, (..., None))
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {self.momentum}")
         shape = x.shape[-1:]
@@ -115,4 +128,5 @@ class BatchNorm(nn.Module):
                     new = (1 - self.momentum) * new.astype(jnp.float32)
                     running.value = old + new
         out = batch_norm(x, *statistics, scale, bias, epsilon=self.epsilon)
+        chex.assert_equal_shape([out, x])
         return out.astype(self.dtype)

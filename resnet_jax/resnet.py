@@ -1,11 +1,11 @@
-"""Residual networks, for small images and for ImageNet.
+"""Residual networks for small images and for ImageNet.
 
 References: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import chex
 import flax.linen as nn
@@ -21,8 +21,9 @@ Array = jax.Array
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-# What computes a convolution: the signature of `jax.lax.conv_general_dilated`.
+# The signature of `jax.lax.conv_general_dilated`.
 ConvGeneralDilated = Callable[..., Array]
+Stem = Literal["small", "imagenet"]
 
 
 def _conv(
@@ -34,8 +35,8 @@ def _conv(
     conv_general_dilated: ConvGeneralDilated,
     name: str,
 ) -> nn.Conv:
-    """A convolution without bias; padded on both sides alike, whatever the stride."""
-    # "SAME" would pad only at the end where stride and kernel ask for an odd amount.
+    """Make a convolution without bias, with equal padding on both sides."""
+    # With a stride, "SAME" pads more behind than before if the total is odd.
     padding = (kernel - 1) // 2
     return nn.Conv(
         features,
@@ -51,31 +52,31 @@ def _conv(
 
 
 def _norm(train: bool, dtype: Any, name: str) -> Callable[[Array], Array]:
-    """BatchNorm over the whole batch."""
+    """Make a BatchNorm over the whole batch."""
     return functools.partial(BatchNorm(dtype=dtype, name=name), train=train)
 
 
 def _check_at_least_1(**values: int | None) -> None:
-    """Raise ValueError for a number below 1; None, a part that is left out, is none."""
+    """Raise ValueError for a number below 1; None, for a part left out, is allowed."""
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut around them.
+class ResidualBlock(nn.Module):
+    """Convolutions with a shortcut around them; base of the two kinds of block.
 
     The shortcut is the input itself, or its 1×1 projection exactly where the block
     changes the shape.
 
     Attributes:
-        features: channels of the output.
-        stride: stride of the first convolution.
+        features: channels F of the 3×3 convolutions.
+        stride: stride of the first 3×3 convolution.
         dtype: dtype of the computation; parameters and running statistics stay float32.
-        conv_general_dilated: what computes the convolutions; on a CPU that of
-            `resnet_jax.convolution` is more than twice as fast.
+        conv_general_dilated: function that computes the convolutions; on a CPU
+            `resnet_jax.conv_general_dilated` is more than twice as fast as XLA's.
 
-    References: arXiv:1512.03385, fig. 5 left; shortcut: eq. 1 and 2.
+    References: arXiv:1512.03385, fig. 5; shortcut: eq. 1 and 2.
     """
 
     expansion = 1
@@ -87,97 +88,88 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *, train: bool = False) -> Array:
-        """Transform the feature map.
+        """Transform a feature map.
 
         Returns:
-            out_BHWC: with `features` channels; height and width divided by `stride`.
+            out_BHWF: F = `expansion`·`features`; height and width divided by `stride`.
         """
         chex.assert_rank(x_BHWC, 4)
         _check_at_least_1(features=self.features, stride=self.stride)
-        x_BHWC = x_BHWC.astype(self.dtype)
         conv = functools.partial(
             _conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )
         norm = functools.partial(_norm, train, self.dtype)
-        y_BHWC = conv(self.features, 3, self.stride, name="conv1")(x_BHWC)
-        y_BHWC = nn.relu(norm("norm1")(y_BHWC))
-        y_BHWC = conv(self.features, 3, 1, name="conv2")(y_BHWC)
-        y_BHWC = norm("norm2")(y_BHWC)
-        return _add_shortcut(x_BHWC, y_BHWC, self.stride, conv, norm)
+        shortcut = y = x_BHWC.astype(self.dtype)
+        layers = self._layers()
+        for index, layer in enumerate(layers, start=1):
+            y = norm(f"norm{index}")(conv(*layer, name=f"conv{index}")(y))
+            y = nn.relu(y) if index < len(layers) else y
+        if shortcut.shape != y.shape:
+            features = self.expansion * self.features
+            shortcut = conv(features, 1, self.stride, name="shortcut_conv")(shortcut)
+            shortcut = norm("shortcut_norm")(shortcut)
+        batch, *sides, _ = x_BHWC.shape
+        sides = [-(-side // self.stride) for side in sides]
+        chex.assert_shape(
+            [shortcut, y], (batch, *sides, self.expansion * self.features)
+        )
+        return nn.relu(shortcut + y)
+
+    def _layers(self) -> Sequence[tuple[int, int, int]]:
+        """Return the convolutions as (features, side of the kernel, stride)."""
+        raise NotImplementedError
 
 
-class BottleneckBlock(nn.Module):
-    """A 3×3 convolution between two 1×1 ones, and a shortcut around them.
+class BasicBlock(ResidualBlock):
+    """Two 3×3 convolutions and a shortcut; fields as in `ResidualBlock`.
 
-    The stride lies on the 3×3 convolution, which is more accurate than on the first
-    one ("ResNet-50 v1.5").
+    >>> block, x_BHWC = BasicBlock(8, stride=2), jnp.ones((1, 4, 4, 3))
+    >>> block.init_with_output(jax.random.key(0), x_BHWC)[0].shape
+    (1, 2, 2, 8)
 
-    Attributes:
-        features: channels of the 3×3 convolution; the output has four times as many.
-        stride: stride of the 3×3 convolution.
-        dtype: dtype of the computation; parameters and running statistics stay float32.
-        conv_general_dilated: what computes the convolutions; on a CPU that of
-            `resnet_jax.convolution` is more than twice as fast.
+    References: arXiv:1512.03385, fig. 5 left.
+    """
+
+    def _layers(self) -> Sequence[tuple[int, int, int]]:
+        return (self.features, 3, self.stride), (self.features, 3, 1)
+
+
+class BottleneckBlock(ResidualBlock):
+    """1×1, 3×3 and 1×1 convolution and a shortcut; fields as in `ResidualBlock`.
+
+    The output has four times as many channels as the 3×3 convolution. The stride is on
+    the 3×3 convolution, which is more accurate than on the first one ("ResNet-50
+    v1.5").
+
+    >>> block, x_BHWC = BottleneckBlock(8), jnp.ones((1, 4, 4, 3))
+    >>> block.init_with_output(jax.random.key(0), x_BHWC)[0].shape
+    (1, 4, 4, 32)
 
     References: arXiv:1512.03385, fig. 5 right.
     """
 
     expansion = 4
 
-    features: int
-    stride: int = 1
-    dtype: Any = jnp.float32
-    conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
-
-    @nn.compact
-    def __call__(self, x_BHWC: Array, *, train: bool = False) -> Array:
-        """Transform the feature map.
-
-        Returns:
-            out_BHWC: with 4·`features` channels; height and width divided by `stride`.
-        """
-        chex.assert_rank(x_BHWC, 4)
-        _check_at_least_1(features=self.features, stride=self.stride)
-        x_BHWC = x_BHWC.astype(self.dtype)
-        conv = functools.partial(
-            _conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
-        )
-        norm = functools.partial(_norm, train, self.dtype)
-        y_BHWC = conv(self.features, 1, 1, name="conv1")(x_BHWC)
-        y_BHWC = nn.relu(norm("norm1")(y_BHWC))
-        y_BHWC = conv(self.features, 3, self.stride, name="conv2")(y_BHWC)
-        y_BHWC = nn.relu(norm("norm2")(y_BHWC))
-        y_BHWC = conv(self.expansion * self.features, 1, 1, name="conv3")(y_BHWC)
-        y_BHWC = norm("norm3")(y_BHWC)
-        return _add_shortcut(x_BHWC, y_BHWC, self.stride, conv, norm)
-
-
-def _add_shortcut(
-    x_BHWC: Array,
-    y_BHWC: Array,
-    stride: int,
-    conv: Callable[..., nn.Conv],
-    norm: Callable[..., Callable[[Array], Array]],
-) -> Array:
-    """Add the block's input to its branch, projected only where the shapes differ."""
-    if x_BHWC.shape != y_BHWC.shape:
-        x_BHWC = conv(y_BHWC.shape[-1], 1, stride, name="shortcut_conv")(x_BHWC)
-        x_BHWC = norm("shortcut_norm")(x_BHWC)
-    chex.assert_equal_shape([x_BHWC, y_BHWC])
-    return nn.relu(x_BHWC + y_BHWC)
+    def _layers(self) -> Sequence[tuple[int, int, int]]:
+        outputs = self.expansion * self.features
+        return (self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1)
 
 
 class ResNet(nn.Module):
     """Classify images with a residual network.
 
     With `train=True` the collection `batch_stats` has to be mutable: BatchNorm then
-    normalises with the statistics of the batch and updates its running ones. (A batch
-    of no images has none, and leaves them as they are.) The running variance is that of
-    the batch itself, divided by n, as in Flax; PyTorch's is divided by n - 1.
+    normalises with the statistics of the batch and updates its running averages. (An
+    empty batch leaves them unchanged.) The running variance averages the batch's
+    variance divided by n, as in Flax; PyTorch's is divided by n - 1.
+
+    >>> model = ResNet(10, stage_sizes=(1, 1), width=4)
+    >>> model.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))[0].shape
+    (1, 10)
 
     Attributes:
-        num_classes: number of classes Y; None for no head: the model gives the
-            features that a head would read.
+        num_classes: number of classes Y; None for no head: the model returns the
+            features before the head.
         stage_sizes: number of blocks in each stage; every stage after the first
             halves the resolution and doubles the channels.
         block: BasicBlock or BottleneckBlock.
@@ -185,8 +177,8 @@ class ResNet(nn.Module):
             "imagenet" for a 7×7 convolution and a max-pool, both with stride 2.
         width: channels of the first stage.
         dtype: dtype of the computation; parameters and running statistics stay float32.
-        conv_general_dilated: what computes the convolutions; on a CPU that of
-            `resnet_jax.convolution` is more than twice as fast.
+        conv_general_dilated: function that computes the convolutions; on a CPU
+            `resnet_jax.conv_general_dilated` is more than twice as fast as XLA's.
 
     References: arXiv:1512.03385, table 1.
     """
@@ -194,18 +186,14 @@ class ResNet(nn.Module):
     num_classes: int | None
     stage_sizes: Sequence[int]
     block: type[BasicBlock] | type[BottleneckBlock] = BasicBlock
-    stem: str = "small"
+    stem: Stem = "small"
     width: int = 64
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:
-        """Compute the class logits.
-
-        Args:
-            image_BHWC: normalised images, floating point.
-            train: whether BatchNorm uses and records the statistics of the batch.
+        """Compute the class logits of normalised images, floating point.
 
         Returns:
             logits_BY, or the features (B, F) if `num_classes` is None; float32, or
@@ -215,6 +203,7 @@ class ResNet(nn.Module):
             ValueError: if a field is out of range, or the image has no pixels.
         """
         chex.assert_rank(image_BHWC, 4)
+        chex.assert_type(image_BHWC, float)
         self._check(image_BHWC)
         x_BHWC = self._stem(image_BHWC.astype(self.dtype), train)
         for stage, num_blocks in enumerate(self.stage_sizes):
@@ -236,7 +225,7 @@ class ResNet(nn.Module):
         return out_BY.astype(float32_or_wider(self.dtype))
 
     def _stem(self, x_BHWC: Array, train: bool) -> Array:
-        """Turn the image into the first feature map."""
+        """Compute the first feature map."""
         kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
         conv = _conv(
             self.width,
@@ -254,9 +243,9 @@ class ResNet(nn.Module):
         return x_BHWC
 
     def _check(self, image_BHWC: Array) -> None:
-        """Raise ValueError for a field, or an image, that makes no sense."""
+        """Raise ValueError for a field that is out of range, or an empty image."""
         _check_at_least_1(num_classes=self.num_classes, width=self.width)
-        if self.stem not in ("small", "imagenet"):
+        if self.stem not in get_args(Stem):
             raise ValueError(f"stem must be 'small' or 'imagenet', got {self.stem!r}")
         if len(self.stage_sizes) < 1 or min(self.stage_sizes) < 1:
             raise ValueError(
@@ -270,7 +259,7 @@ class ResNet(nn.Module):
             )
 
 
-# For small images, as the networks for CIFAR are customarily called.
+# For small images: 3×3 stem; the names are those in use for CIFAR.
 ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 ResNet34 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
 

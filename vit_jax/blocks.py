@@ -1,4 +1,4 @@
-"""The blocks of the Transformer: MLP, encoder block, decoder block.
+"""Blocks of the Transformer: MLP, encoder block, decoder block.
 
 References: "Attention Is All You Need", arXiv:1706.03762.
 """
@@ -6,31 +6,34 @@ References: "Attention Is All You Need", arXiv:1706.03762.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention import MultiHeadAttention
-from vit_jax.checks import check_at_least, check_positive
-from vit_jax.dense import Dense
-from vit_jax.dropout import Dropout
-from vit_jax.layer_norm import LayerNorm
+from vit_jax.attention import AttentionImplementation, MultiHeadAttention
+from vit_jax.checks import check_at_least, check_choice, check_positive
+from vit_jax.layers import Dense, Dropout, LayerNorm
 
 Array = jax.Array
+NormPlacement = Literal["pre", "post"] | None
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with a nonlinearity between them, on each token alone.
+    """Apply two dense layers with a nonlinearity between them to each token.
+
+    >>> x_BTD = jnp.ones((2, 3, 4))
+    >>> MlpBlock(mlp_dim=8).init_with_output(jax.random.key(0), x_BTD)[0].shape
+    (2, 3, 4)
 
     Attributes:
         mlp_dim: width F of the hidden layer.
         dropout_rate: dropout after the nonlinearity.
         activation: the nonlinearity; by default GELU in its tanh form, as in the
             ViT authors' code.
-        bias_init: what the biases start from.
+        bias_init: initialiser of the biases.
         dtype: dtype of the computation; parameters stay float32.
 
     References: arXiv:1706.03762, eq. 2.
@@ -61,15 +64,15 @@ class MlpBlock(nn.Module):
 
 
 class TransformerModule(nn.Module, kw_only=True):
-    """What the blocks and the stacks of them have in common.
+    """Fields and sublayers that the blocks and their stacks have in common.
 
     Attributes:
         num_heads: number of attention heads N; divides the width D.
         mlp_dim: width F of the MLPs' hidden layers; None for no MLPs at all.
         activation: the MLPs' nonlinearity.
-        mlp_bias_init: what the MLPs' biases start from.
-        norm: where LayerNorm stands: "pre", before each sublayer (arXiv:2010.11929),
-            "post", after its residual (arXiv:1706.03762), or None, nowhere.
+        mlp_bias_init: initialiser of the MLPs' biases.
+        norm: position of LayerNorm: "pre", before each sublayer (arXiv:2010.11929),
+            "post", after its residual (arXiv:1706.03762), or None for no LayerNorm.
         residual: whether a sublayer's own input, not the normalised one, is added to
             its output.
         dropout_rate: dropout on each sublayer's output and inside the MLPs.
@@ -84,23 +87,22 @@ class TransformerModule(nn.Module, kw_only=True):
     mlp_dim: int | None
     activation: Callable[[Array], Array] = nn.gelu
     mlp_bias_init: nn.initializers.Initializer = nn.initializers.zeros
-    norm: str | None = "pre"
+    norm: NormPlacement = "pre"
     residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
-    attention_implementation: str = "own"
+    attention_implementation: AttentionImplementation = "own"
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     def _shared_fields(self) -> dict[str, Any]:
-        """The fields above, to build a part from."""
+        """Return the fields above as keyword arguments of a part."""
         names = {field.name for field in dataclasses.fields(TransformerModule)}
         return {name: getattr(self, name) for name in names - {"parent", "name"}}
 
     def _normalize(self, name: str, x_BTD: Array) -> Array:
-        """Apply a LayerNorm, unless there are none."""
-        if self.norm not in ("pre", "post", None):
-            raise ValueError(f"norm must be 'pre', 'post' or None, got {self.norm!r}")
+        """Apply a LayerNorm, or nothing if `norm` is None."""
+        check_choice("norm", self.norm, ("pre", "post", None))
         check_positive(norm_epsilon=self.norm_epsilon)
         if self.norm is None:
             return x_BTD
@@ -112,7 +114,7 @@ class TransformerModule(nn.Module, kw_only=True):
     ) -> Array:
         """Put LayerNorm, dropout and residual around a function of the tokens.
 
-        The function may return only the first of them.
+        The function may return fewer tokens than it gets: the first ones.
         """
         normalize = functools.partial(self._normalize, f"{name}_norm")
         y_BTD = function(x_BTD if self.norm == "post" else normalize(x_BTD))
@@ -131,7 +133,7 @@ class TransformerModule(nn.Module, kw_only=True):
         )
 
     def _transform(self, x_BTD: Array, *, train: bool) -> Array:
-        """Apply the sublayer of the MLP, if there is one."""
+        """Apply the MLP sublayer, or nothing if `mlp_dim` is None."""
         check_at_least(1, mlp_dim=self.mlp_dim)
         if self.mlp_dim is None:
             return x_BTD
@@ -147,7 +149,7 @@ class TransformerModule(nn.Module, kw_only=True):
 
 
 def check_num_outputs(num_outputs: int | None, x_BTD: Array) -> None:
-    """Raise ValueError for more outputs than tokens, or none."""
+    """Raise ValueError for fewer than 1 or more outputs than tokens."""
     num_tokens = x_BTD.shape[1]
     if num_outputs is not None and not 1 <= num_outputs <= num_tokens:
         raise ValueError(
@@ -157,11 +159,15 @@ def check_num_outputs(num_outputs: int | None, x_BTD: Array) -> None:
 
 
 class EncoderBlock(TransformerModule, kw_only=True):
-    """Self-attention, then an MLP, each with LayerNorm and a residual around it.
+    """Apply self-attention, then an MLP, each with LayerNorm and residual.
+
+    >>> block, x_BTD = EncoderBlock(num_heads=2, mlp_dim=8), jnp.ones((2, 3, 4))
+    >>> block.init_with_output(jax.random.key(0), x_BTD)[0].shape
+    (2, 3, 4)
 
     Attributes:
-        num_outputs: how many of the tokens are to be encoded, from the first on, each
-            with an eye on all; None for all of them.
+        num_outputs: number of tokens to encode, from the first on, each attending to
+            all tokens; None for all.
 
     References: arXiv:1706.03762, section 3.1; arXiv:2010.11929, eq. 2 and 3.
     """
@@ -172,7 +178,7 @@ class EncoderBlock(TransformerModule, kw_only=True):
     def __call__(
         self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
     ) -> Array:
-        """Encode the tokens once.
+        """Apply the block to the tokens.
 
         Args:
             mask: see `MultiHeadAttention`.
@@ -197,7 +203,11 @@ class EncoderBlock(TransformerModule, kw_only=True):
 
 
 class DecoderBlock(TransformerModule, kw_only=True):
-    """Self-attention, attention to a memory if there is one, then an MLP.
+    """Apply self-attention, cross-attention if there is a memory, then an MLP.
+
+    >>> block, x_BTD = DecoderBlock(num_heads=2, mlp_dim=8), jnp.ones((2, 3, 4))
+    >>> block.init_with_output(jax.random.key(0), x_BTD, jnp.ones((2, 5, 4)))[0].shape
+    (2, 3, 4)
 
     References: arXiv:1706.03762, section 3.1.
     """
@@ -213,33 +223,31 @@ class DecoderBlock(TransformerModule, kw_only=True):
         train: bool = False,
         decode: bool = False,
     ) -> Array:
-        """Decode the tokens once.
+        """Apply the block to the tokens: out_BTD in the compute dtype.
 
         Args:
-            memory_BSD: the encoder's output; without one the attention to it, and its
-                parameters, are left out.
-            mask: between the tokens themselves, see `MultiHeadAttention`.
-            memory_mask: from the tokens to the memory.
+            memory_BSD: the encoder's output; without it there is no cross-attention.
+            mask: for self-attention, see `MultiHeadAttention`.
+            memory_mask: for cross-attention.
             decode: see `MultiHeadAttention`.
-
-        Returns:
-            out_BTD in the compute dtype.
         """
-        chex.assert_rank(x_BTD, 3)
+        inputs = x_BTD, x_BTD if memory_BSD is None else memory_BSD
+        chex.assert_rank(inputs, 3)
+        dims = chex.Dimensions(B=x_BTD.shape[0], D=x_BTD.shape[2])
+        chex.assert_shape(inputs, dims["B*D"])
         x_BTD = x_BTD.astype(self.dtype)
-        how: dict[str, Any] = {"train": train, "decode": decode}
-        attention = self._attention("attention")
-        out_BTD = self._sublayer(
-            "attention", lambda y: attention(y, mask=mask, **how), x_BTD, train
-        )
+        flags: dict[str, Any] = {"train": train, "decode": decode}
+
+        def attend(y_BTD: Array) -> Array:
+            return self._attention("attention")(y_BTD, mask=mask, **flags)
+
+        def cross_attend(y_BTD: Array) -> Array:
+            attention = self._attention("cross_attention")
+            return attention(y_BTD, memory_BSD, memory_mask, **flags)
+
+        out_BTD = self._sublayer("attention", attend, x_BTD, train)
         if memory_BSD is not None:
-            cross_attention = self._attention("cross_attention")
-            out_BTD = self._sublayer(
-                "cross_attention",
-                lambda y: cross_attention(y, memory_BSD, memory_mask, **how),
-                out_BTD,
-                train,
-            )
+            out_BTD = self._sublayer("cross_attention", cross_attend, out_BTD, train)
         out_BTD = self._transform(out_BTD, train=train)
         chex.assert_shape(out_BTD, x_BTD.shape)
         return out_BTD

@@ -1,4 +1,4 @@
-"""Check what a user passes: ValueError with the name, what is allowed, the value."""
+"""Check arguments: ValueError with the name, what is allowed and the value."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from jax.core import Tracer
 
 
 def check_at_least(minimum: int, **values: float | None) -> None:
-    """Reject numbers below a minimum; None, a part that is left out, is none.
+    """Reject numbers below a minimum; None, a part that is left out, is allowed.
 
     Raises:
         ValueError: naming the first of them.
@@ -28,8 +28,19 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be greater than 0, got {value}")
 
 
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Reject a value that is none of the choices.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+
+
 def is_known(x: Any) -> bool:
-    """Whether the values are there to look at: outside jit, and on this host."""
+    """Return whether the values can be read: outside jit, and on this host."""
     is_traced = isinstance(x, Tracer)
     return not is_traced and getattr(x, "is_fully_addressable", True)
 

@@ -1,4 +1,4 @@
-"""The dtype of sums, statistics, softmax and logits."""
+"""Dtype in which sums, statistics, softmax and logits are computed."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def float32_or_wider(dtype: Any) -> np.dtype:
-    """Return float64 for float64, and float32 for all that is narrower."""
+    """Return float64 for float64, and float32 for every narrower dtype."""
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)

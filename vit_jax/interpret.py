@@ -1,9 +1,10 @@
-"""Look into a trained model: what its tokens attend to, and where they think they are.
+"""Interpret a trained model: attention maps, rollout, distances, positions.
 
-All of it is computed from the weights of a normal forward pass.
+Everything is computed from the weights of a normal forward pass.
 """
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -28,22 +29,29 @@ def attention_weights(
 ) -> list[Array]:
     """Capture the attention weights of every layer in one forward pass.
 
+    >>> from vit_jax import ViT
+    >>> model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2)
+    >>> image_BHWC = jnp.ones((1, 8, 8, 1))
+    >>> variables = model.init(jax.random.key(0), image_BHWC)
+    >>> [weights.shape for weights in attention_weights(model, variables, image_BHWC)]
+    [(1, 2, 5, 5)]
+
     Args:
-        model: a model made of `MultiHeadAttention`, such as `ViT`.
-        variables: its variables; `intermediates` captured before are left out.
-        *inputs: what the model is called with, normalised images for instance.
-        where: which of its attention modules, by a pattern for their paths; those of a
-            part that is named encoder by default. "*decoder/block_*/cross_attention"
-            are a decoder's, "block_*/attention" those of an `Encoder` alone.
+        model: a model with `MultiHeadAttention`, such as `ViT`.
+        variables: its variables; earlier `intermediates` are ignored.
+        *inputs: arguments of the model, normalised images for instance.
+        where: pattern for the paths of the attention modules, by default those of an
+            encoder. "*decoder/block_*/cross_attention" selects a decoder's,
+            "block_*/attention" those of an `Encoder` alone.
 
     Returns:
         weights_BNTS of each layer, the first layer first; empty for a model without
-        attention. Every row sums to 1. A layer that is called several times stands
-        there as often, one call behind the other.
+        attention. A layer that is called several times has one entry for each call.
 
     Raises:
-        ValueError: if the model has attention, but none by that pattern.
+        ValueError: if the model has attention, but none that matches the pattern.
     """
+    chex.assert_shape(inputs, (None, ...))
     variables = {k: v for k, v in variables.items() if k != "intermediates"}
     captured: Any = model.apply(
         variables, *inputs, train=False, mutable=["intermediates"]
@@ -56,41 +64,42 @@ def attention_weights(
     if all_paths and not paths:
         known = ", ".join(path.removesuffix("/attention_weights") for path in all_paths)
         raise ValueError(f"where must match one of {known}, got {where!r}")
-    weights = []
-    for path in sorted(paths, key=_by_number):
-        for captured_layer in leaves[path]:  # one for each call
-            # The blocks of an encoder with `scan` are captured as one, led by axis L.
-            is_scanned = captured_layer.ndim == 5
-            weights += list(captured_layer) if is_scanned else [captured_layer]
+    calls = [call for path in sorted(paths, key=_by_number) for call in leaves[path]]
+    # The blocks of an encoder with `scan` are captured as one, with a leading axis L.
+    by_layer = [list(call) if call.ndim == 5 else [call] for call in calls]
+    weights = list(itertools.chain(*by_layer))
     chex.assert_rank(weights, 4)
     return weights
 
 
 def attention_rollout(layers: Sequence[Array]) -> Array:
-    """Follow the attention through all layers: how much each input token reaches each
-    output token.
+    """Compute attention rollout: how much each input token reaches each output token.
 
-    A layer passes on half of what its attention gathers, the mean over the heads, and,
-    by its residual, half of what was there before.
+    Each layer's matrix is the mean of the attention weights, averaged over the heads,
+    and of the identity, which stands for the residual.
+
+    >>> attention_rollout([jnp.full((1, 2, 2, 2), 0.5)])
+    Array([[[0.75, 0.25],
+            [0.25, 0.75]]], dtype=float32)
 
     Args:
         layers: weights_BNTT of each layer, the first layer first.
 
     Returns:
-        rollout_BTT: row t tells of output token t; every row sums to 1; float32 or
-        wider.
+        rollout_BTT: rows are output tokens, columns input tokens; every row sums to 1;
+        float32 or wider.
 
     Raises:
         ValueError: if there are no layers.
 
     References: arXiv:2005.00928, section 3.
     """
+    chex.assert_rank(layers, 4)
     if len(layers) == 0:
         raise ValueError(
             "layers must have at least 1, there are no layers of attention to follow"
         )
     layers = [_widen(weights_BNTT) for weights_BNTT in layers]
-    chex.assert_rank(layers, 4)
     batch, _, num_tokens, _ = layers[0].shape
     chex.assert_shape(layers, (batch, None, num_tokens, num_tokens))
     identity_TT = jnp.eye(num_tokens, dtype=layers[0].dtype)
@@ -104,16 +113,19 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
 
 
 def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
-    """Tell how much each patch matters to what the classifier reads.
+    """Compute how much each patch contributes to the classifier's input.
 
-    That is the class token, or without one the mean over all tokens.
+    That input is the class token, or the mean over all tokens.
+
+    >>> patch_relevance(jnp.full((1, 5, 5), 0.2), has_class_token=True)
+    Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
 
     Args:
         map_BTT: an `attention_rollout`, or one head's weights.
         has_class_token: whether token 0 is the class token.
 
     Returns:
-        relevance_BP: of the patches alone; sums to 1; float32 or wider.
+        relevance_BT: one value for each patch; sums to 1; float32 or wider.
 
     Raises:
         ValueError: if there is no patch.
@@ -122,28 +134,36 @@ def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
     _check_patches("map_BTT", map_BTT, has_class_token)
     map_BTT = _widen(map_BTT)
     if has_class_token:
-        relevance_BP = map_BTT[:, 0, 1:]
-        return relevance_BP / relevance_BP.sum(axis=-1, keepdims=True)
-    return map_BTT.mean(axis=1)
+        relevance_BT = map_BTT[:, 0, 1:]
+        relevance_BT /= relevance_BT.sum(axis=-1, keepdims=True)
+    else:
+        relevance_BT = map_BTT.mean(axis=1)
+    num_patches = map_BTT.shape[1] - has_class_token
+    chex.assert_shape(relevance_BT, (map_BTT.shape[0], num_patches))
+    return relevance_BT
 
 
 def mean_attention_distance(
     weights_BNTT: Array, *, grid: tuple[int, int], has_class_token: bool
 ) -> Array:
-    """Tell how far the patches look, on average, in units of the patch's side.
+    """Compute each head's mean attention distance, in units of a patch's side.
+
+    >>> weights_BNTT = jnp.full((1, 1, 2, 2), 0.5)
+    >>> mean_attention_distance(weights_BNTT, grid=(1, 2), has_class_token=False)
+    Array([0.5], dtype=float32)
 
     Args:
         weights_BNTT: a layer's attention weights.
         grid: number of rows and of columns of patches.
-        has_class_token: whether token 0 is the class token; it has no place, and is
-            left out.
+        has_class_token: whether token 0 is the class token, which has no position and
+            is left out.
 
     Returns:
-        distance_N: of each head, the mean over images and patches; float32 or wider.
+        distance_N: the mean over images and patches; float32 or wider.
 
     Raises:
-        ValueError: if the grid has no patch or is not that of the weights, or there
-            is no image.
+        ValueError: if the grid has no patch or does not fit the weights, or there is
+            no image.
 
     References: arXiv:2010.11929, figure 7 and appendix D.7.
     """
@@ -154,9 +174,8 @@ def mean_attention_distance(
             f"grid must have at least 1 row and 1 column, got {rows}x{columns}"
         )
     if weights_BNTT.shape[0] < 1:
-        raise ValueError(
-            f"weights_BNTT must be of at least 1 image, got shape {weights_BNTT.shape}"
-        )
+        shape = weights_BNTT.shape
+        raise ValueError(f"weights_BNTT must be of at least 1 image, got shape {shape}")
     first = int(has_class_token)
     num_tokens = rows * columns + first
     if weights_BNTT.shape[-1] != num_tokens:
@@ -164,25 +183,31 @@ def mean_attention_distance(
             f"a grid of {rows}x{columns} patches makes {num_tokens} tokens, got "
             f"weights of {weights_BNTT.shape[-1]}"
         )
-    weights_BNPP = _widen(weights_BNTT)[:, :, first:, first:]
-    weights_BNPP /= weights_BNPP.sum(axis=-1, keepdims=True)
-    row_P, column_P = (x.ravel() for x in np.indices(grid))
-    distance_PP = np.hypot(row_P[:, None] - row_P, column_P[:, None] - column_P)
-    distance_PP = jnp.asarray(distance_PP, weights_BNPP.dtype)
-    distance_N = jnp.einsum("bnpq,pq->bnp", weights_BNPP, distance_PP).mean(axis=(0, 2))
-    chex.assert_shape(distance_N, (weights_BNTT.shape[1],))
+    weights_BNTT = _widen(weights_BNTT)[:, :, first:, first:]
+    weights_BNTT /= weights_BNTT.sum(axis=-1, keepdims=True)
+    row_T, column_T = (x.ravel() for x in np.indices(grid))
+    distance_TT = np.hypot(row_T[:, None] - row_T, column_T[:, None] - column_T)
+    distance_TT = jnp.asarray(distance_TT, weights_BNTT.dtype)
+    distance_BNT = jnp.einsum("bnts,ts->bnt", weights_BNTT, distance_TT)
+    distance_N = distance_BNT.mean(axis=(0, 2))
+    chex.assert_shape(distance_N, weights_BNTT.shape[1:2])
     return distance_N
 
 
 def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
-    """Compare the position embeddings of all pairs of patches.
+    """Compute the cosine similarity of the position embeddings of all patches.
+
+    >>> position_1TD = jnp.array([[[2.0, 0.0], [0.0, 3.0]]])
+    >>> position_similarity(position_1TD, has_class_token=False)
+    Array([[1., 0.],
+           [0., 1.]], dtype=float32)
 
     Args:
         position_1TD: the parameter `pos_embedding`.
-        has_class_token: whether token 0 is the class token; it is left out.
+        has_class_token: whether token 0 is the class token, which is left out.
 
     Returns:
-        similarity_PP: cosines, in [-1, 1]; float32 or wider.
+        similarity_TT: cosines, in [-1, 1]; float32 or wider.
 
     Raises:
         ValueError: if there is no patch.
@@ -191,23 +216,26 @@ def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
     """
     chex.assert_shape(position_1TD, (1, None, None))
     _check_patches("position_1TD", position_1TD, has_class_token)
-    position_PD = _widen(position_1TD)[0, int(has_class_token) :]
-    position_PD /= jnp.linalg.norm(position_PD, axis=-1, keepdims=True)
-    return position_PD @ position_PD.T
+    position_TD = _widen(position_1TD)[0, int(has_class_token) :]
+    position_TD /= jnp.linalg.norm(position_TD, axis=-1, keepdims=True)
+    similarity_TT = position_TD @ position_TD.T
+    num_patches = position_1TD.shape[1] - has_class_token
+    chex.assert_shape(similarity_TT, (num_patches, num_patches))
+    return similarity_TT
 
 
 def _widen(x: Array) -> Array:
-    """Cast bfloat16 to float32: a mean over many layers and tokens needs its digits."""
+    """Cast to float32 or wider: bfloat16 is too coarse for means over many tokens."""
     x = jnp.asarray(x)
     return x.astype(float32_or_wider(x.dtype))
 
 
 def _check_patches(name: str, x: Array, has_class_token: bool) -> None:
-    """Raise ValueError if axis 1 has no token of a patch."""
+    """Raise ValueError if axis 1 holds no patch."""
     if x.shape[1] <= has_class_token:
         raise ValueError(f"{name} must have at least 1 patch, got shape {x.shape}")
 
 
 def _by_number(path: str) -> list[str | int]:
-    """Sort block_10 behind block_9."""
+    """Return a sort key that puts block_10 behind block_9."""
     return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]

@@ -1,4 +1,4 @@
-"""The Transformer from tokens to tokens: embeddings, logits, greedy decoding.
+"""Sequence-to-sequence Transformer: embeddings, positions, logits.
 
 References: "Attention Is All You Need", arXiv:1706.03762.
 """
@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.blocks import NormPlacement
 from vit_jax.checks import check_at_least, check_range
-from vit_jax.dense import Dense
-from vit_jax.dropout import Dropout, check_rates
 from vit_jax.dtypes import float32_or_wider
+from vit_jax.layers import Dense, Dropout, check_rates
 from vit_jax.transformer import Transformer
 
 Array = jax.Array
@@ -23,12 +23,16 @@ Array = jax.Array
 def sinusoidal_position(
     num_positions: int, width: int, *, dtype: Any = jnp.float32
 ) -> Array:
-    """Compute the position encoding whose wavelengths grow from 2π to 10000·2π.
+    """Compute the sinusoidal position encoding, wavelengths from 2π to 10000·2π.
+
+    >>> sinusoidal_position(2, 4).round(2)
+    Array([[0.        , 1.        , 0.        , 1.        ],
+           [0.84      , 0.53999996, 0.01      , 1.        ]], dtype=float32)
 
     Args:
         num_positions: number of tokens T.
         width: width D of a token, even.
-        dtype: what the float64 that it is computed in is rounded to.
+        dtype: dtype of the result, which is computed in float64.
 
     Returns:
         position_TD: sines in the even columns and cosines in the odd ones.
@@ -41,18 +45,25 @@ def sinusoidal_position(
     check_at_least(1, num_positions=num_positions, width=width)
     if width % 2:
         raise ValueError(f"width must be even, got {width}")
-    frequency_K = 10000.0 ** (-np.arange(0, width, 2) / width)
-    angle_TK = np.arange(num_positions)[:, None] * frequency_K[None, :]
-    position_TK2 = np.stack([np.sin(angle_TK), np.cos(angle_TK)], axis=-1)
-    position_TD = position_TK2.reshape(num_positions, width)
-    return jnp.asarray(position_TD, dtype)
+    frequency = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angle = np.arange(num_positions)[:, None] * frequency[None, :]
+    sine_and_cosine = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
+    position_TD = jnp.asarray(sine_and_cosine.reshape(num_positions, width), dtype)
+    chex.assert_shape(position_TD, (num_positions, width))
+    return position_TD
 
 
 class Seq2SeqTransformer(nn.Module):
-    """Translate sequences of tokens: a Transformer between embeddings and logits.
+    """Predict target tokens from source tokens with a Transformer.
 
     Source and target share one vocabulary and one embedding. A token outside it is a
     ValueError where its value is known; under jit the logits of its sequence are NaN.
+
+    >>> model = Seq2SeqTransformer(8, width=4, num_heads=2, mlp_dim=8,
+    ...     encoder_depth=1, decoder_depth=1)
+    >>> source_BS, target_BT = jnp.array([[1, 2, 3]]), jnp.array([[7, 1]])
+    >>> model.init_with_output(jax.random.key(0), source_BS, target_BT)[0].shape
+    (1, 2, 8)
 
     Attributes:
         vocab_size: number of different tokens V.
@@ -75,7 +86,7 @@ class Seq2SeqTransformer(nn.Module):
     mlp_dim: int
     encoder_depth: int
     decoder_depth: int
-    norm: str | None = "pre"
+    norm: NormPlacement = "pre"
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     dtype: Any = jnp.float32
@@ -113,18 +124,18 @@ class Seq2SeqTransformer(nn.Module):
         """Compute the logits of each target token's successor.
 
         Args:
-            source_BS: token numbers in [0, V), at least one for each sequence.
+            source_BS: token numbers in [0, V), S >= 1.
             target_BT: the tokens known so far, a start token first.
-            source_mask: (B, 1, 1, S), True for real tokens: a `padding_mask`, for
-                sources of different lengths.
+            source_mask: (B, 1, 1, S), True for real tokens, see `padding_mask`.
             target_mask: see `Decoder`; targets padded at the end need none, as no token
-                sees those behind it.
+                attends to later ones.
             train: whether dropout is active (needs the rng "dropout").
 
         Returns:
             logits_BTV: float32, or float64 where that is the compute dtype.
         """
         chex.assert_rank([source_BS, target_BT], 2)
+        chex.assert_type([source_BS, target_BT], int)
         memory_BSD = self.encode(source_BS, source_mask, train=train)
         logits_BTV = self.decode(
             target_BT, memory_BSD, source_mask, target_mask, train=train
@@ -135,8 +146,9 @@ class Seq2SeqTransformer(nn.Module):
     def encode(
         self, source_BS: Array, source_mask: Array | None = None, *, train: bool = False
     ) -> Array:
-        """Encode the source: memory_BSD."""
+        """Encode the source: memory_BSD in the compute dtype."""
         chex.assert_rank(source_BS, 2)
+        chex.assert_type(source_BS, int)
         self._check_mask(source_mask, source_BS.shape)
         x_BSD = self._embed_all("source_BS", source_BS, train=train)
         memory_BSD = self.transformer.encoder(x_BSD, source_mask, train=train)
@@ -154,20 +166,23 @@ class Seq2SeqTransformer(nn.Module):
     ) -> Array:
         """Compute the logits of each target token's successor, given the memory."""
         chex.assert_rank(target_BT, 2)
+        chex.assert_type(target_BT, int)
         chex.assert_shape(memory_BSD, (target_BT.shape[0], None, self.width))
         self._check_mask(source_mask, memory_BSD.shape[:2])
         x_BTD = self._embed_all("target_BT", target_BT, train=train)
         x_BTD = self.transformer.decoder(
             x_BTD, memory_BSD, target_mask, source_mask, train=train
         )
-        return self._logits(x_BTD)
+        logits_BTV = self._logits(x_BTD)
+        chex.assert_shape(logits_BTV, (*target_BT.shape, self.vocab_size))
+        return logits_BTV
 
     def init_cache(self, target_BT: Array, memory_BSD: Array) -> None:
         """Prepare `decode_next` for targets of T tokens: fills the collection `cache`.
 
         Args:
             target_BT: any tokens; only the shape matters.
-            memory_BSD: what `encode` returns.
+            memory_BSD: output of `encode`.
         """
         chex.assert_rank(target_BT, 2)
         chex.assert_shape(memory_BSD, (target_BT.shape[0], None, self.width))
@@ -175,7 +190,7 @@ class Seq2SeqTransformer(nn.Module):
         self.transformer.decoder(x_BTD, memory_BSD, decode=True)
 
     def _check_mask(self, source_mask: Array | None, shape: tuple[int, ...]) -> None:
-        """Assert that a mask tells of each token of the sources, of shape (B, S)."""
+        """Assert that a mask has one element for each source token, shape (B, S)."""
         if source_mask is not None:
             chex.assert_shape(source_mask, (shape[0], 1, 1, shape[1]))
             chex.assert_type(source_mask, bool)
@@ -192,11 +207,11 @@ class Seq2SeqTransformer(nn.Module):
         Args:
             token_B: the newest token of each sequence.
             position_1D: its row of `sinusoidal_position`.
-            memory_BSD: what `encode` returns; its keys and values are in the cache.
+            memory_BSD: output of `encode`; its keys and values are in the cache.
             source_mask: as in a call.
 
         Returns:
-            logits_BV: like those of a call.
+            logits_BV: float32, or float64 where that is the compute dtype.
 
         Raises:
             ValueError: if the cache is full. Under jit the logits are NaN from then on.
@@ -210,11 +225,12 @@ class Seq2SeqTransformer(nn.Module):
         x_B1D = self.transformer.decoder(
             x_B1D, memory_BSD, memory_mask=source_mask, decode=True
         )
-        return self._logits(x_B1D)[:, 0]
+        logits_B1V = self._logits(x_B1D)
+        chex.assert_shape(logits_B1V, (token_B.shape[0], 1, self.vocab_size))
+        return logits_B1V[:, 0]
 
     def _embed_all(self, name: str, token_BT: Array, *, train: bool) -> Array:
         """Check and embed whole sequences."""
-        chex.assert_rank(token_BT, 2)
         num_tokens = token_BT.shape[1]
         if num_tokens < 1:
             raise ValueError(
@@ -226,74 +242,13 @@ class Seq2SeqTransformer(nn.Module):
         return self._embed(token_BT, position_TD, train=train)
 
     def _embed(self, token_BT: Array, position_TD: Array, *, train: bool) -> Array:
-        """Look the tokens up, add their position."""
+        """Embed the tokens and add their position."""
         x_BTD = self.embedding(token_BT) * self.width**0.5
-        # By itself the look-up counts negative numbers from the vocabulary's end.
+        # The look-up alone would count negative numbers from the vocabulary's end.
         is_known_BT = (token_BT >= 0) & (token_BT < self.vocab_size)
         x_BTD = jnp.where(is_known_BT[..., None], x_BTD, jnp.nan)
         x_BTD = x_BTD + position_TD[None].astype(self.dtype)
         return self.dropout(x_BTD, deterministic=not train)
 
     def _logits(self, x_BTD: Array) -> Array:
-        logits_BTV = self.head(x_BTD)
-        chex.assert_shape(logits_BTV, (*x_BTD.shape[:2], self.vocab_size))
-        return logits_BTV.astype(float32_or_wider(self.dtype))
-
-
-def greedy_decode(
-    model: Seq2SeqTransformer,
-    variables: Any,
-    source_BS: Array,
-    source_mask: Array | None = None,
-    *,
-    start_token: int,
-    num_tokens: int,
-) -> Array:
-    """Translate by taking the likeliest next token, one after another.
-
-    The loop compiles to one, and each turn computes the newest token alone: keys and
-    values of the earlier ones are kept.
-
-    Args:
-        model: the model.
-        variables: its variables.
-        source_BS: token numbers in [0, V).
-        source_mask: (B, 1, 1, S), True for real tokens, see `padding_mask`.
-        start_token: the token that every target begins with, in [0, V).
-        num_tokens: number of tokens T to decode.
-
-    Returns:
-        target_BT: int32, without the start token. Where the logits are NaN, as for
-        tokens out of range under jit, it is 0.
-
-    Raises:
-        ValueError: if a token (outside jit) is out of range, or T is below 1.
-    """
-    chex.assert_rank(source_BS, 2)
-    check_at_least(1, num_tokens=num_tokens)
-    check_range("start_token", start_token, 0, model.vocab_size - 1)
-    batch = source_BS.shape[0]
-    memory_BSD = model.apply(variables, source_BS, source_mask, method="encode")
-    start_BT = jnp.full((batch, num_tokens), start_token, jnp.int32)
-    _, cache = model.apply(
-        variables, start_BT, memory_BSD, method="init_cache", mutable=["cache"]
-    )
-
-    def decode_next(carry, position_D):
-        cache, token_B = carry
-        logits_BV, cache = model.apply(
-            {**variables, **cache},
-            token_B,
-            position_D[None],
-            memory_BSD,
-            source_mask,
-            method="decode_next",
-            mutable=["cache"],
-        )
-        token_B = logits_BV.argmax(axis=-1).astype(jnp.int32)
-        return (cache, token_B), token_B
-
-    position_TD = sinusoidal_position(num_tokens, model.width, dtype=model.dtype)
-    _, target_TB = jax.lax.scan(decode_next, (cache, start_BT[:, 0]), position_TD)
-    chex.assert_shape(target_TB, (num_tokens, batch))
-    return target_TB.T
+        return self.head(x_BTD).astype(float32_or_wider(self.dtype))

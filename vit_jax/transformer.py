@@ -1,4 +1,4 @@
-"""The Transformer: stacks of blocks, encoder and decoder together.
+"""The Transformer: encoder, decoder, and both together.
 
 References: "Attention Is All You Need", arXiv:1706.03762.
 """
@@ -12,6 +12,7 @@ import jax
 from vit_jax.blocks import (
     DecoderBlock,
     EncoderBlock,
+    NormPlacement,
     TransformerModule,
     check_num_outputs,
 )
@@ -22,18 +23,23 @@ Array = jax.Array
 
 
 class Encoder(TransformerModule, kw_only=True):
-    """A stack of encoder blocks: alone, what BERT and ViT are made of.
+    """Encode tokens with a stack of encoder blocks, as in BERT and ViT.
+
+    >>> encoder = Encoder(depth=1, num_heads=2, mlp_dim=8)
+    >>> x_BTD = jax.numpy.ones((2, 3, 4))
+    >>> encoder.init_with_output(jax.random.key(0), x_BTD)[0].shape
+    (2, 3, 4)
 
     Attributes:
         depth: number of blocks L.
-        num_outputs: how many of the tokens are asked for, from the first on, so that
-            the last block computes no others; None for all of them.
-        final_norm: whether a LayerNorm stands at the end.
-        remat: whether the backward pass computes a block's activations anew, instead
-            of keeping those of all blocks: less memory, more time.
+        num_outputs: number of tokens to return, from the first on; the last block
+            computes no others. None for all.
+        final_norm: whether a LayerNorm follows the last block.
+        remat: whether the backward pass recomputes each block's activations instead of
+            storing them: less memory, more time.
         scan: whether one block is compiled and run L times, for a deep model: its
-            parameters, `blocks` instead of `block_0` and so on, lead with the axis L.
-            All blocks then compute all tokens.
+            parameters are named `blocks` instead of `block_0` and so on, and have a
+            leading axis L. All blocks then compute all tokens.
 
     References: arXiv:1706.03762, section 3.1; remat: arXiv:1604.06174.
     """
@@ -48,7 +54,7 @@ class Encoder(TransformerModule, kw_only=True):
     def __call__(
         self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
     ) -> Array:
-        """Encode the tokens; see `EncoderBlock`."""
+        """Encode the tokens, see `EncoderBlock`: out_BTD, T = `num_outputs`."""
         chex.assert_rank(x_BTD, 3)
         batch, num_tokens, width = x_BTD.shape
         check_num_outputs(self.num_outputs, x_BTD)
@@ -83,12 +89,17 @@ class Encoder(TransformerModule, kw_only=True):
 
 
 class Decoder(TransformerModule, kw_only=True):
-    """A stack of decoder blocks: called without a memory, what GPT is made of.
+    """Decode tokens with a stack of decoder blocks; without a memory as in GPT.
+
+    >>> decoder = Decoder(depth=1, num_heads=2, mlp_dim=8)
+    >>> x_BTD = jax.numpy.ones((2, 3, 4))
+    >>> decoder.init_with_output(jax.random.key(0), x_BTD)[0].shape
+    (2, 3, 4)
 
     Attributes:
         depth: number of blocks L.
-        causal: whether each token sees only those before it and itself.
-        final_norm: whether a LayerNorm stands at the end.
+        causal: whether each token attends only to itself and to earlier tokens.
+        final_norm: whether a LayerNorm follows the last block.
 
     References: arXiv:1706.03762, section 3.1.
     """
@@ -108,11 +119,15 @@ class Decoder(TransformerModule, kw_only=True):
         train: bool = False,
         decode: bool = False,
     ) -> Array:
-        """Decode the tokens; see `DecoderBlock`. A mask adds to the causal one."""
-        chex.assert_rank(x_BTD, 3)
-        shape = x_BTD.shape
-        if memory_BSD is not None:
-            chex.assert_shape(memory_BSD, (shape[0], None, shape[2]))
+        """Decode the tokens, see `DecoderBlock`; `mask` is joined with the causal one.
+
+        Returns:
+            out_BTD in the compute dtype.
+        """
+        inputs = x_BTD, x_BTD if memory_BSD is None else memory_BSD
+        chex.assert_rank(inputs, 3)
+        dims = chex.Dimensions(B=x_BTD.shape[0], T=x_BTD.shape[1], D=x_BTD.shape[2])
+        chex.assert_shape(inputs, dims["B*D"])
         check_at_least(0, depth=self.depth)
         x_BTD = x_BTD.astype(self.dtype)
         if self.causal and not decode:
@@ -123,19 +138,24 @@ class Decoder(TransformerModule, kw_only=True):
                 x_BTD, memory_BSD, mask, memory_mask, train=train, decode=decode
             )
         out_BTD = self._normalize("norm", x_BTD) if self.final_norm else x_BTD
-        chex.assert_shape(out_BTD, shape)
+        chex.assert_shape(out_BTD, dims["BTD"])
         return out_BTD
 
 
 class Transformer(TransformerModule, kw_only=True):
-    """Encoder and decoder together; the defaults are those of the paper.
+    """Encode a source and decode a target; the defaults are those of the paper.
 
-    What `torch.nn.Transformer` calls `dropout` is both of the rates here.
+    The argument `dropout` of `torch.nn.Transformer` sets both rates of this class.
+
+    >>> model = Transformer(num_heads=2, mlp_dim=8, encoder_depth=1, decoder_depth=1)
+    >>> source_BSD, target_BTD = (jax.numpy.ones((2, n, 4)) for n in (5, 3))
+    >>> model.init_with_output(jax.random.key(0), source_BSD, target_BTD)[0].shape
+    (2, 3, 4)
 
     Attributes:
         encoder_depth: number of blocks of the encoder.
         decoder_depth: number of blocks of the decoder.
-        causal: whether the decoder is.
+        causal: whether the decoder's self-attention is causal.
         final_norm: whether encoder and decoder end in a LayerNorm. PyTorch's do; the
             paper's, whose blocks end in one already, do not.
 
@@ -145,7 +165,7 @@ class Transformer(TransformerModule, kw_only=True):
     num_heads: int = 8
     mlp_dim: int | None = 2048
     activation: Callable[[Array], Array] = nn.relu
-    norm: str | None = "post"
+    norm: NormPlacement = "post"
     dropout_rate: float = 0.1
     encoder_depth: int = 6
     decoder_depth: int = 6
@@ -153,7 +173,7 @@ class Transformer(TransformerModule, kw_only=True):
     final_norm: bool = False
 
     def setup(self) -> None:
-        """Make encoder and decoder, which can also be called one by one."""
+        """Make encoder and decoder, which can also be called separately."""
         depths = (self.encoder_depth, self.decoder_depth)
         check_at_least(0, encoder_depth=depths[0], decoder_depth=depths[1])
         fields = {**self._shared_fields(), "final_norm": self.final_norm}
@@ -170,15 +190,13 @@ class Transformer(TransformerModule, kw_only=True):
         *,
         train: bool = False,
     ) -> Array:
-        """Encode the source, and decode the target with an eye on it.
+        """Encode the source, and decode the target with cross-attention to it.
 
         Args:
-            source_BSD: embedded tokens, D = width.
-            target_BTD: likewise, shifted so that token t may be told from those
-                before it.
-            source_mask: (S, S) or (B, N, S, S), True where a token may attend;
-                `padding_mask` makes one, `combine_masks` joins several.
-            target_mask: (T, T) or (B, N, T, T), on top of the causal one.
+            source_BSD: embedded tokens.
+            target_BTD: embedded tokens, shifted by one so that none sees its successor.
+            source_mask: (S, S) or (B, N, S, S), True where a token may attend.
+            target_mask: (T, T) or (B, N, T, T), joined with the causal one.
             memory_mask: (T, S) or (B, N, T, S), from the target to the source.
             train: whether dropout is active.
 
@@ -186,6 +204,8 @@ class Transformer(TransformerModule, kw_only=True):
             out_BTD in the compute dtype.
         """
         chex.assert_rank([source_BSD, target_BTD], 3)
+        dims = chex.Dimensions(B=target_BTD.shape[0], D=target_BTD.shape[2])
+        chex.assert_shape([source_BSD, target_BTD], dims["B*D"])
         memory_BSD = self.encoder(source_BSD, source_mask, train=train)
         out_BTD = self.decoder(
             target_BTD, memory_BSD, target_mask, memory_mask, train=train

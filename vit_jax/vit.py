@@ -4,21 +4,24 @@ References: "An Image is Worth 16x16 Words", arXiv:2010.11929.
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal, get_args
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.checks import check_at_least
-from vit_jax.dense import Dense
-from vit_jax.dropout import Dropout, check_rates
+from vit_jax.attention import AttentionImplementation
+from vit_jax.blocks import NormPlacement
+from vit_jax.checks import check_at_least, check_choice
 from vit_jax.dtypes import float32_or_wider
+from vit_jax.layers import Dense, Dropout, check_rates
 from vit_jax.transformer import Encoder
 
 Array = jax.Array
-
+Pool = Literal["cls", "mean"]
+Activation = Literal["gelu_tanh", "gelu", "relu"]
+Initialization = Literal["xavier", "authors"]
 
 _ACTIVATIONS = {
     "gelu_tanh": nn.gelu,
@@ -26,7 +29,7 @@ _ACTIVATIONS = {
     "relu": nn.relu,
 }
 
-# The kernel of the embedding, the biases of the MLPs, the kernel of the head.
+# Kernel of the embedding, biases of the MLPs, kernel of the head.
 _xavier = nn.initializers.xavier_uniform()
 _INITIALIZATIONS = {
     "xavier": (_xavier, nn.initializers.zeros, _xavier),
@@ -39,12 +42,15 @@ _INITIALIZATIONS = {
 
 
 def patchify(image_BHWC: Array, patch_size: int) -> Array:
-    """Cut images into square patches, row by row, and flatten each of them.
+    """Cut images into square patches, row by row, and flatten each patch.
+
+    >>> patchify(jnp.ones((2, 8, 8, 3)), patch_size=4).shape
+    (2, 4, 48)
 
     Returns:
-        patch_BTE: T = (H / P)·(W / P) patches of E = P·P·C values; inside a patch
-        the order is row, column, channel, so that a dense layer on top equals a
-        convolution with kernel and stride P.
+        Patches (B, T, P·P·C), T = (H / P)·(W / P); inside a patch the order is row,
+        column, channel, so that a dense layer on top equals a convolution with kernel
+        and stride P.
 
     Raises:
         ValueError: if the patch size does not divide height and width, or there is no
@@ -63,44 +69,49 @@ def patchify(image_BHWC: Array, patch_size: int) -> Array:
         )
     rows, columns = height // patch_size, width // patch_size
     grid = (batch, rows, patch_size, columns, patch_size, channels)
-    patch_BRCPPC = image_BHWC.reshape(grid).swapaxes(2, 3)
-    return patch_BRCPPC.reshape(batch, rows * columns, patch_size**2 * channels)
+    patches = image_BHWC.reshape(grid).swapaxes(2, 3)
+    chex.assert_shape(patches, (batch, rows, columns, *2 * (patch_size,), channels))
+    return patches.reshape(batch, rows * columns, patch_size**2 * channels)
 
 
 class ViT(nn.Module):
     """Classify images with a Transformer encoder over their patches.
 
+    >>> model = ViT(10, patch_size=4, width=16, depth=2, num_heads=2)
+    >>> model.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))[0].shape
+    (1, 10)
+
     Attributes:
-        num_classes: number of classes Y; None for no head: the model gives the
-            features that a head would read.
+        num_classes: number of classes Y; None for no head: the model returns the
+            features before the head.
         patch_size: side P of a patch, pixels; divides height and width.
         width: width D of a token.
         depth: number of encoder blocks L.
         num_heads: number of attention heads; divides the width.
         mlp_ratio: width of the MLPs' hidden layers, as a multiple of `width`; None
-            for no MLPs at all.
+            for no MLPs.
         activation: the MLPs' nonlinearity: "gelu_tanh", as in the authors' code, the
             exact "gelu", as in PyTorch, timm and Hugging Face, or "relu".
-        norm: where LayerNorm stands, "pre", "post" or None; see `TransformerModule`.
+        norm: position of LayerNorm, "pre", "post" or None; see `TransformerModule`.
         norm_epsilon: added to the variance in LayerNorm: 1e-6 in the authors' code and
             timm, 1e-12 in Hugging Face, 1e-5 where PyTorch's default is kept.
         residual: whether each sublayer's input is added to its output.
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
         attention_implementation: "own", "cudnn" or "xla"; see `MultiHeadAttention`.
-        embedding_dropout_rate: dropout on the embedded tokens. The paper has it equal
-            to `dropout_rate`, and none on the attention weights.
-        pool: "cls" reads the class token at the end, "mean" the mean of the patches
-            (and there is no class token).
+        embedding_dropout_rate: dropout on the embedded tokens. In the paper it equals
+            `dropout_rate`, and the attention weights have no dropout.
+        pool: "cls" classifies the class token, "mean" the mean of all tokens (without
+            a class token).
         representation_size: width of a tanh layer before the head; none if None.
-        position_embedding: whether the tokens are told where their patches lie.
-        position_std: standard deviation of the initial position embedding. Next to
-            it the embedded patches are of order 1; with 0.02, as in the authors' code
-            for ImageNet, a small model takes many epochs to notice where a patch lies.
-        initialization: what the other parameters start from: "xavier" for all kernels
-            and zero for the biases, or "authors", which differs in three places: the
+        position_embedding: whether a learned position embedding is added.
+        position_std: standard deviation of the initial position embedding; the
+            embedded patches are of order 1. With 0.02, as in the authors' code for
+            ImageNet, a small model needs many epochs to make use of the positions.
+        initialization: initial values of the other parameters: "xavier" for all
+            kernels and zero for the biases, or "authors", which differs in the
             embedding (LeCun's), the MLPs' biases (normal, 1e-6) and the head (zero).
-        remat: whether the backward pass computes each block's activations anew; see
+        remat: whether the backward pass recomputes each block's activations; see
             `Encoder`.
         scan: whether one block is compiled and run `depth` times; see `Encoder`.
         dtype: dtype of the computation; parameters stay float32, softmax and LayerNorm
@@ -115,46 +126,42 @@ class ViT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float | None = 4.0
-    activation: str = "gelu_tanh"
-    norm: str | None = "pre"
+    activation: Activation = "gelu_tanh"
+    norm: NormPlacement = "pre"
     norm_epsilon: float = 1e-6
     residual: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
-    attention_implementation: str = "own"
+    attention_implementation: AttentionImplementation = "own"
     embedding_dropout_rate: float = 0.0
-    pool: str = "cls"
+    pool: Pool = "cls"
     representation_size: int | None = None
     position_embedding: bool = True
     position_std: float = 0.3
-    initialization: str = "xavier"
+    initialization: Initialization = "xavier"
     remat: bool = False
     scan: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:
-        """Compute the class logits.
-
-        Args:
-            image_BHWC: normalised images, floating point.
-            train: whether dropout is active (needs the rng "dropout").
+        """Compute the class logits of normalised images, floating point.
 
         Returns:
             logits_BY, or the features (B, `representation_size` or D) if `num_classes`
             is None; float32, or float64 where that is the compute dtype.
 
         Raises:
-            ValueError: if a field is out of range, the patch size does not divide the
-                image, or the number of heads does not divide the width.
+            ValueError: if a field is out of range or does not fit the image.
         """
         chex.assert_rank(image_BHWC, 4)
+        chex.assert_type(image_BHWC, float)
         self._check_fields()
         kernel_init, mlp_bias_init, head_init = _INITIALIZATIONS[self.initialization]
         dense = functools.partial(Dense, dtype=self.dtype)
-        patch_BTE = patchify(image_BHWC.astype(self.dtype), self.patch_size)
+        patches = patchify(image_BHWC.astype(self.dtype), self.patch_size)
         embedding = dense(self.width, kernel_init=kernel_init, name="embedding")
-        x_BTD = self._add_position(self._add_class_token(embedding(patch_BTE)))
+        x_BTD = self._add_position(self._add_class_token(embedding(patches)))
         x_BTD = Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
         x_BTD = self._encoder(mlp_bias_init)(x_BTD, train=train)
         x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(axis=1)
@@ -191,15 +198,15 @@ class ViT(nn.Module):
         )
 
     def _num_outputs(self) -> int | None:
-        """How many tokens the last block has to compute: the class token alone.
+        """Return the number of tokens the last block computes: 1, or None for all.
 
-        All, where all are pooled, or where somebody captures what lies in between.
+        All are needed where they are pooled or where intermediates are captured.
         """
         is_captured = self.is_mutable_collection("intermediates")
         return 1 if self.pool == "cls" and not is_captured else None
 
     def _add_class_token(self, x_BTD: Array) -> Array:
-        """Prepend the class token, where it is what is read at the end."""
+        """Prepend the class token, unless the tokens are pooled."""
         if self.pool != "cls":
             return x_BTD
         batch, _, width = x_BTD.shape
@@ -220,7 +227,7 @@ class ViT(nn.Module):
         return x_BTD + position_1TD.astype(self.dtype)
 
     def _check_fields(self) -> None:
-        """Raise ValueError for fields that no image could satisfy."""
+        """Raise ValueError for fields that are out of range for every image."""
         check_at_least(
             1,
             num_classes=self.num_classes,
@@ -228,17 +235,9 @@ class ViT(nn.Module):
             representation_size=self.representation_size,
         )
         check_at_least(0, depth=self.depth, position_std=self.position_std)
-        for name, known in (
-            ("pool", ("cls", "mean")),
-            ("activation", _ACTIVATIONS),
-            ("initialization", _INITIALIZATIONS),
-        ):
-            if getattr(self, name) not in known:
-                *others, last = map(repr, known)
-                raise ValueError(
-                    f"{name} must be {', '.join(others)} or {last}, got "
-                    f"{getattr(self, name)!r}"
-                )
+        check_choice("pool", self.pool, get_args(Pool))
+        check_choice("activation", self.activation, get_args(Activation))
+        check_choice("initialization", self.initialization, get_args(Initialization))
         if self.mlp_ratio is not None and round(self.mlp_ratio * self.width) < 1:
             raise ValueError(
                 "mlp_ratio must leave the MLP a width of at least 1, got mlp_ratio "

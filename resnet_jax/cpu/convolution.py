@@ -1,7 +1,7 @@
 """Convolutions as matrix products, for CPUs.
 
-XLA's CPU backend computes the gradients of a convolution much more slowly than matrix
-products, and inside a loop everything of it. GPUs and TPUs have nothing to gain here.
+XLA's CPU backend computes the gradients of a convolution, and inside a loop also its
+output, much more slowly than matrix products. GPUs and TPUs gain nothing.
 """
 
 import itertools
@@ -20,10 +20,10 @@ Array = jax.Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-# With fewer channels there is too little to multiply for Winograd's transforms to pay.
+# With fewer channels Winograd's transforms take longer than the multiplications saved.
 _MIN_CHANNELS = 16
-# With fewer pixels in the batch, for each channel, the transform of the kernel takes
-# longer than all else: 20 instead of 0.4 ms for an image of 4×4 pixels, 512 channels.
+# With fewer pixels in the batch, per channel, the transform of the kernel dominates: 20
+# instead of 0.4 ms for an image of 4×4 pixels and 512 channels.
 _MIN_PIXELS = 4
 
 
@@ -40,49 +40,57 @@ def conv_general_dilated(
 ) -> Array:
     """Convolve as `jax.lax.conv_general_dilated` does, by matrix products.
 
-    A drop-in for the field of that name of `flax.linen.Conv`. It computes in float32
-    at least: on a CPU that is more than twice as fast as bfloat16. Where
-    `conv3x3` does the work, the result is exact to some 1e-5 of its largest value, and
-    can be differentiated backward only.
+    Use it as the field of that name of `flax.linen.Conv` or of a model on a CPU. It
+    computes in float32 or wider: on a CPU that is more than twice as fast as bfloat16.
+    Where `conv3x3` does the work, the result is exact to about 1e-5 of its largest
+    value, and only reverse-mode differentiation is supported.
+
+    >>> from resnet_jax import ResNet18
+    >>> model = ResNet18(10, conv_general_dilated=conv_general_dilated)
 
     Args:
         lhs: (B, H, W, C).
-        rhs: kernel (height, width, C, F).
-        window_strides: of rows and columns.
-        padding: pixels of zeros before and after, for rows and columns: with them the
-            image must not be smaller than the kernel.
-        lhs_dilation: 1 or None: what is said here and below is all that is supported.
-        rhs_dilation: 1 or None.
-        dimension_numbers: of the axes above.
-        feature_group_count: 1.
-        precision: None.
+        rhs: kernel (height, width, C, F), no larger than the padded image.
+        padding: pairs of pixels of zeros before and after, for rows and columns.
 
     Returns:
-        (B, H', W', F), of the dtype of `lhs`.
+        (B, height, width, F), of the dtype of `lhs`.
 
     Raises:
-        ValueError: if something else is asked for.
+        ValueError: for any other layout, dilation, groups or precision.
     """
     chex.assert_rank([lhs, rhs], 4)
+    chex.assert_shape(rhs, (None, None, lhs.shape[3], None))
     chex.assert_type(rhs, lhs.dtype)
     numbers = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
-    dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     if dimension_numbers not in (_LAYOUT, numbers) or isinstance(padding, str):
         raise ValueError(f"expected axes {_LAYOUT} and padding in pixels")
+    dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     if dilations != {1} or feature_group_count != 1 or precision is not None:
         raise ValueError("expected no dilation, no groups and the default precision")
     strides, border = tuple(window_strides), [tuple(pair) for pair in padding]
     _check_window(lhs, rhs, strides, border)
     dtype = float32_or_wider(lhs.dtype)
-    x_BHWC, kernel = lhs.astype(dtype), rhs.astype(dtype)
-    is_3x3 = rhs.shape[:2] == (3, 3) and strides == (1, 1) and border == [(1, 1)] * 2
-    num_pixels, channels = math.prod(lhs.shape[:3]), rhs.shape[2]
-    pays = num_pixels >= _MIN_PIXELS * max(rhs.shape[2:]) and channels >= _MIN_CHANNELS
-    if is_3x3 and pays:
-        y_BHWF = conv3x3(x_BHWC, kernel)
-    else:
-        y_BHWF = _multiply_windows(x_BHWC, kernel, strides, border)
+    y_BHWF = _convolve(lhs.astype(dtype), rhs.astype(dtype), strides, border)
+    chex.assert_shape(y_BHWF, (lhs.shape[0], None, None, rhs.shape[3]))
     return y_BHWF.astype(lhs.dtype)
+
+
+def _convolve(
+    x_BHWC: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    border: Sequence[tuple[int, int]],
+) -> Array:
+    """Choose the faster of the two ways to convolve: y_BHWF."""
+    num_pixels, channels = math.prod(x_BHWC.shape[:3]), kernel.shape[2]
+    is_3x3 = kernel.shape[:2] == (3, 3) and strides == (1, 1)
+    is_3x3 = is_3x3 and border == [(1, 1)] * 2
+    most = max(kernel.shape[2:])
+    pays = num_pixels >= _MIN_PIXELS * most and channels >= _MIN_CHANNELS
+    if is_3x3 and pays:
+        return conv3x3(x_BHWC, kernel)
+    return _multiply_windows(x_BHWC, kernel, strides, border)
 
 
 def _check_window(
@@ -108,7 +116,7 @@ def _multiply_windows(
     strides: Sequence[int],
     border: Sequence[tuple[int, int]],
 ) -> Array:
-    """Lay the pixels under the kernel side by side, and multiply: "im2col"."""
+    """Concatenate the pixels under the kernel, and multiply ("im2col"): y_BHWF."""
     rows, columns, channels, features = kernel.shape
     padded = jnp.pad(x_BHWC, ((0, 0), *border, (0, 0)))
     height, width = (
@@ -125,6 +133,6 @@ def _multiply_windows(
     ]
     window_size = rows * columns * channels
     shape = (x_BHWC.shape[0], height, width)
-    x_MK = jnp.concatenate(windows, axis=-1).reshape(math.prod(shape), window_size)
-    y_MF = x_MK @ kernel.reshape(window_size, features)
-    return y_MF.reshape(*shape, features)
+    matrix = jnp.concatenate(windows, axis=-1).reshape(math.prod(shape), window_size)
+    product = matrix @ kernel.reshape(window_size, features)
+    return product.reshape(*shape, features)

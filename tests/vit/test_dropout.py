@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax import EncoderBlock, MultiHeadAttention
-from vit_jax.dropout import Dropout, draw_kept, dropout
+from vit_jax.layers import Dropout, draw_kept, dropout
 
 KEY = jax.random.key(0)
 

@@ -27,8 +27,7 @@ from vit_jax import (
     patchify,
     sinusoidal_position,
 )
-from vit_jax.dropout import dropout
-from vit_jax.layer_norm import layer_norm
+from vit_jax.layers import dropout, layer_norm
 
 IMAGE = ((2, 8, 8, 3),)
 X = ((2, 5, 16),)

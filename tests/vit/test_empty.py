@@ -22,7 +22,7 @@ from vit_jax import (
     padding_mask,
     patchify,
 )
-from vit_jax.dropout import dropout
+from vit_jax.layers import dropout
 
 IMAGE = jnp.ones((0, 8, 8, 3))
 X = jnp.ones((0, 5, 16))
@@ -113,7 +113,7 @@ def test_an_empty_batch_is_interpreted(scan):
     rollout_BTT = interpret.attention_rollout(layers)
     assert rollout_BTT.shape == (0, 5, 5)
     for has_class_token, num_patches in ((True, 4), (False, 5)):
-        relevance_BP = interpret.patch_relevance(
+        relevance_BT = interpret.patch_relevance(
             rollout_BTT, has_class_token=has_class_token
         )
-        assert relevance_BP.shape == (0, num_patches)
+        assert relevance_BT.shape == (0, num_patches)

@@ -162,9 +162,9 @@ def test_distance_needs_the_grid_of_the_weights():
 
 def test_similarity_of_positions_is_a_cosine():
     position_1TD = jnp.array([[[9.0, 9.0], [1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]]])
-    similarity_PP = position_similarity(position_1TD, has_class_token=True)
+    similarity_TT = position_similarity(position_1TD, has_class_token=True)
     np.testing.assert_allclose(
-        similarity_PP, [[1, 0, -1], [0, 1, 0], [-1, 0, 1]], atol=1e-6
+        similarity_TT, [[1, 0, -1], [0, 1, 0], [-1, 0, 1]], atol=1e-6
     )
 
 

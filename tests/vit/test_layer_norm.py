@@ -8,7 +8,7 @@ import pytest
 from tests import modules
 from tests.modules import apply, normal
 from vit_jax import Encoder
-from vit_jax.layer_norm import LayerNorm, layer_norm
+from vit_jax.layers import LayerNorm, layer_norm
 
 OFFSETS = [0, 10, 300, 2000]
 

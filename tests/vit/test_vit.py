@@ -14,7 +14,7 @@ import vit_jax
 from tests import modules
 from tests.modules import apply, normal
 from vit_jax import MlpBlock, MultiHeadAttention, ViT, ViT_Ti16, patchify
-from vit_jax.layer_norm import LayerNorm
+from vit_jax.layers import LayerNorm
 
 IMAGE_BHWC = normal(3, 8, 12, 3)
 
@@ -73,28 +73,28 @@ def test_multi_head_attention_has_the_documented_number_of_parameters():
 @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 8, 12, 3), (1, 4, 8, 2)])
 def test_patchify_cuts_squares_row_by_row(shape):
     image_BHWC = np.arange(math.prod(shape)).reshape(shape)
-    patch_BTE = patchify(jnp.asarray(image_BHWC), 4)
+    patches = patchify(jnp.asarray(image_BHWC), 4)
     _, height, width, _ = shape
     patches = [
         image_BHWC[:, y : y + 4, x : x + 4].reshape(shape[0], -1)
         for y in range(0, height, 4)
         for x in range(0, width, 4)
     ]
-    np.testing.assert_array_equal(patch_BTE, np.stack(patches, axis=1))
+    np.testing.assert_array_equal(patches, np.stack(patches, axis=1))
 
 
 def test_patchify_and_dense_equal_a_strided_convolution():
     kernel_PPCD = normal(4, 4, 3, 16, seed=2)
-    kernel_ED = kernel_PPCD.reshape(-1, 16)
-    x_BTD = jnp.einsum("bte,ed->btd", patchify(IMAGE_BHWC, 4), kernel_ED)
-    x_BRCD = jax.lax.conv_general_dilated(
+    kernel = kernel_PPCD.reshape(-1, 16)
+    x_BTD = jnp.einsum("bte,ed->btd", patchify(IMAGE_BHWC, 4), kernel)
+    convolved = jax.lax.conv_general_dilated(
         IMAGE_BHWC,
         kernel_PPCD,
         window_strides=(4, 4),
         padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    np.testing.assert_allclose(x_BTD, x_BRCD.reshape(3, 6, 16), atol=1e-4)
+    np.testing.assert_allclose(x_BTD, convolved.reshape(3, 6, 16), atol=1e-4)
 
 
 @pytest.mark.parametrize(
