@@ -1,9 +1,9 @@
-"""Scaled dot-product attention, seen for the first time.
+"""A first example of scaled dot-product attention.
 
     python examples/scaled_dot_product_attention.py --output attention_example
 
 Three experiments: three random tokens, sixteen images of 256 random patches, and the
-patches of a real digit. The pictures go to the folder named. Needs scikit-learn and
+patches of a real digit. The pictures are written to that folder. Needs scikit-learn and
 matplotlib, which the extra [train] brings.
 """
 
@@ -42,20 +42,20 @@ def random_tokens(shape: tuple[int, ...]) -> list[jax.Array]:
 
 
 def three_tokens(path: pathlib.Path) -> None:
-    """One sequence, three tokens of 512 numbers each: small enough to be read."""
+    """Attend within one sequence of three tokens: small enough to read."""
     print("\n1. Three random tokens, shape (1, 3, 512)")
     query_BTK, key_BTK, value_BTK = random_tokens((1, 3, 512))
 
-    # Each token asks with its query, and each token answers with its key: the inner
-    # product of the two says how well they fit. Divided by √512 these products have
-    # a spread of about one, however long the tokens are. Without that one of the
-    # weights below would be 1 and the others 0.
+    # The inner product of a token's query with a token's key measures how well they
+    # fit. Divided by √512 these products have a standard deviation of about one,
+    # whatever the size of the tokens. Undivided, one of the weights below would be
+    # nearly 1 and the others nearly 0.
     products_BTT = jnp.einsum("btk,bsk->bts", query_BTK, key_BTK)
     print("products of queries and keys\n", np.asarray(products_BTT))
     print("divided by the square root of 512\n", np.asarray(products_BTT / 512**0.5))
 
-    # Softmax makes a row of weights of each row of products: positive, and 1 in sum.
-    # The output is the mean of the values with these weights.
+    # Softmax turns each row of products into positive weights that sum to 1. The
+    # output is the mean of the values with these weights.
     output_BTK, weights_BTT = dot_product_attention(
         query_BTK, key_BTK, value_BTK, return_weights=True
     )
@@ -85,7 +85,7 @@ def three_tokens(path: pathlib.Path) -> None:
 
 
 def sixteen_images(path: pathlib.Path) -> None:
-    """Sixteen images of 16 × 16 patches: nothing changes but the shapes."""
+    """Attend within sixteen images of 16 × 16 patches: only the shapes change."""
     print("\n2. Sixteen images of 256 random patches, shape (16, 256, 512)")
     output_BTK, weights_BTT = dot_product_attention(
         *random_tokens((16, 256, 512)), return_weights=True
@@ -95,9 +95,9 @@ def sixteen_images(path: pathlib.Path) -> None:
     print(f"sums of the rows lie between {sums_BT.min():.6f} and {sums_BT.max():.6f}")
     print(f"largest weight {weights_BTT.max():.3f}; even ones would be {1 / 256:.4f}")
 
-    # A row of the map tells of one patch what it thinks of the 256 patches; put back
-    # into rows and columns it is a picture of the image. As everything is random, it
-    # shows noise: no patch knows its neighbours.
+    # A row of the map holds the weights of one patch for all 256 patches; reshaped
+    # into rows and columns it is a picture. As everything is random, it shows noise:
+    # no patch prefers its neighbours.
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     whole, first, last = figure.subplots(1, 3)
     most = 8 / 256  # eight times an even weight, or the few large ones hide the rest
@@ -119,25 +119,25 @@ def sixteen_images(path: pathlib.Path) -> None:
 
 
 def patches_of_a_digit(path: pathlib.Path) -> None:
-    """A real image: now the map says something, though nothing was learnt."""
+    """Attend within a real image: the map has a meaning, though nothing was learnt."""
     print("\n3. The patches of a digit")
     image_HW = load_digits().images[0] / 16
     image_BHWC = jnp.asarray(image_HW, jnp.float32)[None, :, :, None]
-    patch_BTE = patchify(image_BHWC, 2)
-    print(f"image {image_BHWC.shape}, cut into patches {patch_BTE.shape}")
+    patches = patchify(image_BHWC, 2)
+    print(f"image {image_BHWC.shape}, cut into patches {patches.shape}")
 
     # The patches themselves serve as query, key and value: patches that look alike fit
     # each other. Centred, so that dark ones fit dark ones, and scaled up, as four
-    # numbers between 0 and 1 would make nearly even weights.
-    token_BTE = 2.5 * (patch_BTE - patch_BTE.mean(axis=1, keepdims=True))
-    output_BTE, weights_BTT = dot_product_attention(
-        token_BTE, token_BTE, patch_BTE, return_weights=True
+    # numbers between 0 and 1 would give nearly even weights.
+    tokens = 2.5 * (patches - patches.mean(axis=1, keepdims=True))
+    output, weights_BTT = dot_product_attention(
+        tokens, tokens, patches, return_weights=True
     )
     print("sums of the rows", np.asarray(weights_BTT.sum(axis=-1)))
-    print(f"output {output_BTE.shape}: each patch, mixed with those like it")
+    print(f"output {output.shape}: each patch, mixed with those like it")
 
-    # In a Transformer three matrices are learnt that make query, key and value of each
-    # patch: then it is training that decides what fits, and not the likeness of pixels.
+    # In a Transformer three learnt matrices compute query, key and value of each patch:
+    # training decides which patches fit, not the similarity of their pixels.
     stroke, corner = 5, 0
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.subplots(1, 4)

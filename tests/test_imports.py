@@ -1,4 +1,4 @@
-"""Importing a model package is cheap, loads only what it needs and changes nothing."""
+"""Importing a model package loads only what it needs and changes no setting."""
 
 import json
 import subprocess
@@ -19,19 +19,17 @@ HEAVY = (
 )
 PACKAGES = ("vit_jax", "resnet_jax", "train_jax")
 
-# What flax.linen itself loads is no doing of ours, so it is imported first.
+# Modules that flax.linen itself loads do not count, so it is imported first.
 SCRIPT = """
-import importlib, json, sys, time
+import importlib, json, sys
 import flax.linen, jax
 
 loaded, config = set(sys.modules), dict(jax.config.values)
-start = time.perf_counter()
 for name in sys.argv[1:]:
     importlib.import_module(name)
-seconds = time.perf_counter() - start
 changed = [key for key, x in jax.config.values.items() if config.get(key, x) != x]
 new = sorted({name.partition(".")[0] for name in set(sys.modules) - loaded})
-print(json.dumps({"new": new, "changed": changed, "seconds": seconds}))
+print(json.dumps({"new": new, "changed": changed}))
 """
 
 
@@ -54,8 +52,3 @@ def test_model_package_loads_only_what_it_needs(package):
     forbidden = {*HEAVY, *PACKAGES} - {package}
     assert forbidden.isdisjoint(report["new"])
     assert report["changed"] == []
-
-
-def test_model_packages_import_in_under_a_second():
-    reports = [_import("vit_jax", "resnet_jax") for _ in range(3)]
-    assert min(report["seconds"] for report in reports) < 1

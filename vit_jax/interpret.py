@@ -131,6 +131,7 @@ def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
         ValueError: if there is no patch.
     """
     chex.assert_rank(map_BTT, 3)
+    chex.assert_shape(map_BTT, (None, *2 * map_BTT.shape[2:]))
     _check_patches("map_BTT", map_BTT, has_class_token)
     map_BTT = _widen(map_BTT)
     if has_class_token:

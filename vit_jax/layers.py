@@ -72,7 +72,7 @@ def random_bytes(key: Array, shape: tuple[int, ...]) -> Array:
     Returns:
         uint8 of that shape, which has at least one axis.
     """
-    chex.assert_shape(key, ())
+    chex.assert_rank(key, {0, 1})  # 1: the older kind of key, two numbers
     num_examples, size = shape[0], math.prod(shape[1:])
     num_words = -(-size // 4)
     words = jax.random.bits(key, (num_examples, num_words), jnp.uint32)
@@ -94,7 +94,7 @@ def draw_kept(key: Array, shape: tuple[int, ...], *, rate: float) -> Array:
     Returns:
         bool of that shape, which has at least one axis.
     """
-    chex.assert_shape(key, ())
+    chex.assert_rank(key, {0, 1})  # 1: the older kind of key, two numbers
     byte_key, example_key = jax.random.split(key)
     byte = random_bytes(byte_key, shape)
     threshold = math.floor(256 * rate)
@@ -130,6 +130,7 @@ def dropout(key: Array, x: Array, *, rate: float) -> Array:
 
     References: Srivastava et al., Dropout, JMLR 15 (2014).
     """
+    chex.assert_rank(key, {0, 1})
     chex.assert_shape(x, (None, ...))
     chex.assert_type(x, float)
     _check("rate", rate)

@@ -83,6 +83,6 @@ def combine_masks(*masks: Array | None) -> Array | None:
     rank = max(mask.ndim for mask in given)
     joint, *others = (m if m.ndim == rank else m[None, None] for m in given)
     for mask in others:
-        joint = joint & mask
+        joint = jnp.logical_and(joint, mask)
     chex.assert_rank(joint, rank)
     return joint

@@ -69,7 +69,7 @@ def patchify(image_BHWC: Array, patch_size: int) -> Array:
         )
     rows, columns = height // patch_size, width // patch_size
     grid = (batch, rows, patch_size, columns, patch_size, channels)
-    patches = image_BHWC.reshape(grid).swapaxes(2, 3)
+    patches = jnp.swapaxes(image_BHWC.reshape(grid), 2, 3)
     chex.assert_shape(patches, (batch, rows, columns, *2 * (patch_size,), channels))
     return patches.reshape(batch, rows * columns, patch_size**2 * channels)
 
