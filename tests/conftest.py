@@ -1,4 +1,4 @@
-"""What all tests share: eight virtual CPU devices and strict array promotion."""
+"""Set up all tests: eight virtual CPU devices, strict rank promotion."""
 
 import os
 import tempfile
@@ -16,7 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache():
-    """Compile a program once for the session, however many tests run it."""
+    """Cache compiled programs for the session."""
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,6 +1,6 @@
-"""PyTorch's parameters in the layout of this project's models, one function a kind.
+"""Convert PyTorch's parameters to this project's layout.
 
-Each only renames, splits and transposes, so it converts gradients as well.
+Each function only renames, splits and transposes, so it converts gradients as well.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Tree = dict[str, Any]
 
 
 def below(state: State, prefix: str) -> State:
-    """Select what lies below a submodule."""
+    """Select the entries of a submodule."""
     prefix = f"{prefix}."
     return {
         name.removeprefix(prefix): array

@@ -1,4 +1,4 @@
-"""Find out whether float64 stays float64."""
+"""Check that float64 computations stay in float64."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,11 +11,11 @@ _FLOAT64 = np.dtype(np.float64)
 
 
 def assert_smooth(function: Callable[[Any], jax.Array], tree: Any) -> None:
-    """Compare the gradient with differences so small that only float64 resolves them.
+    """Compare the gradient with finite differences that only float64 resolves.
 
     Args:
         function: computes float64 from the tree.
-        tree: float64, drawn at random, so that nothing lies on a kink.
+        tree: float64, random, so that no value is at a kink.
     """
     rng = np.random.default_rng(5)
 
@@ -54,7 +54,7 @@ def _float_dtypes(variables: Any) -> set[np.dtype]:
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Yield the operations that contain no others: a loop carries what it likes."""
+    """Yield the operations that contain no others, those of a loop's body included."""
     for equation in jaxpr.eqns:
         inner = [
             getattr(x, "jaxpr", x)

@@ -1,7 +1,7 @@
 """Record what PyTorch computes, for the parity tests: python -m tests.make_golden.
 
-Weights and inputs come from numpy's generator, seeded by the case's name: what
-PyTorch changes in its initialisation does not matter.
+Weights and inputs come from numpy's generator, seeded by the case's name, so that they
+do not depend on PyTorch's initialisation.
 """
 
 import functools
@@ -153,7 +153,7 @@ def _masks(rng: np.random.Generator, kinds: dict[str, str]) -> dict[str, Tensor]
 
 
 def _torch_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn them into PyTorch's arguments, whose masks are True where one may not."""
+    """Convert to PyTorch's arguments, whose masks are True where attention is barred."""
     arguments = {}
     for name, allowed in masks.items():
         name = name.replace("source", "src").replace("target", "tgt")

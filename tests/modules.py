@@ -1,7 +1,7 @@
 """Random variables for a module, and its compiled application.
 
-XLA compiles every operation of every shape that runs outside jit, and initialisers
-even slower: tests of many small models spend their time there.
+Outside jit XLA compiles every operation for every shape, initialisers even more slowly:
+tests of many small models spend most of their time on it.
 """
 
 import functools
@@ -20,11 +20,11 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
-    """Compute the shapes of what init returns, allocating nothing.
+    """Compute the shapes of the variables without allocating any.
 
     Args:
         module: the module.
-        *inputs: the arrays it is called with; numbers stand for the shape of one.
+        *inputs: the arrays of the call, or the shape of one as numbers.
         **kwargs: further arguments of the call.
     """
     if all(isinstance(number, int) for number in inputs):
@@ -34,7 +34,7 @@ def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 def variables(module: nn.Module, *inputs: Any) -> dict[str, Any]:
-    """Give every variable a random value that it does not have by default."""
+    """Draw random variables that differ from their initial values."""
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -60,7 +60,7 @@ def apply(
     capture_intermediates: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Call `module.apply` compiled; flags and names are no arrays."""
+    """Call `module.apply` under jit; flags and strings are static."""
     static = {"mutable": mutable, "capture_intermediates": capture_intermediates}
     static |= {k: v for k, v in kwargs.items() if isinstance(v, bool | str)}
     arrays = {k: v for k, v in kwargs.items() if k not in static}

@@ -1,8 +1,7 @@
-"""Parity with PyTorch: the cases, and how what PyTorch computed is read and compared.
+"""Parity with PyTorch: the cases, and how recordings are read and compared.
 
 A recording is a flat dict of arrays, all in this project's layout (channels last,
-masks True where a query may attend) but for what bears the name of a PyTorch
-parameter:
+masks True where a query may attend), except for those named by a PyTorch parameter:
 
     input/NAME, output/NAME, cotangent      loss = Σ cotangent · first output
     state/NAME, grad/NAME                   state_dict and the loss's gradient
@@ -41,8 +40,8 @@ ENCODER_BLOCK: dict[str, dict[str, Any]] = {
     "encoder_block_post": {"norm": "post", "mask": None},
     "encoder_block_post_padding": {"norm": "post", "mask": "padding"},
 }
-# Of the target to itself and to the memory, or of the source to itself; a name with
-# "padding" in it stands for PyTorch's mask of keys, which is joined to the other one.
+# Masks of target-to-target, target-to-memory and source-to-source attention. Names with
+# "padding" are PyTorch's key padding masks, which are combined with the other ones.
 _decoder_masks = {
     "unmasked": {},
     "causal": {"target": "causal"},

@@ -280,7 +280,7 @@ def _public() -> set[str]:
 
 def _blamed(error: pytest.ExceptionInfo) -> str:
     """Name the function of the packages that asserted: the innermost frame."""
-    folders = [str(ROOT / package) for package in PACKAGES]
+    folders = [str(ROOT / package.replace(".", "/")) for package in PACKAGES]
     *_, frame = (
         frame.f_code
         for frame, _ in traceback.walk_tb(error.tb)
