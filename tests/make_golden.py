@@ -153,7 +153,7 @@ def _masks(rng: np.random.Generator, kinds: dict[str, str]) -> dict[str, Tensor]
 
 
 def _torch_masks(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert to PyTorch's arguments, whose masks are True where attention is barred."""
+    """Convert to PyTorch's arguments; its masks are True where attention is barred."""
     arguments = {}
     for name, allowed in masks.items():
         name = name.replace("source", "src").replace("target", "tgt")

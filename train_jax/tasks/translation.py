@@ -16,8 +16,8 @@ from train_jax.devices import compiler
 from train_jax.learning.step import Batch, cross_entropy
 from train_jax.output import attention_plots
 from train_jax.tasks.task import EvalStep
+from vit_jax.decoding import greedy_decode
 from vit_jax.interpret import attention_weights
-from vit_jax.seq2seq import greedy_decode
 
 Array = jax.Array
 
