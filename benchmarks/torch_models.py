@@ -1,11 +1,13 @@
 """The models in plain PyTorch, for benchmarks and parity tests."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Arguments of PyTorch's layers that make them the ViT authors'.
-VIT_LAYER = {
+VIT_LAYER: dict[str, Any] = {
     "dropout": 0.0,
     "activation": lambda x: F.gelu(x, approximate="tanh"),
     "layer_norm_eps": 1e-6,
@@ -39,10 +41,9 @@ class ViT(nn.Module):
             num_tokens += 1
         self.pos_embedding = nn.Parameter(torch.zeros(1, num_tokens, width))
         self.embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        layer: dict[str, Any] = VIT_LAYER | {"dropout": dropout}
         self.encoder = nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(
-                width, num_heads, 4 * width, **(VIT_LAYER | {"dropout": dropout})
-            ),
+            nn.TransformerEncoderLayer(width, num_heads, 4 * width, **layer),
             depth,
             norm=nn.LayerNorm(width, eps=1e-6),
             enable_nested_tensor=False,

@@ -75,12 +75,12 @@ def test_patchify_cuts_squares_row_by_row(shape):
     image_BHWC = np.arange(math.prod(shape)).reshape(shape)
     patches = patchify(jnp.asarray(image_BHWC), 4)
     _, height, width, _ = shape
-    patches = [
+    expected = [
         image_BHWC[:, y : y + 4, x : x + 4].reshape(shape[0], -1)
         for y in range(0, height, 4)
         for x in range(0, width, 4)
     ]
-    np.testing.assert_array_equal(patches, np.stack(patches, axis=1))
+    np.testing.assert_array_equal(patches, np.stack(expected, axis=1))
 
 
 def test_patchify_and_dense_equal_a_strided_convolution():
