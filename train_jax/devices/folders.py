@@ -1,4 +1,4 @@
-"""Folders and paths: what a user may write, and where this project keeps its cache."""
+"""Paths that a user gives, and the folder of the cache."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ def local_path(text: str, name: str) -> pathlib.Path:
         name: what to call it in an error.
 
     Raises:
-        ValueError: for a URL, such as gs://bucket, and for the home of nobody.
+        ValueError: for a URL, such as gs://bucket, and for an unknown home folder.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # C:/ is a drive
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Several processes that train together: joining them, and agreeing on what to do."""
+"""Train with several processes (jax.distributed): start, exchange, failure."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# A process that is not heard of for so long is taken for dead, and the others stop.
+# After so long without a heartbeat a process counts as dead, and the others stop.
 _HEARTBEAT_SECONDS = 20
 _START_SECONDS = 120
 
-# Of what process 0 tells the others, bytes.
+# Of an error that process 0 sends to the others, bytes.
 _LONGEST_MESSAGE = 4096
 
 
 def join(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Join the processes of a run; has to come before anything else is done with JAX.
+    """Join the processes of a run; call it before anything else is done with JAX.
 
     If the others do not come in time, JAX ends this one with a message of its own.
 
@@ -32,7 +32,7 @@ def join(
         process_id: which one this is, from 0.
 
     Raises:
-        ValueError: if the arguments do not fit together, or nothing was found.
+        ValueError: if the arguments do not fit together, or there is no cluster.
     """
     numbers = {"--num_processes": num_processes, "--process_id": process_id}
     if coordinator in (None, "auto"):
@@ -130,7 +130,7 @@ def is_main() -> bool:
 
 
 def max_over_processes(*values: float) -> list[float]:
-    """Take the largest of each value over all processes."""
+    """Take the maximum of each value over all processes."""
     if jax.process_count() == 1:
         return list(values)
     gathered = multihost_utils.process_allgather(np.array(values, np.float32))
@@ -138,7 +138,7 @@ def max_over_processes(*values: float) -> list[float]:
 
 
 def call_on_main(function: Callable[[], object]) -> None:
-    """Call a function in process 0 alone; what it refuses, all processes refuse.
+    """Call a function in process 0 alone; its error is raised in all processes.
 
     Raises:
         ValueError: in every process, if the function raises one.
@@ -161,7 +161,7 @@ def call_on_main(function: Callable[[], object]) -> None:
 
 
 def broadcast_from_main(number: int) -> int:
-    """Take an integer from process 0."""
+    """Broadcast an integer from process 0."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

@@ -1,4 +1,4 @@
-"""How batches and the training state lie on the devices."""
+"""Mesh and shardings of batches and of the training state."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ RUN_AXIS, DATA_AXIS = "run", "data"
 
 
 def make_mesh(num_runs: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """Lay out devices: first over independent runs, what is left over the batch.
+    """Make a mesh: devices are divided among the runs, those of a run share its batch.
 
     Args:
         num_runs: number of runs; each row of devices gets the same number of them.
@@ -31,49 +31,51 @@ def make_mesh(num_runs: int = 1, *, devices: Sequence[Any] | None = None) -> Mes
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Each device holds its share of the batch, the leading axis."""
+    """Shard the leading axis, the batch, over the devices of a run."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Each device holds all of the array."""
+    """Replicate an array on all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, state: PyTree, *, num_runs: int, fsdp: bool) -> PyTree:
-    """Each device holds its runs' states: all of them, or its share.
+def shard_state(state: PyTree, mesh: Mesh, *, num_runs: int, fsdp: bool) -> PyTree:
+    """Give an abstract training state its shardings.
+
+    Each device holds the states of its runs, or its share of them.
 
     Args:
+        state: shapes and dtypes; with more than one run, every array leads with the
+            run axis.
         mesh: the devices.
-        state: concrete or abstract; with more than one run, every array leads with
-            the run axis.
         num_runs: number of runs.
         fsdp: whether the largest axis of each array that the devices of a run can
             share evenly is shared among them (fully sharded data parallelism, ZeRO,
             arXiv:1910.02054).
 
     Returns:
-        A sharding for each array. Scalars are everywhere, so that every process can
-        read them.
+        The abstract state with shardings. Scalars are replicated, so that every
+        process can read them.
     """
     num_devices = mesh.shape[DATA_AXIS]
     lead = [RUN_AXIS] if num_runs > 1 else []
 
-    def layout(leaf: Any) -> NamedSharding:
-        shape = leaf.shape[len(lead) :]
-        if not shape:
-            return replicated(mesh)
-        axes: list[str | None] = [None] * len(shape)
-        divisible = [i for i, size in enumerate(shape) if size % num_devices == 0]
+    def shard(leaf: Any) -> jax.ShapeDtypeStruct:
+        axes: list[str | None] = [None] * len(leaf.shape[len(lead) :])
+        sizes = dict(enumerate(leaf.shape[len(lead) :]))
+        divisible = [axis for axis, size in sizes.items() if size % num_devices == 0]
         if fsdp and divisible:
-            axes[max(divisible, key=lambda i: shape[i])] = DATA_AXIS
-        return NamedSharding(mesh, PartitionSpec(*lead, *axes))
+            axes[max(divisible, key=sizes.__getitem__)] = DATA_AXIS
+        spec = PartitionSpec(*lead, *axes) if axes else PartitionSpec()
+        layout = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
-    return jax.tree.map(layout, state)
+    return jax.tree.map(shard, state)
 
 
 def put(tree: PyTree, layout: NamedSharding) -> PyTree:
-    """Lay numpy arrays that every process has out over the devices of all of them."""
+    """Put numpy arrays, which every process has, on the devices of all processes."""
 
     def put_leaf(x: Any) -> jax.Array:
         x = np.asarray(x)
@@ -83,6 +85,6 @@ def put(tree: PyTree, layout: NamedSharding) -> PyTree:
 
 
 def fetch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Bring arrays, wherever their parts lie, to the host as numpy arrays."""
+    """Bring sharded arrays to the host, as numpy arrays."""
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     return jax.device_get(gather(tree))

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: progress, a line an epoch, TensorBoard, a table."""
+"""Progress bar, TensorBoard and metrics.jsonl."""
 
 import pathlib
 import sys
@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import rich.box
 import rich.console
 import rich.progress
 import rich.table
 
-from train_jax.config.models import LayerRow
 from train_jax.devices import processes
 from train_jax.output import workdir as wd
-from train_jax.output.summary import deviation, mean
+from train_jax.output.metrics import (
+    append_metrics,
+    deviation,
+    mean,
+    metrics_from_json,
+)
+from train_jax.output.summary import describe_devices
 
 _FORMS = (("test_accuracy", ".2%"), ("test_loss", ".4f"))
 
@@ -24,7 +28,7 @@ _PLAIN_SECONDS = 30.0
 
 
 class Report:
-    """Tells about a run, or several in one program, on the console and on disk."""
+    """Reports on a run, or several in one program, on the console and on disk."""
 
     def __init__(
         self,
@@ -40,10 +44,10 @@ class Report:
 
         Args:
             workdir: the run's folder.
-            first_step: number of steps that are done already.
+            first_step: number of steps done before.
             total_steps: number of steps at the end of the run.
             epochs: number of epochs, for the display.
-            run_names: what each of several runs is called.
+            run_names: a name for each of several runs.
             check_lock: called before each write; an OSError stops it.
         """
         self._check_lock = check_lock
@@ -59,18 +63,7 @@ class Report:
         self._total_steps = total_steps
         self._first_step = first_step
         self._started = self._last_line = time.monotonic()
-        self._progress = rich.progress.Progress(
-            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
-            rich.progress.BarColumn(),
-            rich.progress.TextColumn("step {task.completed}/{task.total}"),
-            rich.progress.TextColumn("loss {task.fields[loss]}"),
-            rich.progress.TextColumn("{task.fields[rate]} img/s"),
-            rich.progress.TextColumn("ETA"),
-            rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
+        self._progress = _make_progress(self._console)
         self._task = self._progress.add_task(
             "training",
             total=total_steps,
@@ -88,10 +81,10 @@ class Report:
         self._progress.stop()
         self._writer.close()
 
-    def progress(
+    def show_progress(
         self, step: int, *, epoch: int, loss: float, images_per_second: float
     ) -> None:
-        """Show how far the run has come."""
+        """Update the progress bar; without a terminal, print a line now and then."""
         where = f"{epoch}/{self._epochs}"
         rate = f"{images_per_second:,.0f}"
         if self._console.is_terminal:
@@ -109,19 +102,19 @@ class Report:
                 flush=True,
             )
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Record the metrics of an epoch: a line here, one on disk, and TensorBoard.
+    def log_epoch(self, record: dict[str, Any]) -> None:
+        """Log the metrics of an epoch: console, metrics.jsonl, TensorBoard.
 
         Args:
-            record: as `workdir.plain` makes it.
+            record: see `metrics_to_json`.
         """
         self._check_lock()
-        wd.append_metrics(self._metrics, record)
+        append_metrics(self._metrics, record)
         step = record["step"]
         for name, value in record.items():
             if name in ("epoch", "step"):
                 continue
-            self._writer.add_scalar(name, mean(_floats(value)), step)
+            self._writer.add_scalar(name, mean(metrics_from_json(value)), step)
             if isinstance(value, list):
                 for run_name, of_run in zip(self._run_names, value, strict=True):
                     if of_run is not None:
@@ -130,25 +123,38 @@ class Report:
         width = len(str(self._epochs))
         self._console.print(
             f"epoch {record['epoch']:>{width}}/{self._epochs}  "
-            f"train loss {_figure(record['train_loss'], '.4f')} "
-            f"acc {_figure(record['train_accuracy'], '6.2%')}  "
-            f"val loss {_figure(record['val_loss'], '.4f')} "
-            f"acc {_figure(record['val_accuracy'], '6.2%')}  "
+            f"train loss {_format(record['train_loss'], '.4f')} "
+            f"acc {_format(record['train_accuracy'], '6.2%')}  "
+            f"val loss {_format(record['val_loss'], '.4f')} "
+            f"acc {_format(record['val_accuracy'], '6.2%')}  "
             f"{record['images_per_second']:,.0f} img/s  {record['seconds']:.1f} s",
             soft_wrap=True,
         )
         self._last_line = time.monotonic()
 
 
-def _import_tensorboardx() -> Any:
-    """Import it without PyTorch.
+def _make_progress(console: rich.console.Console) -> rich.progress.Progress:
+    """Make a progress bar, which is drawn on a terminal alone."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("step {task.completed}/{task.total}"),
+        rich.progress.TextColumn("loss {task.fields[loss]}"),
+        rich.progress.TextColumn("{task.fields[rate]} img/s"),
+        rich.progress.TextColumn("ETA"),
+        rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
-    Where that is installed tensorboardX would import it too, which takes seconds, and
-    of which scalars make no use.
+
+def _import_tensorboardx() -> Any:
+    """Import it without PyTorch, whose import takes 1.7 s, and which scalars don't need.
+
+    Where PyTorch is installed, tensorboardX would import it.
     """
-    is_hidden = "torch" not in sys.modules
-    if is_hidden:
-        sys.modules["torch"] = None  # type: ignore  (makes its import fail)
+    is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore
     try:
         import tensorboardX
     finally:
@@ -157,34 +163,33 @@ def _import_tensorboardx() -> Any:
     return tensorboardX
 
 
-def _floats(value: float | list[float | None]) -> np.ndarray:
-    """A metric of each run; NaN where there is none."""
-    return np.array(value, float, ndmin=1)
-
-
-def _figure(value: float | list[float | None], form: str) -> str:
-    """Write a metric down: of several runs the mean and standard deviation."""
-    value_R = _floats(value)
+def _format(value: float | list[float | None], form: str) -> str:
+    """Format a metric: of several runs the mean and standard deviation."""
+    value_R = metrics_from_json(value)
     text = format(mean(value_R), form)
     if len(value_R) == 1:
         return text
     return f"{text} ± {format(deviation(value_R), form).lstrip()}"
 
 
-def print_layers(rows: list[LayerRow], num_params: int) -> None:
-    """Print the table of a model's layers."""
-    table = rich.table.Table("layer", "kind", "output shape")
-    table.add_column("parameters", justify="right")
-    for row in rows:
-        shape = " × ".join(map(str, row.output_shape))
-        table.add_row(row.name, row.kind, shape, f"{row.num_params:,}")
-    table.add_section()
-    table.add_row("total", "", "", f"{num_params:,}")
-    rich.console.Console().print(table)
+def print_start(fields: dict[str, Any], sizes: Sequence[int], *, num_runs: int) -> None:
+    """Print what is trained, on what.
+
+    Args:
+        fields: the config.
+        sizes: number of examples of the training, validation and test split.
+        num_runs: number of runs in the program.
+    """
+    times = f"{num_runs} runs of " if num_runs > 1 else ""
+    print(
+        f"{times}{fields['model.name']} on {fields['dataset.name']}: "
+        "{:,} examples to train on, {:,} to validate, {:,} to test; ".format(*sizes)
+        + describe_devices()
+    )
 
 
 def print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Print how a run ended."""
+    """Print the results of a run."""
     runs = summary.get("runs", [])
     if runs:
         _print_runs(runs)

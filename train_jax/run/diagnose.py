@@ -1,73 +1,112 @@
-"""Find out which array of a training step is the first that is not finite."""
+"""Find the first array of a training step that is not finite (NaN or infinity)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from train_jax.devices import sharding
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import batch_of_step, epoch_order, loss_of_batch
-from train_jax.run.experiment import Experiment
+from train_jax.learning.step import Batch, batch_of_step, epoch_order, loss_of_batch
+from train_jax.run.epoch import Trainer
+from train_jax.run.runs import Runs
 
 Named = tuple[str, Any]
 
 
-def find_first_nonfinite(experiment: Experiment, state: TrainState) -> str | None:
-    """Repeat the next step, and look at its arrays.
+def repeat_and_explain(
+    trainer: Trainer,
+    state: TrainState,
+    failed_step: int,
+    *,
+    runs: Runs,
+    keys: dict[str, jax.Array],
+    mesh: Mesh,
+    **arguments: Any,
+) -> str:
+    """Repeat the steps up to one that failed; say which array is not finite first.
 
     Args:
-        experiment: what is trained.
-        state: that before the step that fails.
+        trainer: takes the steps.
+        state: that of a checkpoint before; is donated.
+        failed_step: the step in which the loss was not finite, from 1.
+        runs: the runs of the state.
+        keys: of the runs.
+        mesh: the devices.
+        **arguments: of `find_first_nonfinite`.
+    """
+    key_data = sharding.fetch(jax.tree.map(jax.random.key_data, keys), mesh)
+    # The step before may have had a finite loss and a gradient that was not.
+    for step in range(max(state.steps_done, failed_step - 2), failed_step):
+        state = trainer.advance(state, step)
+        states = sharding.fetch(state, mesh)
+        for run, run_name in enumerate(runs.names):
+            key = jax.tree.map(jax.random.wrap_key_data, runs.select(key_data, run))
+            name = find_first_nonfinite(
+                state=runs.select(states, run),
+                order_key=key["order"],
+                step_key=key["steps"],
+                **arguments,
+            )
+            if name is not None:
+                name += f" ({run_name})" if len(runs) > 1 else ""
+                return f"; in step {step + 1} the first that is not finite is {name}"
+    return "; when it is repeated, all of it is finite"
+
+
+def find_first_nonfinite(
+    model: nn.Module,
+    make_batch: Callable[..., Batch],
+    examples: Sequence[np.ndarray],
+    state: TrainState,
+    order_key: jax.Array,
+    step_key: jax.Array,
+    *,
+    batch_size: int,
+) -> str | None:
+    """Repeat the next step of a run, and look at its arrays.
+
+    Args:
+        model: the module.
+        make_batch: (key, *examples) → batch.
+        examples: the arrays of the training split.
+        state: that of one run, before the step that fails.
+        order_key: key of the epochs' order.
+        step_key: key of the steps.
+        batch_size: number of examples in a step.
 
     Returns:
         The name of the first array with a NaN or an infinity: of the parameters, the
-        batch, each layer's output, the loss, the gradients; None if all are finite. Of
-        several runs, that of the first run that has one.
+        batch, each layer's output, the loss, the gradients; None if all are finite.
     """
-    states = sharding.fetch(state, experiment.mesh)
-    keys = sharding.fetch(
-        tuple(jax.random.key_data(experiment.key(s)) for s in ("order", "steps")),
-        experiment.mesh,
+    epoch = int(state.step) // (len(examples[0]) // batch_size)
+    batch, dropout_key = batch_of_step(
+        make_batch,
+        jnp.asarray(state.step),
+        tuple(map(jnp.asarray, examples)),
+        epoch_order(order_key, epoch, len(examples[0])),
+        step_key,
+        batch_size=batch_size,
+        batch_sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
     )
-    for run, name in enumerate(experiment.runs.names):
-        order_key, step_key = map(
-            jax.random.wrap_key_data, experiment.runs.take(keys, run)
-        )
-        arrays = _arrays(
-            experiment, experiment.runs.take(states, run), order_key, step_key
-        )
-        for array_name, array in arrays:
-            if not np.isfinite(array).all():
-                is_alone = len(experiment.runs) == 1
-                return array_name if is_alone else f"{array_name} ({name})"
+    for name, array in _arrays(model, state, batch, dropout_key):
+        if not np.isfinite(array).all():
+            return name
     return None
 
 
 def _arrays(
-    experiment: Experiment, state: TrainState, order_key: jax.Array, key: jax.Array
+    model: nn.Module, state: TrainState, batch: Batch, dropout_key: jax.Array
 ) -> Iterator[Named]:
     """Compute a step's arrays, in order."""
     yield from _leaves("parameter", state.params)
     yield from _leaves("running statistic", state.batch_stats)
-    config = experiment.config
-    epoch = int(state.step) // experiment.steps_per_epoch
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    batch, dropout_key = batch_of_step(
-        experiment.task.make_batch,
-        jnp.asarray(state.step),
-        tuple(map(jnp.asarray, experiment.train.examples)),
-        epoch_order(order_key, epoch, len(experiment.train)),
-        key,
-        batch_size=config.batch_size,
-        batch_sharding=here,
-    )
     for number, array in enumerate(jax.tree.leaves(batch)):
         yield f"array {number} of the batch", array
-
     names: list[str] = []
 
     def loss(params: Any) -> tuple[jax.Array, list[jax.Array]]:
@@ -82,12 +121,12 @@ def _arrays(
 
         with nn.intercept_methods(record):
             value, _ = loss_of_batch(
-                experiment.model,
-                config.label_smoothing,
+                model,
                 params,
                 state.batch_stats,
                 batch,
                 dropout_key,
+                label_smoothing=state.label_smoothing,
             )
         return value, outputs
 
@@ -100,7 +139,7 @@ def _arrays(
     yield from _leaves("gradient of", grads)
 
 
-def _leaves(what: str, tree: Any) -> Iterator[Named]:
+def _leaves(kind: str, tree: Any) -> Iterator[Named]:
     """Name the arrays of a tree."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield f"{what} {'/'.join(key.key for key in path)}", leaf
+        yield f"{kind} {jax.tree_util.keystr(path, simple=True, separator='/')}", leaf

@@ -1,20 +1,21 @@
-"""Independent runs in one program: they differ in the seed or in a swept field."""
+"""Several runs in one program: they differ in the seed or in swept fields."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from train_jax.config.config import Config, flatten
-from train_jax.devices.sharding import RUN_AXIS
+from train_jax.devices import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """The runs that a config asks for, R of them.
+    """R independent runs that are trained in one program.
 
     With more than one, every array of the training state and of the metrics leads with
     the run axis R, and a step of all runs is the vmapped step of one. A single run
@@ -29,19 +30,19 @@ class Runs:
     swept: dict[str, tuple[float, ...]]
 
     @classmethod
-    def of(cls, config: Config) -> "Runs":
+    def combine(
+        cls, seeds: Sequence[int], sweep: Mapping[str, tuple[float, ...]]
+    ) -> "Runs":
         """Combine every value of every swept field with every seed."""
-        fields = flatten(config.sweep)
-        seeds = range(config.seed, config.seed + config.num_seeds)
-        *values, seeds = zip(*itertools.product(*fields.values(), seeds), strict=True)
-        return cls(tuple(seeds), dict(zip(fields, values, strict=True)))
+        *values, seeds = zip(*itertools.product(*sweep.values(), seeds), strict=True)
+        return cls(tuple(seeds), dict(zip(sweep, values, strict=True)))
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     @property
     def names(self) -> list[str]:
-        """What sets each run apart from the others."""
+        """What distinguishes each run: "learning_rate 0.001, seed 3"."""
         parts = [
             [f"{field.rpartition('.')[2]} {value:g}" for value in values]
             for field, values in self.swept.items()
@@ -51,32 +52,53 @@ class Runs:
         return [", ".join(of_run) for of_run in zip(*parts, strict=True)]
 
     def stack(self, values: Any) -> np.ndarray:
-        """Turn a value of each run into an array as it is laid out here."""
+        """Turn a value for each run into an array (R,), a scalar of a single run."""
         return np.asarray(values) if len(self) > 1 else np.asarray(values[0])
 
     def swept_values(self) -> dict[str, np.ndarray]:
-        """Map each swept field to its value in the runs, float32."""
+        """Map each swept field to its values, float32."""
         return {
             field: self.stack(values).astype(np.float32)
             for field, values in self.swept.items()
         }
+
+    def keys(self, mesh: Mesh) -> dict[str, jax.Array]:
+        """Make each run's keys: "init", "order" and "steps"."""
+
+        def make_keys(seed: jax.Array) -> dict[str, jax.Array]:
+            key, streams = jax.random.key(seed), ("init", "order", "steps")
+            return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}
+
+        everywhere = sharding.replicated(mesh)
+        seeds = self.stack(self.seeds).astype(np.uint32)
+        return jax.jit(self.vmap(make_keys), out_shardings=everywhere)(seeds)
 
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Any:
         """Turn a function of one run into one of all runs.
 
         Args:
             function: of arrays of one run.
-            in_axes: as in `jax.vmap`; 0 for what each run has its own of, None for what
-                they share.
+            in_axes: as in `jax.vmap`; 0 for arrays that lead with the run axis, None
+                for those that all runs share.
         """
         if len(self) == 1:
             return function
-        return jax.vmap(function, in_axes, spmd_axis_name=RUN_AXIS)
+        return jax.vmap(function, in_axes, spmd_axis_name=sharding.RUN_AXIS)
 
-    def rows(self, tree: Any) -> Any:
-        """Make arrays lead with the run axis, also that of a single run."""
+    def vmap_outputs(self, function: Callable[..., Any], in_axes: Any = 0) -> Any:
+        """Do as `vmap` does; outputs lead with the run axis, also of a single run."""
+        mapped = self.vmap(function, in_axes)
+
+        @functools.wraps(function)
+        def with_run_axis(*args: Any) -> Any:
+            return self.add_axis(mapped(*args))
+
+        return with_run_axis
+
+    def add_axis(self, tree: Any) -> Any:
+        """Make arrays lead with the run axis, also of a single run."""
         return tree if len(self) > 1 else jax.tree.map(lambda x: x[None], tree)
 
-    def take(self, tree: Any, run: int) -> Any:
-        """Take one run's part of arrays that are laid out as here."""
-        return jax.tree.map(lambda x: x[run], self.rows(tree))
+    def select(self, tree: Any, run: int) -> Any:
+        """Take one run's arrays."""
+        return jax.tree.map(lambda x: x[run], self.add_axis(tree))

@@ -1,0 +1,235 @@
+"""Turn a config into the parts of a run: data, task, model, compiled functions.
+
+The config goes no further than here: everything below takes explicit arguments.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from train_jax import data
+from train_jax.config.fields import MOST_STEPS, Config
+from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.devices import compiler, policy, sharding
+from train_jax.learning.state import TrainState
+from train_jax.learning.step import epoch_order, make_next_step, make_train_step
+from train_jax.run.build import init_variables, make_model, make_optimizer, make_task
+from train_jax.run.epoch import Trainer
+from train_jax.run.evaluate import Evaluator
+from train_jax.run.runs import Runs
+from train_jax.run.splits import FIELDS, load_splits
+from train_jax.tasks import Classification, Task, Translation
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The parts of a run.
+
+    Attributes:
+        train: the examples to learn from.
+        val: the examples to validate on.
+        test: the examples to test on, once, at the end.
+        task: how examples become batches, and which outputs are right.
+        model: the module.
+        runs: the runs that are trained in one program.
+        mesh: the devices.
+        keys: each run's keys, see `Runs.keys`.
+        abstract_state: shapes, dtypes and shardings of the training state.
+        init_state: draws the state to start from.
+        trainer: takes the training steps.
+        evaluator: evaluates models on a split.
+    """
+
+    train: ImageSplit | SequenceSplit
+    val: ImageSplit | SequenceSplit
+    test: ImageSplit | SequenceSplit
+    task: Task
+    model: nn.Module
+    runs: Runs
+    mesh: Mesh
+    keys: dict[str, jax.Array]
+    abstract_state: TrainState
+    init_state: Callable[[], TrainState]
+    trainer: Trainer
+    evaluator: Evaluator
+
+
+def set_up(config: Config) -> Parts:
+    """Load the data, build the model, and check that all of it fits together.
+
+    What can be known from the config alone is checked before anything is read or
+    downloaded.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    runs = make_runs(config)
+    mesh = sharding.make_mesh(len(runs))
+    _check_without_data(config, num_devices=mesh.shape[sharding.DATA_AXIS])
+    train, val, test = load_splits(config.dataset)
+    task = make_task(config.dataset, config.augment, train)
+    model = make_model(config, task)
+    keys = runs.keys(mesh)
+    abstract_state, init_state = make_start(config, model, task, runs, mesh, keys)
+    longest = max(len(val), len(test))  # a larger batch would be padding alone
+    return Parts(
+        train=train,
+        val=val,
+        test=test,
+        task=task,
+        model=model,
+        runs=runs,
+        mesh=mesh,
+        keys=keys,
+        abstract_state=abstract_state,
+        init_state=init_state,
+        trainer=make_trainer(config, model, task, train, runs, mesh, keys),
+        evaluator=make_evaluator(
+            model, task, runs, mesh, batch_size=min(config.eval_batch_size, longest)
+        ),
+    )
+
+
+def make_runs(config: Config) -> Runs:
+    """List the runs that the config asks for."""
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    return Runs.combine(seeds, config.sweep)
+
+
+def _check_without_data(config: Config, *, num_devices: int) -> None:
+    """Raise ValueError for what cannot work, whatever the data are."""
+    for name in FIELDS:
+        data.parse_split(getattr(config.dataset, name))
+    size, parts = config.batch_size, config.accumulation_steps
+    if size % (num_devices * parts):
+        raise ValueError(
+            f"config.batch_size must be divisible by {num_devices * parts} "
+            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
+        )
+    if data.is_sequences(config.dataset.name):
+        make_model(config, Translation(1, 1, 1))
+    else:
+        side = config.model.arguments.get("patch_size", 32)
+        make_model(config, Classification((side, side, 1), ("any",), (0.5,), (0.5,)))
+
+
+def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
+    """Count the steps of an epoch, and of the whole training.
+
+    Raises:
+        ValueError: if there is no whole batch, or too many steps.
+    """
+    if config.batch_size > num_examples:
+        raise ValueError(
+            f"config.batch_size must be at most {num_examples}, the number of examples "
+            f"in {config.dataset.train_split!r}, got {config.batch_size}"
+        )
+    steps_per_epoch = num_examples // config.batch_size
+    total_steps = config.num_steps or config.num_epochs * steps_per_epoch
+    if total_steps > MOST_STEPS:
+        raise ValueError(
+            f"config.num_epochs must be at most {MOST_STEPS // steps_per_epoch}, as "
+            f"steps are counted in int32, got {config.num_epochs}"
+        )
+    return steps_per_epoch, total_steps
+
+
+def make_start(
+    config: Config,
+    model: nn.Module,
+    task: Task,
+    runs: Runs,
+    mesh: Mesh,
+    keys: Mapping[str, Any],
+) -> tuple[TrainState, Callable[[], TrainState]]:
+    """Describe the training state of all runs, and make the function that draws it.
+
+    Returns:
+        The abstract state, with shardings, and a function without arguments.
+    """
+    # The structure of the optimiser's state does not depend on the schedule's length.
+    make_tx = functools.partial(
+        make_optimizer, config.optimizer, steps_per_epoch=0, total_steps=1
+    )
+
+    def init(key: jax.Array, swept: Mapping[str, Any]) -> TrainState:
+        return TrainState.create(
+            init_variables(model, key, task.inputs()),
+            make_tx(swept),
+            label_smoothing=swept.get("label_smoothing", config.label_smoothing),
+            ema_decay=swept.get("ema_decay", config.ema_decay),
+        )
+
+    init_all = runs.vmap(init)
+    arguments = (keys["init"], runs.swept_values())
+    abstract_state = sharding.shard_state(
+        jax.eval_shape(init_all, *arguments), mesh, num_runs=len(runs), fsdp=config.fsdp
+    )
+    layout = jax.tree.map(lambda x: x.sharding, abstract_state)
+    jitted = compiler.fast_jit(init_all, out_shardings=layout)
+    return abstract_state, functools.partial(jitted, *arguments)
+
+
+def make_trainer(
+    config: Config,
+    model: nn.Module,
+    task: Task,
+    train: ImageSplit | SequenceSplit,
+    runs: Runs,
+    mesh: Mesh,
+    keys: dict[str, jax.Array],
+) -> Trainer:
+    """Make the trainer; its steps are compiled later.
+
+    Raises:
+        ValueError: see `count_steps` and `make_optimizer`.
+    """
+    steps_per_epoch, total_steps = count_steps(config, len(train))
+    tx = make_optimizer(
+        config.optimizer, {}, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+    )
+    train_step = make_train_step(
+        model,
+        tx,
+        accumulation_steps=config.accumulation_steps,
+        params_sharding=sharding.replicated(mesh) if config.fsdp else None,
+    )
+    next_step = make_next_step(
+        train_step,
+        task.make_batch,
+        batch_size=config.batch_size,
+        batch_sharding=sharding.batch_sharding(mesh),
+    )
+    shuffle = functools.partial(epoch_order, num_examples=len(train))
+    return Trainer(
+        runs.vmap(next_step, in_axes=(0, None, 0, 0)),
+        runs.vmap(shuffle, in_axes=(0, None)),
+        train.examples,
+        keys,
+        mesh=mesh,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        examples_per_step=config.batch_size * len(runs),
+        jit=policy.jit_of_step(model),
+        in_a_loop=policy.runs_steps_in_a_loop(model),
+    )
+
+
+def make_evaluator(
+    model: nn.Module, task: Task, runs: Runs, mesh: Mesh, *, batch_size: int
+) -> Evaluator:
+    """Make the evaluator of all runs."""
+    eval_step = task.make_eval_step(model)
+    return Evaluator(
+        runs.vmap_outputs(
+            lambda variables, examples: eval_step(variables, *examples),
+            in_axes=(0, None),
+        ),
+        batch_size=batch_size,
+        mesh=mesh,
+    )
