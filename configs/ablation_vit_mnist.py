@@ -13,8 +13,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-SEEDS = (0, 1, 2)
-
 
 def get_config() -> ConfigDict:
     return ConfigDict(
@@ -40,6 +38,7 @@ def get_config() -> ConfigDict:
             },
             "batch_size": 128,
             "num_epochs": 2,
+            "num_seeds": 3,
         }
     )
 

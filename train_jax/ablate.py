@@ -1,18 +1,16 @@
-"""Train variants of a model side by side, and compare them in one table.
+"""Train variants of a model, and compare them in one table.
 
-python -m train_jax.ablate --config configs/ablation_vit_mnist.py
+python -m train_jax.ablate --config ablation_vit_mnist
 """
 
 import contextlib
 import csv
-import dataclasses
 import pathlib
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import rich.box
@@ -22,46 +20,37 @@ from matplotlib.figure import Figure
 
 from train_jax.cli import arguments as cli
 from train_jax.cli.signals import StopRequest
-from train_jax.config.config import Config, load_config, read_config_file
+from train_jax.config.config import load_config, read_config_file, to_json
+from train_jax.config.fields import Config
 from train_jax.devices import compiler, processes
 from train_jax.output import lock
 from train_jax.output import workdir as wd
-from train_jax.run import experiment, loop
+from train_jax.run import experiment
+from train_jax.run.failures import Diverged, Failed, Stopped
+from train_jax.run.splits import load_splits
 
-FAILURE, LOG = "failure.json", "log.txt"
-TABLE, PICTURE = "ablation.csv", "ablation.png"
+LOG, TABLE, PICTURE = "log.txt", "ablation.csv", "ablation.png"
 
 _PROGRAM = "python -m train_jax.ablate"
 _DESCRIPTION = """\
-Train every variant that the config's get_variants() names, with every one of its SEEDS,
-and compare them. A second start with the same folder trains what is missing.
+Train every variant that the config's get_variants() names, each with config.num_seeds
+seeds, and compare them. A second start with the same folder trains what is missing.
 """
 
+# A variant's summary, or why it has none: {"error": …}.
+Result = dict[str, Any]
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trial:
-    """One variant, trained with one seed.
 
-    Attributes:
-        variant: its name.
-        config: complete.
-        folder: its workdir.
-    """
+class Variant(NamedTuple):
+    """A variant of the model: its name, its config and its run's folder."""
 
-    variant: str
+    name: str
     config: Config
     folder: pathlib.Path
 
-    def result(self) -> dict[str, Any] | None:
-        """What came of it: a summary, {"error": …}, or None if it is still to do."""
-        summary = wd.read_summary(self.folder, self.config)
-        if summary is None and (self.folder / FAILURE).exists():
-            return wd.read_json(self.folder / FAILURE)
-        return summary
-
 
 def main(arguments: list[str]) -> int:
-    """Listen for signals, train what is missing, and return the exit code."""
+    """Handle signals, train what is missing, and return the exit code."""
     with StopRequest(is_setting_up=True) as stop_request:
         return _run(arguments, stop_request)
 
@@ -76,7 +65,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         with stop_request.interrupting():
             processes.check_devices()
             compiler.enable_compilation_cache()
-            trials = plan(options.config, overrides, workdir)
+            variants = list_variants(options.config, overrides, workdir)
             held = lock.acquire(workdir)
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
@@ -90,203 +79,159 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         return 2
     try:
         with contextlib.closing(held):
-            _run_all(trials, stop_request)
+            for variant in variants:  # before hours have gone by
+                wd.prepare_workdir(variant.folder, to_json(variant.config))
+            results = [
+                _train_and_print(variant, f"{number}/{len(variants)}", stop_request)
+                for number, variant in enumerate(variants, start=1)
+            ]
             held.check()
-            write_results(trials, workdir)
-    except loop.Stopped as stopped:
+            write_results(variants, results, workdir)
+    except Stopped as stopped:
         print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
         return cli.STOPPED
-    except (loop.Failed, wd.WorkdirError, OSError) as error:
+    except (Failed, wd.WorkdirError, OSError) as error:
         cli.print_error(_PROGRAM, error)
         return cli.FAILED
     return 0
 
 
-def plan(
+def list_variants(
     config_path: str, overrides: Mapping[str, str], workdir: pathlib.Path
-) -> list[Trial]:
-    """List every variant with every seed, each with a complete config.
+) -> list[Variant]:
+    """List every variant with its complete config.
 
     Raises:
         ValueError: naming the variant and what is wrong with it; also if the data are
-            missing or the folder cannot be written, for that is no variant's fault.
+            missing or the folder cannot be used, which would fail all variants.
     """
-    variants = read_config_file(config_path, "get_variants")
-    seeds = read_config_file(config_path, "SEEDS")
-    trials, datasets = [], []
-    for variant, changes in variants.items():
-        for seed in seeds:
-            changed = {name: repr(value) for name, value in changes.items()}
-            try:
-                config = load_config(
-                    config_path, {**overrides, **changed, "seed": str(seed)}
+    variants, datasets = [], []
+    for name, changes in read_config_file(config_path, "get_variants").items():
+        changed = {field: repr(value) for field, value in changes.items()}
+        folder = workdir / re.sub(r"\W+", "_", name.lower()).strip("_")
+        try:
+            config = load_config(config_path, {**overrides, **changed})
+            wd.check_free(folder)
+            wd.check_workdir(folder, to_json(config), overwrite=False)
+            if config.dataset not in datasets:
+                load_splits(config.dataset)
+                datasets.append(config.dataset)
+        except ValueError as error:
+            raise ValueError(f"variant {name!r}: {error}") from error
+        for other in variants:
+            if other.folder == folder:
+                raise ValueError(
+                    f"variant {name!r}: its folder, {str(folder)!r}, is that of "
+                    f"{other.name!r}, too; rename one of them"
                 )
-                folder = workdir / _slug(variant) / f"seed_{seed}"
-                wd.check_free(folder)
-                wd.check(folder, config, overwrite=False)
-                if config.dataset not in datasets:
-                    experiment.load_splits(config)
-                    datasets.append(config.dataset)
-            except ValueError as error:
-                raise ValueError(f"variant {variant!r}: {error}") from error
-            trials.append(Trial(variant, config, folder))
-    _check_folders(trials)
+        variants.append(Variant(name, config, folder))
     lock.check_free(workdir)
-    return trials
+    return variants
 
 
-def _run_all(trials: Sequence[Trial], should_stop: Callable[[], bool]) -> None:
-    """Train what is missing; tell of each trial in a line."""
-    for trial in trials:
-        wd.prepare(trial.folder, trial.config, overwrite=False)
-        if not (trial.result() or {}).get("is_final", True):
-            (trial.folder / FAILURE).unlink()
-    for number, trial in enumerate(trials, start=1):
-        _report(trial, number, len(trials), should_stop)
-
-
-def _check_folders(trials: Sequence[Trial]) -> None:
-    """Raise ValueError if two variants would be written to the same folder."""
-    variants: dict[pathlib.Path, str] = {}
-    for trial in trials:
-        other = variants.setdefault(trial.folder, trial.variant)
-        if other != trial.variant:
-            raise ValueError(
-                f"variant {trial.variant!r}: its folder, {str(trial.folder)!r}, is "
-                f"that of {other!r}, too; rename one of them"
-            )
-
-
-def run(
-    trial: Trial, should_stop: Callable[[], bool] = lambda: False
+def train(
+    variant: Variant, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """Train one variant with one seed; what goes wrong with it is its result.
+    """Train a variant, unless that is done; an error of its own is its result.
 
     What the run prints goes to a file in its folder.
 
     Raises:
         WorkdirError: if another process uses the folder.
     """
-    try:
-        wd.check_free(trial.folder)
-    except ValueError as error:
-        raise wd.WorkdirError(str(error)) from error
-    try:
-        ready = experiment.set_up(trial.config, trial.folder)
-    except ValueError as error:  # this variant cannot be built
-        return _record_failure(trial, error)
     with (
-        (trial.folder / LOG).open("a", encoding="utf-8") as log,
+        (variant.folder / LOG).open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
     ):
         try:
-            return loop.train_and_evaluate(ready, should_stop)
-        except loop.Diverged as error:
-            return _record_failure(trial, error)
-        except jax.errors.JaxRuntimeError as error:  # memory ran out, for instance
-            return _record_failure(trial, error, is_final=False)
+            return experiment.train_and_evaluate(
+                variant.config, variant.folder, should_stop=should_stop
+            )
+        except wd.WorkdirError:
+            raise
+        # It cannot be built, its loss is not finite, or it needs too much memory.
+        except (ValueError, Diverged, jax.errors.JaxRuntimeError) as error:
+            return {"error": " ".join(str(error).split())}
 
 
-def _record_failure(
-    trial: Trial, error: Exception, *, is_final: bool = True
-) -> dict[str, Any]:
-    """Write down why a trial failed; it is tried again if that need not be so again."""
-    result = {"error": " ".join(str(error).split()), "is_final": is_final}
-    wd.write_json(trial.folder / FAILURE, result)
+def _train_and_print(
+    variant: Variant, position: str, should_stop: Callable[[], bool]
+) -> Result:
+    """Train a variant, and print a line with its result."""
+    is_finished = wd.read_summary(variant.folder, to_json(variant.config)) is not None
+    started = time.monotonic()
+    result = train(variant, should_stop)
+    took = "done before" if is_finished else f"{time.monotonic() - started:.0f} s"
+    outcome = result.get("error") or f"test accuracy {result['test_accuracy']:.2%}"
+    print(f"{position}  {variant.name}: {outcome} ({took})", flush=True)
     return result
 
 
-def _report(
-    trial: Trial, number: int, count: int, should_stop: Callable[[], bool]
+def write_results(
+    variants: Sequence[Variant], results: Sequence[Result], workdir: pathlib.Path
 ) -> None:
-    """Run a trial, unless that is done, and print a line about it."""
-    result, started = trial.result(), time.monotonic()
-    took = "done before"
-    if result is None:
-        result = run(trial, should_stop)
-        took = f"{time.monotonic() - started:.0f} s"
-    outcome = result.get("error") or f"test accuracy {result['test_accuracy']:.2%}"
-    name = f"{trial.variant}, seed {trial.config.seed}"
-    print(
-        f"{number:>{len(str(count))}}/{count}  {name}: {outcome} ({took})", flush=True
-    )
-
-
-def write_results(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
-    """Write a line a run as CSV, print a line a variant, and draw them."""
-    results = {trial: trial.result() or {} for trial in trials}
-    columns = ("test_accuracy", "test_loss", "val_accuracy", "num_params")
-    columns += ("images_per_second", "train_seconds", "error")
+    """Write a row for each run as CSV, print a row for each variant, and draw them."""
+    columns = ("seed", "test_accuracy", "test_loss", "val_accuracy", "diverged_in_step")
+    shared = ("num_params", "images_per_second", "train_seconds", "error")
     with (workdir / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["variant", "seed", *columns])
-        for trial, result in results.items():
-            values = [result.get(column, "") for column in columns]
-            writer.writerow([trial.variant, trial.config.seed, *values])
-
-    variants: dict[str, list[dict[str, Any]]] = {}
-    for trial, result in results.items():
-        variants.setdefault(trial.variant, []).append(result)
-    _print_table(variants)
-    _plot(variants, workdir / PICTURE)
+        writer.writerow(["variant", *columns, *shared])
+        for variant, result in zip(variants, results, strict=True):
+            for run in result.get("runs", [result]):
+                values = [run.get(column, "") for column in columns]
+                values += [result.get(column, "") for column in shared]
+                writer.writerow([variant.name, *values])
+    names = [variant.name for variant in variants]
+    _print_table(names, results)
+    _plot(names, results, workdir / PICTURE)
     print(f"results in {workdir}")
 
 
-def _print_table(variants: Mapping[str, list[dict[str, Any]]]) -> None:
+def _print_table(names: Sequence[str], results: Sequence[Result]) -> None:
     """Print mean and standard deviation of each variant, and what failed."""
     table = rich.table.Table("variant", box=rich.box.SIMPLE)
     for heading in ("parameters", "images/s", "accuracy, %", "change", "runs"):
         table.add_column(heading, justify="right")
-    reference = _accuracies(next(iter(variants.values())))
-    for name, results in variants.items():
-        accuracies = _accuracies(results)
-        if not accuracies:
-            table.add_row(name, "", "", "failed", "", f"0/{len(results)}")
+    reference = results[0].get("test_accuracy")
+    for name, result in zip(names, results, strict=True):
+        if "error" in result:
+            table.add_row(name, "", "", "failed", "", "")
             continue
-        done = [result for result in results if "error" not in result]
-        mean = statistics.mean(accuracies)
-        difference = f"{mean - statistics.mean(reference):+.2f}" if reference else ""
+        mean, std = result["test_accuracy"], result.get("test_accuracy_std", 0.0)
+        num_runs = len(result.get("runs", [result]))
         table.add_row(
             name,
-            f"{done[0]['num_params']:,}",
-            f"{statistics.median(r['images_per_second'] for r in done):,.0f}",
-            f"{mean:.2f} ± {_deviation(accuracies):.2f}",
-            difference,
-            f"{len(done)}/{len(results)}",
+            f"{result['num_params']:,}",
+            f"{result['images_per_second']:,.0f}",
+            f"{100 * mean:.2f} ± {100 * std:.2f}",
+            "" if reference is None else f"{100 * (mean - reference):+.2f}",
+            f"{len(_accuracies(result))}/{num_runs}",
         )
     rich.console.Console().print(table)
 
 
-def _plot(variants: Mapping[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
+def _plot(names: Sequence[str], results: Sequence[Result], path: pathlib.Path) -> None:
     """Draw each variant's runs and their mean."""
-    figure = Figure(figsize=(8, 0.35 * len(variants) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.35 * len(names) + 1.2), layout="constrained")
     axis = figure.subplots()
-    for row, results in enumerate(variants.values()):
-        accuracies = _accuracies(results)
-        if accuracies:
-            axis.plot(accuracies, [row] * len(accuracies), "o", color="C0", alpha=0.5)
-            axis.plot(statistics.mean(accuracies), row, "|", color="black", ms=14)
-        else:
+    for row, result in enumerate(results):
+        if "error" in result:
             axis.text(0.5, row, "failed", transform=axis.get_yaxis_transform())
-    axis.set_yticks(range(len(variants)), list(variants))
-    axis.set_ylim(len(variants) - 0.5, -0.5)
+            continue
+        accuracies, mean = _accuracies(result), 100 * result["test_accuracy"]
+        axis.plot(accuracies, [row] * len(accuracies), "o", color="C0", alpha=0.5)
+        axis.plot(mean, row, "|", color="black", ms=14)
+    axis.set_yticks(range(len(names)), list(names))
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("test accuracy (%): each run, and their mean")
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
-def _accuracies(results: Sequence[dict[str, Any]]) -> list[float]:
-    """The test accuracies, in percent, of the runs that came to an end."""
-    return [100 * r["test_accuracy"] for r in results if "test_accuracy" in r]
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _slug(name: str) -> str:
-    """Turn a variant's name into one for a folder."""
-    return re.sub(r"\W+", "_", name.lower()).strip("_")
+def _accuracies(result: Result) -> list[float]:
+    """The test accuracy of each run that did not diverge, in percent."""
+    accuracies = [run["test_accuracy"] for run in result.get("runs", [result])]
+    return [100 * accuracy for accuracy in accuracies if accuracy is not None]
 
 
 if __name__ == "__main__":

@@ -140,7 +140,12 @@ def _descend(peak: Array, share: Array) -> optax.GradientTransformation:
 
 
 def last_learning_rate(opt_state: optax.OptState) -> Array:
-    """Read the learning rate of the last step: a scalar, or (R,) of R runs."""
-    peak, share = (optax.tree.get(opt_state, name) for name in ("peak", "share"))
+    """Read the learning rate of the last step: a scalar, or (R,) of R runs.
+
+    Args:
+        opt_state: of `make_optimizer`.
+    """
+    hyperparams = opt_state[-1].hyperparams  # type: ignore
+    peak, share = hyperparams["peak"], hyperparams["share"]
     chex.assert_equal_shape([peak, share])
     return peak * share

@@ -82,7 +82,7 @@ def _update_ema(state: TrainState, step: Array) -> PyTree | None:
     The decay rate is ramped up over the first steps, so that the average forgets the
     initial values.
     """
-    if state.ema is None:
+    if state.ema is None or state.ema_decay is None:
         return None
     decay = jnp.minimum(state.ema_decay, (1 + step) / (10 + step))
     newest = {"params": state.params, "batch_stats": state.batch_stats}

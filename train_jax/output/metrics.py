@@ -36,7 +36,7 @@ def metrics_to_json(record: dict[str, Any]) -> dict[str, Any]:
     return {name: convert(value) for name, value in record.items()}
 
 
-def metrics_from_json(value: float | None | list[float | None]) -> np.ndarray:
+def metrics_from_json(value: float | list[float | None] | None) -> np.ndarray:
     """Turn a metric's JSON value into an array of runs, (R,); None becomes NaN."""
     return np.array(value, float, ndmin=1)
 

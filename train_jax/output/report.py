@@ -150,10 +150,7 @@ def _make_progress(console: rich.console.Console) -> rich.progress.Progress:
 
 
 def _import_tensorboardx() -> Any:
-    """Import it without PyTorch, whose import takes 1.7 s, and which scalars don't need.
-
-    Where PyTorch is installed, tensorboardX would import it.
-    """
+    """Import tensorboardX, but not PyTorch, which takes 1.7 s and is of no use here."""
     is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore
     try:
         import tensorboardX

@@ -48,13 +48,13 @@ def check_workdir(
         extend: whether such a run may be trained longer than its schedule said.
 
     Raises:
-        ValueError: if another process uses the folder, or it holds something else than
-            a run, or a run with another config that is not to be overwritten.
+        WorkdirError: if the folder holds something else than a run, or a run with
+            another config that is not to be overwritten.
     """
     try:
         is_new = _check_kinds(workdir)
     except OSError as error:  # a name that is too long, a folder of somebody else
-        raise ValueError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
+        raise WorkdirError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
     if is_new or overwrite:
         return
     if (workdir / SUMMARY).exists():
@@ -64,15 +64,15 @@ def check_workdir(
 
 
 def _check_kinds(workdir: pathlib.Path) -> bool:
-    """Whether a folder is new; raises ValueError if it holds anything but a run."""
+    """Whether a folder is new; raises WorkdirError if it holds anything but a run."""
     if not workdir.exists():
         return True
     if not workdir.is_dir():
-        raise ValueError(f"--workdir must be a folder, got the file {str(workdir)!r}")
+        raise WorkdirError(f"--workdir must be a folder, got the file {str(workdir)!r}")
     if all(map(lock.is_lock, workdir.iterdir())):
         return True
     if not (workdir / CONFIG).exists():
-        raise ValueError(
+        raise WorkdirError(
             f"--workdir {str(workdir)!r} holds files but no run ({CONFIG} is missing); "
             "give a folder that is new or empty"
         )
@@ -82,24 +82,24 @@ def _check_kinds(workdir: pathlib.Path) -> bool:
     ):
         for path in (workdir / name for name in names):
             if path.exists() and not is_right(path):
-                raise ValueError(f"{str(path)!r} is in the way: it must be a {kind}")
+                raise WorkdirError(f"{str(path)!r} is in the way: it must be a {kind}")
     return False
 
 
 def check_free(workdir: pathlib.Path) -> None:
-    """Raise ValueError if another process uses the folder; change nothing."""
+    """Raise WorkdirError if another process uses the folder; change nothing."""
     try:
         lock.check_free(workdir)
     except lock.InUseError as error:
-        raise ValueError(f"--workdir {error}") from error
+        raise WorkdirError(f"--workdir {error}") from error
     except OSError as error:
-        raise ValueError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
+        raise WorkdirError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
 
 
 def _check_extension(
     workdir: pathlib.Path, before: Fields, now: Fields, extend: bool
 ) -> None:
-    """Raise ValueError unless the config is the same, or a longer one is permitted."""
+    """Raise WorkdirError unless the config is the same, or may be this longer one."""
     changes = differences(before, now)
     if not changes:
         return
@@ -114,7 +114,7 @@ def _check_extension(
             "from the step where it stands; or give another --workdir, or --overwrite "
             "to lose it"
         )
-    raise ValueError(
+    raise WorkdirError(
         f"--workdir {str(workdir)!r} holds a run of another config: "
         f"{'; '.join(changes)}. {remedy}"
     )

@@ -178,6 +178,8 @@ def _train(
         total_steps=trainer.total_steps,
     )
     records = metadata["metrics"]
+    if state.steps_done:
+        print(f"resuming after step {state.steps_done} of {trainer.total_steps}")
     check_lock()
     truncate_metrics(workdir / wd.METRICS, records)
     trainer.compile(state, seconds=metadata["epoch_seconds"])

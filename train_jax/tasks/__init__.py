@@ -1,4 +1,4 @@
-"""What a run is about: how examples become batches, and how answers are judged."""
+"""Tasks: make batches of examples, and evaluate a model's outputs."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ _KINDS = {"classification": Classification, "translation": Translation}
 
 
 def to_json(task: Any) -> dict[str, Any]:
-    """Describe a task by values that JSON knows."""
+    """Turn a task into JSON values."""
     kinds = {task_class: kind for kind, task_class in _KINDS.items()}
     return {"kind": kinds[type(task)]} | dataclasses.asdict(task)
 

@@ -1,16 +1,16 @@
-"""Tell which of several classes an image belongs to."""
+"""Image classification: batches, evaluation, plots."""
 
 import dataclasses
 import functools
 import pathlib
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax.config.models import IMAGE_MODELS
 from train_jax.data import ImageSplit
 from train_jax.devices import compiler
 from train_jax.learning.augment import augment_batch, normalize
@@ -20,6 +20,9 @@ from train_jax.tasks.task import EvalStep
 from vit_jax.interpret import attention_weights, patch_relevance
 
 Array = jax.Array
+
+# Of so many test images the attention is drawn.
+_NUM_ATTENTION_IMAGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,6 @@ class Classification:
     std: tuple[float, ...]
     augment: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    models = tuple(IMAGE_MODELS)
-
     @property
     def num_classes(self) -> int:
         """Number of classes Y."""
@@ -53,32 +54,54 @@ class Classification:
         return {"num_classes": self.num_classes}
 
     def inputs(self) -> tuple[Array, ...]:
-        """One image."""
+        """Make one image, (1, H, W, C), all zeros."""
         return (jnp.zeros((1, *self.image_shape)),)
 
-    def make_batch(self, key: Array, *examples: Array) -> Batch:
-        """Augment and normalise images; labels become class probabilities."""
+    def make_batch(self, key: Array, image_BHWC: Array, label_B: Array) -> Batch:
+        """Augment and normalise images; turn labels into class probabilities.
+
+        Args:
+            image_BHWC: uint8.
+            label_B: integers.
+
+        Returns:
+            (image_BHWC,), target_BY: both float32.
+        """
+        self._check_examples(image_BHWC, label_B)
         image_BHWC, target_BY = augment_batch(
             key,
-            *examples,
+            image_BHWC,
+            label_B,
             num_classes=self.num_classes,
             mean=self.mean,
             std=self.std,
             **self.augment,
         )
+        chex.assert_shape(image_BHWC, (len(label_B), *self.image_shape))
+        chex.assert_shape(target_BY, (len(label_B), self.num_classes))
         return (image_BHWC,), target_BY
 
     def make_eval_step(self, model: nn.Module) -> EvalStep:
-        """Make the step; an answer is the probability of each class."""
+        """Make the step; its output is the probability of each class, (B, Y)."""
 
         def eval_step(variables: Any, image_BHWC: Array, label_B: Array):
+            self._check_examples(image_BHWC, label_B)
             image_BHWC = normalize(image_BHWC, mean=self.mean, std=self.std)
             logits_BY: Array = model.apply(variables, image_BHWC, train=False)  # type: ignore
             loss_B = cross_entropy(logits_BY, jax.nn.one_hot(label_B, self.num_classes))
             hit_B = logits_BY.argmax(axis=-1) == label_B
-            return loss_B, hit_B, jax.nn.softmax(logits_BY)
+            probability_BY = jax.nn.softmax(logits_BY)
+            chex.assert_equal_shape([loss_B, hit_B, label_B])
+            chex.assert_shape(probability_BY, (len(label_B), self.num_classes))
+            return loss_B, hit_B, probability_BY
 
         return eval_step
+
+    def _check_examples(self, image_BHWC: Array, label_B: Array) -> None:
+        """Assert the shapes of raw examples."""
+        chex.assert_shape(image_BHWC, (None, *self.image_shape))
+        chex.assert_rank(label_B, 1)
+        chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
 
     def plot(
         self,
@@ -88,7 +111,7 @@ class Classification:
         output_M: np.ndarray,
         folder: pathlib.Path,
     ) -> None:
-        """Draw confusion matrix, mistakes, and where the first images are looked at."""
+        """Draw the confusion matrix, the worst errors, and attention maps of a ViT."""
         names, predicted_M = split.class_names, output_M.argmax(axis=-1)
         plots.plot_confusion(
             split.label_B, predicted_M, names, folder / "confusion_matrix.png"
@@ -100,20 +123,21 @@ class Classification:
             names,
             folder / "misclassified.png",
         )
-        image_BHWC = split.image_BHWC[:8]
+        image_BHWC = split.image_BHWC[:_NUM_ATTENTION_IMAGES]
         weights = compiler.fast_jit(functools.partial(attention_weights, model))(
             variables,
             normalize(jnp.asarray(image_BHWC), mean=self.mean, std=self.std),
         )
-        if weights:
-            has_class_token = "cls" in variables["params"]
-            relevance_BP = patch_relevance(
-                weights[-1].mean(axis=1), has_class_token=has_class_token
-            )
-            attention_plots.plot_attention(
-                image_BHWC,
-                np.asarray(relevance_BP),
-                [names[label] for label in predicted_M[:8]],
-                folder / "attention.png",
-                has_class_token=has_class_token,
-            )
+        if not weights:
+            return
+        has_class_token = "cls" in variables["params"]
+        relevance_BT = patch_relevance(
+            weights[-1].mean(axis=1), has_class_token=has_class_token
+        )
+        attention_plots.plot_attention(
+            image_BHWC,
+            np.asarray(relevance_BT),
+            [names[label] for label in predicted_M[:_NUM_ATTENTION_IMAGES]],
+            folder / "attention.png",
+            has_class_token=has_class_token,
+        )

@@ -1,4 +1,4 @@
-"""What the trainer asks of a task."""
+"""The interface of a task: batches to train on, an evaluation step, plots."""
 
 import pathlib
 from collections.abc import Callable
@@ -15,31 +15,27 @@ EvalStep = Callable[..., tuple[Array, Array, Array]]
 
 
 class Task(Protocol):
-    """One kind of problem: which models answer it, and how well."""
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names of the models that can be trained on it."""
-        ...
+    """A kind of problem, such as image classification."""
 
     @property
     def model_fields(self) -> dict[str, Any]:
-        """The fields of such a model that follow from the data."""
+        """The fields of a model that follow from the data."""
         ...
 
     def inputs(self) -> tuple[Array, ...]:
-        """Make a batch of one blank example, as the model is called with it."""
+        """Make a model's inputs for a batch of one example, all zeros."""
         ...
 
-    def make_batch(self, key: Array, *examples: Array) -> Batch:
-        """Turn raw examples into what a training step takes."""
+    @property
+    def make_batch(self) -> Callable[..., Batch]:
+        """The function (key, *examples) → batch: the model's inputs, and the target."""
         ...
 
     def make_eval_step(self, model: nn.Module) -> EvalStep:
         """Make the pure function (variables, *examples) → (loss_B, hit_B, output_B).
 
-        It tells of each example the loss in nats, whether the answer is right, and
-        the answer itself.
+        For each example it gives the loss in nats, whether the output is correct, and
+        the output itself.
         """
         ...
 
@@ -51,13 +47,13 @@ class Task(Protocol):
         output_M: np.ndarray,
         folder: pathlib.Path,
     ) -> None:
-        """Draw what the model makes of a split into PNG files.
+        """Draw a model's outputs on a split into PNG files.
 
         Args:
             model: the module.
             variables: its variables.
             split: the examples.
-            output_M: the answers of the eval step.
+            output_M: the outputs of the evaluation step.
             folder: the files go there.
         """
         ...

@@ -1,0 +1,92 @@
+"""Train a model as a config says: python -m train_jax.train --config vit_digits."""
+
+import argparse
+import sys
+
+from train_jax.cli.signals import StopRequest
+
+_PROGRAM = "train.py"
+_DESCRIPTION = """\
+Train a model, evaluate it, and leave the results in a folder.
+A second start with the same folder resumes the run where it was interrupted.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Handle signals, run the command, and return the exit code."""
+    with StopRequest(is_setting_up=True) as stop_request:
+        return _run(arguments, stop_request)
+
+
+def _run(arguments: list[str], stop_request: StopRequest) -> int:
+    # All that takes time is imported here: signals are handled from the start, --help
+    # and a mistyped flag answer at once.
+    from train_jax.cli import arguments as cli
+
+    cli.prepare_output()
+    options, overrides = cli.parse(_make_parser(), arguments)
+    cli.silence_libraries()
+    from train_jax.config.config import load_config
+    from train_jax.devices import compiler, processes
+    from train_jax.output import report
+    from train_jax.output.workdir import WorkdirError
+    from train_jax.run import experiment, failures
+
+    with processes.ending_together(_PROGRAM):
+        try:
+            with stop_request.interrupting():
+                config = load_config(options.config, overrides)
+                processes.join(
+                    options.coordinator, options.num_processes, options.process_id
+                )
+                compiler.enable_compilation_cache()
+                if not processes.is_main():
+                    cli.silence_stdout()
+                train_and_evaluate = experiment.prepare(
+                    config,
+                    options.workdir,
+                    overwrite=options.overwrite,
+                    extend=options.extend,
+                )
+        except KeyboardInterrupt:
+            print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
+            return cli.STOPPED
+        except ValueError as error:
+            cli.print_error(_PROGRAM, error)
+            return 2
+        try:
+            summary = train_and_evaluate(stop_request)
+        except WorkdirError as error:
+            cli.print_error(_PROGRAM, error)
+            return 2
+        except failures.Failed as error:
+            cli.print_error(_PROGRAM, error)
+            return cli.FAILED
+        except failures.Stopped as stopped:
+            print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
+            return cli.STOPPED
+        if processes.is_main():
+            report.print_summary(summary, options.workdir)
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    from train_jax.cli import arguments as cli
+
+    parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--overwrite", action="store_true", help="delete the run that lies there first"
+    )
+    start.add_argument(
+        "--extend",
+        action="store_true",
+        help="train a run on to a larger num_epochs or num_steps, with the schedule of "
+        "that length",
+    )
+    cli.add_process_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
