@@ -4,12 +4,18 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from resnet_jax import ResNet
-from train_jax.config.config import Config, resolve
+from train_jax.config.config import resolve
+from train_jax.config.fields import Config
+from train_jax.learning.state import TrainState
+from train_jax.output import checkpoint
+from train_jax.output import workdir as wd
 from train_jax.run import experiment
-from train_jax.run.epoch import EpochRunner
+from train_jax.run.setup import Parts, make_parts
+from train_jax.run.splits import load_splits
 
 TINY = {
     "model.name": "vit",
@@ -41,36 +47,57 @@ def tiny_config(changes: dict[str, Any] | None = None) -> Config:
     return resolve(base | changes)
 
 
-def set_up(workdir: pathlib.Path, changes: dict[str, Any] | None = None, **how: bool):
-    """The tiny experiment."""
-    ready = experiment.set_up(tiny_config(changes), workdir, **how)
-    if ready.config.model.name == "resnet18":
-        ready = dataclasses.replace(ready, model=SMALL_RESNET)
-    return ready
+def train_tiny(
+    workdir: pathlib.Path, changes: dict[str, Any] | None = None, **how: Any
+) -> dict[str, Any]:
+    """Train and evaluate the tiny model; returns the summary."""
+    return experiment.train_and_evaluate(tiny_config(changes), workdir, **how)
 
 
-def set_up_noise(workdir, changes):
-    """An experiment on noise.
+def make_tiny(
+    changes: dict[str, Any] | None = None,
+    *,
+    has_noise: bool = False,
+    devices: list[Any] | None = None,
+) -> Parts:
+    """The parts of the tiny run.
 
-    Many pixels of a digit are alike: where they lie on the kink of a ReLU, the last bit
-    of a sum turns all of them over at once.
+    Args:
+        changes: of the config.
+        has_noise: whether the training images are noise. Many pixels of a digit are
+            alike: where they lie on the kink of a ReLU, the last bit of a sum turns
+            all of them over at once.
+        devices: all of them if not given.
     """
-    ready = set_up(workdir, {"optimizer.name": "sgd"} | changes)
-    noise = np.random.default_rng(0).integers(0, 256, ready.train.image_BHWC.shape)
-    train = dataclasses.replace(ready.train, image_BHWC=noise.astype(np.uint8))
-    return dataclasses.replace(ready, train=train)
+    changes = ({"optimizer.name": "sgd"} if has_noise else {}) | (changes or {})
+    config = tiny_config(changes)
+    train, val, test = load_splits(config.dataset)
+    if has_noise:
+        noise = np.random.default_rng(0).integers(0, 256, train.image_BHWC.shape)
+        train = dataclasses.replace(train, image_BHWC=noise.astype(np.uint8))
+    model = SMALL_RESNET if config.model.name == "resnet18" else None
+    return make_parts(config, train, val, test, model=model, devices=devices)
 
 
-def losses_of_steps(ready, num_steps=20):
+def last_state(
+    workdir: pathlib.Path, changes: dict[str, Any] | None = None
+) -> TrainState:
+    """The state in the newest checkpoint of a run."""
+    directory = workdir / wd.CHECKPOINTS
+    step = checkpoint.find(directory, "last")
+    assert step is not None
+    return checkpoint.restore(directory, step, make_tiny(changes).abstract_state)
+
+
+def losses_of_steps(parts: Parts, num_steps: int = 20) -> tuple[np.ndarray, TrainState]:
     """Train, and return the loss of each step, and the last state."""
-    state = ready.first_state()
-    runner = EpochRunner(ready, state)
+    state, trainer = parts.init_state(), parts.trainer
+    trainer.compile(state)
     losses = []
     for step in range(num_steps):
-        before = state.epoch_sums["loss"] if step % ready.steps_per_epoch else 0.0
-        before = np.asarray(before)
-        order = runner.order(step // ready.steps_per_epoch)
-        state = runner.take_steps(1, state, order)
-        losses.append(np.asarray(state.epoch_sums["loss"]) - before)
+        is_first = step % trainer.steps_per_epoch == 0
+        before = 0.0 if is_first else jax.device_get(state.epoch_sums["loss"])
+        state = trainer.advance(state, step + 1)
+        losses.append(jax.device_get(state.epoch_sums["loss"]) - before)
     assert state.steps_done == num_steps
     return np.array(losses), state

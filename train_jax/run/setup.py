@@ -5,7 +5,7 @@ The config goes no further than here: everything below takes explicit arguments.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -68,12 +68,36 @@ def set_up(config: Config) -> Parts:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
+    _check_without_data(config)
+    return make_parts(config, *load_splits(config.dataset))
+
+
+def make_parts(
+    config: Config,
+    train: ImageSplit | SequenceSplit,
+    val: ImageSplit | SequenceSplit,
+    test: ImageSplit | SequenceSplit,
+    *,
+    model: nn.Module | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Parts:
+    """Make the parts of a run on given examples.
+
+    Args:
+        config: names everything else.
+        train: the examples to learn from.
+        val: the examples to validate on.
+        test: the examples to test on.
+        model: in place of the config's.
+        devices: all of them if not given.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
     runs = make_runs(config)
-    mesh = sharding.make_mesh(len(runs))
-    _check_without_data(config, num_devices=mesh.shape[sharding.DATA_AXIS])
-    train, val, test = load_splits(config.dataset)
+    mesh = sharding.make_mesh(len(runs), devices=devices)
     task = make_task(config.dataset, config.augment, train)
-    model = make_model(config, task)
+    model = make_model(config, task) if model is None else model
     keys = runs.keys(mesh)
     abstract_state, init_state = make_start(config, model, task, runs, mesh, keys)
     longest = max(len(val), len(test))  # a larger batch would be padding alone
@@ -101,8 +125,10 @@ def make_runs(config: Config) -> Runs:
     return Runs.combine(seeds, config.sweep)
 
 
-def _check_without_data(config: Config, *, num_devices: int) -> None:
+def _check_without_data(config: Config) -> None:
     """Raise ValueError for what cannot work, whatever the data are."""
+    mesh = sharding.make_mesh(len(make_runs(config)))
+    num_devices = mesh.shape[sharding.DATA_AXIS]
     for name in FIELDS:
         data.parse_split(getattr(config.dataset, name))
     size, parts = config.batch_size, config.accumulation_steps
