@@ -1,17 +1,14 @@
 """One program on any number of devices: the same losses, however it is laid out."""
 
-import dataclasses
-
 import chex
 import jax
 import numpy as np
 import pytest
 
-from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
+from tests.train.tiny import RESNET, losses_of_steps, make_tiny, train_tiny
 from train_jax.devices import sharding
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
-from train_jax.run import loop
 
 VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
 ACCUMULATION = {"accumulation_steps": 2, "ema_decay": 0.9}
@@ -20,12 +17,13 @@ ACCUMULATION = {"accumulation_steps": 2, "ema_decay": 0.9}
 @pytest.mark.parametrize(
     "changes", [VIT, RESNET, ACCUMULATION], ids=["vit", "resnet", "accumulation"]
 )
-def test_any_number_of_devices_gives_the_same_losses(tmp_path, changes):
-    ready = set_up_noise(tmp_path / "run", changes)
-    results = []
-    for count in (1, 2, 4, 8):
-        mesh = sharding.make_mesh(devices=jax.devices()[:count])
-        results.append(losses_of_steps(dataclasses.replace(ready, mesh=mesh)))
+def test_any_number_of_devices_gives_the_same_losses(changes):
+    results = [
+        losses_of_steps(
+            make_tiny(changes, has_noise=True, devices=jax.devices()[:count])
+        )
+        for count in (1, 2, 4, 8)
+    ]
     (expected, first_state), *others = results
     for losses, state in others:
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -43,10 +41,10 @@ def test_any_number_of_devices_gives_the_same_losses(tmp_path, changes):
     [VIT | {"ema_decay": 0.9, "optimizer.name": "adamw"}, RESNET],
     ids=["vit", "resnet"],
 )
-def test_fsdp_gives_the_same_losses(tmp_path, changes):
-    expected, _ = losses_of_steps(set_up_noise(tmp_path / "a", changes))
-    ready = set_up_noise(tmp_path / "b", changes | {"fsdp": True})
-    losses, state = losses_of_steps(ready)
+def test_fsdp_gives_the_same_losses(changes):
+    expected, _ = losses_of_steps(make_tiny(changes, has_noise=True))
+    shared = make_tiny(changes | {"fsdp": True}, has_noise=True)
+    losses, state = losses_of_steps(shared)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     shares = [
         leaf.addressable_shards[0].data.size / leaf.size
@@ -65,8 +63,8 @@ def test_layout_of_the_state():
         "bias": np.zeros((6, 10)),
         "kernel": np.zeros((6, 8, 12)),
     }
-    layout = sharding.state_sharding(mesh, state, num_runs=6, fsdp=True)
-    specs = {name: tuple(each.spec) for name, each in layout.items()}
+    sharded = sharding.shard_state(state, mesh, num_runs=6, fsdp=True)
+    specs = {name: tuple(leaf.sharding.spec) for name, leaf in sharded.items()}
     assert specs == {
         "step": (),
         "bias": ("run", None),
@@ -76,19 +74,15 @@ def test_layout_of_the_state():
 
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_a_checkpoint_restores_on_other_devices(tmp_path, fsdp):
-    ready = set_up(tmp_path / "run", VIT | {"num_epochs": 2, "fsdp": fsdp})
-    summary = loop.train_and_evaluate(ready)
-    folder = ready.workdir / wd.CHECKPOINTS
-    states = []
+    changes = VIT | {"num_epochs": 2, "fsdp": fsdp}
+    summary = train_tiny(tmp_path, changes)
+    states, losses = [], []
     for count in (8, 2, 1):
-        mesh = sharding.make_mesh(devices=jax.devices()[:count])
-        part = dataclasses.replace(ready, mesh=mesh)
-        template = part.first_state()
-        layout = part.state_sharding(template)
-        states.append(checkpoint.restore(folder, 10, template, layout))
-        assert len(states[-1].step.sharding.device_set) == count
-    chex.assert_trees_all_equal(*map(jax.device_get, states))
-
-    (ready.workdir / wd.SUMMARY).unlink()
-    again = loop.train_and_evaluate(part)  # on one device, only the test is left
-    np.testing.assert_allclose(again["test_loss"], summary["test_loss"], rtol=1e-5)
+        parts = make_tiny(changes, devices=jax.devices()[:count])
+        folder = tmp_path / wd.CHECKPOINTS
+        state = checkpoint.restore(folder, 10, parts.abstract_state)
+        assert len(state.step.sharding.device_set) == count
+        losses += parts.evaluator(state.eval_variables, parts.test).loss_R.tolist()
+        states.append(jax.device_get(state))
+    chex.assert_trees_all_equal(*states)
+    np.testing.assert_allclose(losses, summary["test_loss"], rtol=1e-5)

@@ -1,15 +1,15 @@
 """Evaluation counts every example exactly once."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.tiny import set_up
 from train_jax.data import ImageSplit
+from train_jax.devices import sharding
 from train_jax.run.evaluate import Evaluator
+from train_jax.run.runs import Runs
+from train_jax.run.setup import make_evaluator
 from train_jax.tasks import Classification
 
 
@@ -27,17 +27,17 @@ def _split(count):
     return ImageSplit(image_BHWC.astype(np.uint8), label_B, ("a", "b", "c"))
 
 
-def _evaluator(tmp_path, model):
+def _make_evaluator(model) -> Evaluator:
     """An evaluator of a model of 2×2 images and three classes, 16 at a time."""
-    ready = set_up(tmp_path / "run", {"eval_batch_size": 10})
     task = Classification((2, 2, 1), ("a", "b", "c"), mean=(0.0,), std=(0.1,))
-    return Evaluator(dataclasses.replace(ready, task=task, model=model))
+    runs, mesh = Runs.combine([0], {}), sharding.make_mesh()
+    return make_evaluator(model, task, runs, mesh, batch_size=10)
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
-def test_evaluate_counts_every_example_once(tmp_path, count):
+def test_evaluate_counts_every_example_once(count):
     split = _split(count)
-    result = _evaluator(tmp_path, Pixels())({}, split)
+    result = _make_evaluator(Pixels())({}, split)
     logits_BY = split.image_BHWC.reshape(count, -1)[:, :3] / 255 / 0.1
     exponential_BY = np.exp(logits_BY - logits_BY.max(axis=1, keepdims=True))
     probability_BY = exponential_BY / exponential_BY.sum(axis=1, keepdims=True)
@@ -48,7 +48,7 @@ def test_evaluate_counts_every_example_once(tmp_path, count):
     np.testing.assert_allclose(result.output_RM, [probability_BY], atol=1e-5)
 
 
-def test_evaluate_traces_once_for_all_splits(tmp_path):
+def test_evaluate_traces_once_for_all_splits():
     traces = []
 
     class Counted(Pixels):
@@ -57,7 +57,7 @@ def test_evaluate_traces_once_for_all_splits(tmp_path):
             traces.append(image_BHWC.shape)
             return jnp.zeros((len(image_BHWC), 3))
 
-    evaluator = _evaluator(tmp_path, Counted())
+    evaluator = _make_evaluator(Counted())
     for count in (5, 16, 33):
         evaluator({}, _split(count))
     assert traces == [(16, 2, 2, 1)]

@@ -10,25 +10,26 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.tiny import RESNET, set_up
-from train_jax.output import checkpoint
+from tests.train.tiny import (
+    RESNET,
+    SMALL_RESNET,
+    last_state,
+    make_tiny,
+    train_tiny,
+)
+from train_jax.output import checkpoint, report
 from train_jax.output import workdir as wd
-from train_jax.run import epoch, loop
+from train_jax.output.files import read_json
+from train_jax.run import build, epoch
 from train_jax.run.evaluate import Evaluator
+from train_jax.run.failures import Diverged, Failed, Stopped
+from train_jax.run.loop import SavePolicy
+from train_jax.tasks import Classification
 
 
-def final_state(ready):
-    """The state in the newest checkpoint of a run."""
-    directory = ready.workdir / wd.CHECKPOINTS
-    step = checkpoint.find_newest(directory)
-    assert step is not None
-    template = ready.first_state()
-    return checkpoint.restore(directory, step, template, ready.state_sharding(template))
-
-
-def records(ready):
-    """The lines of metrics.jsonl, without those that tell of time."""
-    lines = (ready.workdir / wd.METRICS).read_text().splitlines()
+def records(workdir):
+    """The lines of metrics.jsonl, without durations."""
+    lines = (workdir / wd.METRICS).read_text().splitlines()
     timing = ("seconds", "images_per_second")
     return [
         {k: v for k, v in json.loads(line).items() if k not in timing} for line in lines
@@ -45,50 +46,59 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An uninterrupted run and its summary."""
-    ready = set_up(tmp_path_factory.mktemp("run"), CHANGES)
-    return ready, loop.train_and_evaluate(ready)
+    """The folder of an uninterrupted run, and its summary."""
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train_tiny(workdir, CHANGES)
 
 
 def test_a_run_leaves_what_it_promises(finished):
-    ready, summary = finished
-    left = {path.name for path in ready.workdir.iterdir()}
+    workdir, summary = finished
+    left = {path.name for path in workdir.iterdir()}
     assert left == {
         *(wd.CONFIG, wd.METRICS, wd.SUMMARY),
         *(wd.CHECKPOINTS, wd.TENSORBOARD, wd.PLOTS),
     }
-    assert summary == wd.read_json(ready.workdir / wd.SUMMARY)
+    assert summary == read_json(workdir / wd.SUMMARY)
     assert summary["steps"] == 20
     assert summary["num_params"] == 3_850
     assert summary["versions"]["jax"] == jax.__version__
-    lines = records(ready)
+    lines = records(workdir)
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert lines[-1]["val_accuracy"] == summary["val_accuracy"]
-    pictures = {path.name for path in (ready.workdir / wd.PLOTS).iterdir()}
+    pictures = {path.name for path in (workdir / wd.PLOTS).iterdir()}
     assert pictures == {
         "curves.png",
         "confusion_matrix.png",
         "misclassified.png",
         "attention.png",
     }
-    assert any((ready.workdir / wd.TENSORBOARD).iterdir())
+    assert any((workdir / wd.TENSORBOARD).iterdir())
 
 
 def test_summary_counts_the_whole_test_split(finished):
-    ready, summary = finished
-    state = final_state(ready)
-    image = ready.test.image_BHWC.astype(np.float32) / 255
-    image = (image - ready.task.mean[0]) / ready.task.std[0]
-    logits = ready.model.apply(state.eval_variables, image)
-    hits = np.asarray(logits).argmax(axis=1) == ready.test.label_B
+    workdir, summary = finished
+    parts, state = make_tiny(CHANGES), last_state(workdir, CHANGES)
+    image = parts.test.image_BHWC.astype(np.float32) / 255
+    image = (image - parts.task.mean[0]) / parts.task.std[0]
+    logits = parts.model.apply(state.eval_variables, image)
+    hits = np.asarray(logits).argmax(axis=1) == parts.test.label_B
     np.testing.assert_allclose(summary["test_accuracy"], hits.mean(), atol=1e-9)
 
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
-    ready, summary = finished
-    monkeypatch.setattr(loop, "EpochRunner", None)  # would fail if it were used
-    assert loop.train_and_evaluate(ready) == summary
+    workdir, summary = finished
+    # It would fail if it were called.
+    monkeypatch.setattr("train_jax.run.experiment.set_up", None)
+    assert train_tiny(workdir, CHANGES) == summary
+
+
+def assert_same_run(workdir, expected):
+    """Compare two folders: the last state, bit for bit, and the metrics."""
+    chex.assert_trees_all_equal(
+        last_state(workdir, CHANGES), last_state(expected, CHANGES)
+    )
+    assert records(workdir) == records(expected)
 
 
 class AfterSteps:
@@ -111,14 +121,10 @@ def test_stopped_at_any_step_it_equals_the_uninterrupted_run(
     done = 0
     for steps in (1, 2, 2, 3, 1):  # the third is at the end of an epoch
         done += steps
-        with pytest.raises(loop.Stopped, match=f"stopped after step {done} of 20"):
-            loop.train_and_evaluate(
-                set_up(tmp_path / "run", CHANGES), AfterSteps(steps)
-            )
-    resumed = set_up(tmp_path / "run", CHANGES)
-    again = loop.train_and_evaluate(resumed)
-    chex.assert_trees_all_equal(final_state(resumed), final_state(uninterrupted))
-    assert records(resumed) == records(uninterrupted)
+        with pytest.raises(Stopped, match=f"stopped after step {done} of 20"):
+            train_tiny(tmp_path, CHANGES, should_stop=AfterSteps(steps))
+    again = train_tiny(tmp_path, CHANGES)
+    assert_same_run(tmp_path, uninterrupted)
     assert again["test_loss"] == summary["test_loss"]
 
 
@@ -130,109 +136,106 @@ def test_a_run_that_breaks_off_equals_the_uninterrupted_run(
     def fail(*_):
         raise ZeroDivisionError  # a mistake in the program, say
 
-    monkeypatch.setattr(loop, "_is_due", lambda _, step: step < 15 or fail())
+    monkeypatch.setattr(SavePolicy, "is_due", lambda _, step: step < 15 or fail())
     with pytest.raises(ZeroDivisionError):
-        loop.train_and_evaluate(set_up(tmp_path / "run", CHANGES))
+        train_tiny(tmp_path, CHANGES)
     monkeypatch.undo()
-    resumed = set_up(tmp_path / "run", CHANGES)
-    assert len(records(resumed)) == 3  # one more than was saved
-    loop.train_and_evaluate(resumed)
-    chex.assert_trees_all_equal(final_state(resumed), final_state(uninterrupted))
-    assert records(resumed) == records(uninterrupted)
+    assert len(records(tmp_path)) == 3  # one more than was saved
+    train_tiny(tmp_path, CHANGES)
+    assert_same_run(tmp_path, uninterrupted)
 
 
-def test_batchnorm_resumes_and_models_without_attention_draw_none(tmp_path):
+def test_batchnorm_resumes_and_models_without_attention_draw_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(build, "create_model", lambda *_, **__: SMALL_RESNET)
     changes = RESNET | {"num_steps": 7, "checkpoint.every_epochs": 1}
-    ready = set_up(tmp_path / "run", changes)
-    summary = loop.train_and_evaluate(ready)
+    summary = train_tiny(tmp_path, changes)
     assert summary["steps"] == 7
-    assert [line["step"] for line in records(ready)] == [5, 7]
-    assert not (ready.workdir / wd.PLOTS / "attention.png").exists()
+    assert [line["step"] for line in records(tmp_path)] == [5, 7]
+    assert not (tmp_path / wd.PLOTS / "attention.png").exists()
 
-    state = final_state(ready)
-    (ready.workdir / wd.SUMMARY).unlink()
-    again = loop.train_and_evaluate(ready)  # only the evaluation is left to do
+    state = last_state(tmp_path, changes)
+    (tmp_path / wd.SUMMARY).unlink()
+    again = train_tiny(tmp_path, changes)  # only the evaluation is left to do
     assert again["test_loss"] == summary["test_loss"]
-    chex.assert_trees_all_equal(final_state(ready), state)
+    chex.assert_trees_all_equal(last_state(tmp_path, changes), state)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    ready = set_up(tmp_path / "run", {"optimizer.name": "sgd", "debug_nans": True})
-    task = dataclasses.replace(ready.task, std=(1e-38,))
-    ready = dataclasses.replace(ready, task=task)
-    with pytest.raises(loop.Diverged) as caught:
-        loop.train_and_evaluate(ready)
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    make_batch = Classification.make_batch
+
+    def overflow(task, key, *examples):
+        (image_BHWC,), target_BY = make_batch(task, key, *examples)
+        return (image_BHWC / 1e-38 / 1e-38,), target_BY
+
+    monkeypatch.setattr(Classification, "make_batch", overflow)
+    with pytest.raises(Diverged) as caught:
+        train_tiny(tmp_path, {"optimizer.name": "sgd", "debug_nans": True})
     message = str(caught.value)
     assert message.startswith("the loss is not finite in step 1; a lower config.")
     assert "in step 1 the first that is not finite is array 0 of the batch" in message
     assert message.endswith("; there is no checkpoint yet")
-    assert not (ready.workdir / wd.SUMMARY).exists()
+    assert not (tmp_path / wd.SUMMARY).exists()
 
 
 def test_divergence_is_traced_to_its_step(tmp_path):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e5}
-    ready = set_up(tmp_path / "run", changes | {"debug_nans": True, "num_epochs": 40})
-    with pytest.raises(loop.Diverged) as caught:
-        loop.train_and_evaluate(ready)
+    with pytest.raises(Diverged) as caught:
+        train_tiny(tmp_path, changes | {"debug_nans": True, "num_epochs": 40})
     message = str(caught.value)
     found = re.search(r"not finite in step (\d+); .* in step (\d+) the first", message)
     assert found is not None, message
     assert int(found[1]) - int(found[2]) in (0, 1)
-    good = checkpoint.find_newest(ready.workdir / wd.CHECKPOINTS)
+    good = checkpoint.find(tmp_path / wd.CHECKPOINTS, "last")
     where = "there is no checkpoint yet"
     if good is not None:
         assert good < int(found[1])
-        where = f"the last good checkpoint is {ready.workdir}/checkpoints/{good}"
+        where = f"the last good checkpoint is {tmp_path}/checkpoints/{good}"
     assert message.endswith(where)
 
 
 def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e30}
-    ready = set_up(tmp_path / "run", changes | {"debug_nans": True})
-    monkeypatch.setattr(loop, "find_first_nonfinite", lambda *_: None)
-    with pytest.raises(loop.Diverged, match="when it is repeated, all of it is finite"):
-        loop.train_and_evaluate(ready)
+    monkeypatch.setattr("train_jax.run.diagnose.find_first_nonfinite", lambda **_: None)
+    with pytest.raises(Diverged, match="when it is repeated, all of it is finite"):
+        train_tiny(tmp_path, changes | {"debug_nans": True})
 
 
 def test_what_jax_raises_is_not_hidden(tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(loop.EpochRunner, "run", fail)
+    monkeypatch.setattr(epoch.Trainer, "run", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        loop.train_and_evaluate(set_up(tmp_path / "run"))
+        train_tiny(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_fails_the_run(tmp_path, monkeypatch):
-    ready = set_up(tmp_path / "run")
-
     def fail(path, _):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(wd, "append_metrics", fail)
-    with pytest.raises(loop.Failed) as caught:
-        loop.train_and_evaluate(ready)
+    monkeypatch.setattr(report, "append_metrics", fail)
+    with pytest.raises(Failed) as caught:
+        train_tiny(tmp_path)
     assert str(caught.value) == (
-        f"{ready.workdir / wd.METRICS}: No space left on device; "
-        "there is no checkpoint yet"
+        f"{tmp_path / wd.METRICS}: No space left on device; there is no checkpoint yet"
     )
 
 
 def test_a_folder_that_cannot_hold_checkpoints_fails_the_run(tmp_path, monkeypatch):
-    ready = set_up(tmp_path / "run")
-    check = wd.check
+    prepare = wd.prepare_workdir
 
-    def check_and_spoil(workdir, *arguments, **how):
-        check(workdir, *arguments, **how)
+    def prepare_and_spoil(workdir, *arguments, **how):
+        prepare(workdir, *arguments, **how)
         (workdir / wd.CHECKPOINTS).write_text("in the way")
 
-    monkeypatch.setattr(wd, "check", check_and_spoil)
-    with pytest.raises(loop.Failed, match="checkpoints"):
-        loop.train_and_evaluate(ready)
+    monkeypatch.setattr(wd, "prepare_workdir", prepare_and_spoil)
+    with pytest.raises(Failed, match="checkpoints"):
+        train_tiny(tmp_path)
 
 
 def test_a_validation_loss_that_is_not_finite_fails_the_run(tmp_path, monkeypatch):
-    ready = set_up(tmp_path / "run")
     evaluate = Evaluator.__call__
 
     def spoil(evaluator, *arguments):
@@ -240,44 +243,39 @@ def test_a_validation_loss_that_is_not_finite_fails_the_run(tmp_path, monkeypatc
         return dataclasses.replace(result, loss_R=result.loss_R * np.nan)
 
     monkeypatch.setattr(Evaluator, "__call__", spoil)
-    with pytest.raises(loop.Diverged, match="not finite in step 5"):
-        loop.train_and_evaluate(ready)
+    with pytest.raises(Diverged, match="not finite in step 5"):
+        train_tiny(tmp_path)
 
 
 def test_a_constant_schedule_goes_on_as_if_it_had_never_ended(tmp_path):
     constant = CHANGES | {"optimizer.schedule": "constant"}
-    longer = set_up(tmp_path / "longer", constant | {"num_epochs": 3})
-    loop.train_and_evaluate(longer)
-    loop.train_and_evaluate(set_up(tmp_path / "run", constant | {"num_epochs": 2}))
-    extended = set_up(tmp_path / "run", constant | {"num_epochs": 3})
-    assert loop.train_and_evaluate(extended)["steps"] == 15
-    chex.assert_trees_all_equal(final_state(extended), final_state(longer))
-    assert records(extended) == records(longer)
+    train_tiny(tmp_path / "longer", constant | {"num_epochs": 3})
+    train_tiny(tmp_path / "run", constant | {"num_epochs": 2})
+    extended = train_tiny(tmp_path / "run", constant | {"num_epochs": 3})
+    assert extended["steps"] == 15
+    assert_same_run(tmp_path / "run", tmp_path / "longer")
 
 
 def test_an_extended_run_enters_the_longer_schedule_where_it_stands(finished, tmp_path):
     uninterrupted, _ = finished
-    loop.train_and_evaluate(set_up(tmp_path / "run", CHANGES | {"num_epochs": 2}))
+    train_tiny(tmp_path, CHANGES | {"num_epochs": 2})
     with pytest.raises(ValueError, match="--extend trains it on, with the linear sche"):
-        set_up(tmp_path / "run", CHANGES)
-    extended = set_up(tmp_path / "run", CHANGES, extend=True)
-    summary = loop.train_and_evaluate(extended, extend=True)
+        train_tiny(tmp_path, CHANGES)
+    summary = train_tiny(tmp_path, CHANGES, extend=True)
     assert summary["steps"] == 20
-    rates = [line["learning_rate"] for line in records(extended)]
+    rates = [line["learning_rate"] for line in records(tmp_path)]
     whole = [line["learning_rate"] for line in records(uninterrupted)]
     assert rates[2:] == whole[2:] and rates[1] < whole[1]
-    history = wd.read_json(extended.workdir / wd.CONFIG)[wd.HISTORY]
+    history = read_json(tmp_path / wd.CONFIG)[wd.HISTORY]
     assert history == [{"until_step": 10, "num_epochs": 2, "num_steps": None}]
-    again = set_up(tmp_path / "run", CHANGES)
-    assert loop.train_and_evaluate(again) == summary
+    assert train_tiny(tmp_path, CHANGES) == summary
 
 
 def test_a_run_that_ended_within_an_epoch_counts_its_seconds_once(tmp_path):
     constant = {"optimizer.schedule": "constant"}
-    loop.train_and_evaluate(set_up(tmp_path / "run", constant | {"num_steps": 7}))
-    extended = set_up(tmp_path / "run", constant | {"num_steps": 12})
-    summary = loop.train_and_evaluate(extended)
-    lines = (extended.workdir / wd.METRICS).read_text().splitlines()
+    train_tiny(tmp_path, constant | {"num_steps": 7})
+    summary = train_tiny(tmp_path, constant | {"num_steps": 12})
+    lines = (tmp_path / wd.METRICS).read_text().splitlines()
     steps = {line["step"]: line["seconds"] for line in map(json.loads, lines)}
     assert list(steps) == [5, 7, 10, 12] and steps[10] > steps[7]
     np.testing.assert_allclose(
@@ -287,24 +285,23 @@ def test_a_run_that_ended_within_an_epoch_counts_its_seconds_once(tmp_path):
 
 def test_the_test_split_is_read_with_the_best_checkpoint(tmp_path, monkeypatch):
     changes = {"num_epochs": 3, "checkpoint.keep": 1, "test_checkpoint": "best"}
-    ready = set_up(tmp_path / "run", changes)
+    parts = make_tiny(changes)
     evaluate, accuracies = Evaluator.__call__, iter((0.5, 0.9, 0.7))
 
     def pretend(evaluator, variables, split):
         result = evaluate(evaluator, variables, split)
-        if split is ready.val:
+        if len(split) == len(parts.val):
             accuracy_R = np.array([next(accuracies)])
             result = dataclasses.replace(result, accuracy_R=accuracy_R)
         return result
 
     monkeypatch.setattr(Evaluator, "__call__", pretend)
-    summary = loop.train_and_evaluate(ready)
+    summary = train_tiny(tmp_path, changes)
     monkeypatch.undo()
     assert summary["test_step"] == 10 and summary["val_accuracy"] == 0.9
-    folder = ready.workdir / wd.CHECKPOINTS
-    template = ready.first_state()
-    best = checkpoint.restore(folder, 10, template, ready.state_sharding(template))
-    test = Evaluator(ready)(best.eval_variables, ready.test)
+    folder = tmp_path / wd.CHECKPOINTS
+    best = checkpoint.restore(folder, 10, parts.abstract_state)
+    test = parts.evaluator(best.eval_variables, parts.test)
     assert summary["test_loss"] == test.loss_R.mean()
 
     assert [checkpoint.find(folder, which) for which in ("last", "best")] == [15, 10]
@@ -315,8 +312,9 @@ def test_the_test_split_is_read_with_the_best_checkpoint(tmp_path, monkeypatch):
     assert "(10, 15), got '12'" in str(caught.value)
 
 
-def saved_steps(ready):
-    names = [path.name for path in (ready.workdir / wd.CHECKPOINTS).iterdir()]
+def saved_steps(workdir):
+    """The steps of the checkpoints in a run's folder."""
+    names = [path.name for path in (workdir / wd.CHECKPOINTS).iterdir()]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
@@ -324,7 +322,7 @@ def test_checkpoints_between_the_ends_of_epochs(finished, tmp_path, monkeypatch)
     uninterrupted, _ = finished
     how = {"checkpoint.every_epochs": 99, "checkpoint.keep": 99}
     changes = CHANGES | how | {"checkpoint.every_steps": 3}
-    save = checkpoint.Checkpoints.save
+    save, run = checkpoint.Checkpoints.save, tmp_path / "run"
 
     def save_until_step_12(checkpoints, step, *arguments, **score):
         if step > 12:
@@ -333,59 +331,51 @@ def test_checkpoints_between_the_ends_of_epochs(finished, tmp_path, monkeypatch)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save_until_step_12)
     with pytest.raises(ZeroDivisionError):
-        loop.train_and_evaluate(set_up(tmp_path / "run", changes))
+        train_tiny(run, changes)
     monkeypatch.undo()
-    resumed = set_up(tmp_path / "run", changes)
-    assert saved_steps(resumed) in ([3, 6, 9], [3, 6, 9, 12])  # 12 was under way
-    loop.train_and_evaluate(resumed)
-    assert saved_steps(resumed) == [3, 6, 9, 12, 15, 18, 20]
-    chex.assert_trees_all_equal(final_state(resumed), final_state(uninterrupted))
-    assert records(resumed) == records(uninterrupted)
+    assert saved_steps(run) in ([3, 6, 9], [3, 6, 9, 12])  # 12 was under way
+    train_tiny(run, changes)
+    assert saved_steps(run) == [3, 6, 9, 12, 15, 18, 20]
+    assert_same_run(run, uninterrupted)
 
     monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
-    often = set_up(
-        tmp_path / "often",
-        CHANGES | how | {"num_steps": 7, "checkpoint.every_minutes": 1e-9},
-    )
-    loop.train_and_evaluate(often)
-    assert saved_steps(often) == [1, 2, 3, 4, 5, 6, 7]
+    often = CHANGES | how | {"num_steps": 7, "checkpoint.every_minutes": 1e-9}
+    train_tiny(tmp_path / "often", often)
+    assert saved_steps(tmp_path / "often") == [1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer.name": "sgd"}])
 def test_training_that_changes_nothing_is_told(tmp_path, capsys, changes):
     changes = changes | {"num_epochs": 1}
-    still = changes | {"optimizer.learning_rate": 1e-30}
-    loop.train_and_evaluate(set_up(tmp_path / "run", still))
+    train_tiny(tmp_path / "still", changes | {"optimizer.learning_rate": 1e-30})
     warning = capsys.readouterr().err
     assert warning.startswith("warning: the first epoch has not changed embedding/kern")
     assert warning.count("\n") == 1
-    loop.train_and_evaluate(set_up(tmp_path / "other", changes))
+    train_tiny(tmp_path / "other", changes)
     assert capsys.readouterr().err == ""
 
 
-def test_evaluation_batches_are_no_larger_than_the_splits(tmp_path):
-    ready = set_up(tmp_path / "run", {"eval_batch_size": 10**12})
-    state = ready.first_state()
-    evaluation = Evaluator(ready)(state.eval_variables, ready.val)
+def test_evaluation_batches_are_no_larger_than_the_splits():
+    parts = make_tiny({"eval_batch_size": 10**12})
+    evaluation = parts.evaluator(parts.init_state().eval_variables, parts.val)
     assert evaluation.output_RM.shape == (1, 100, 10)
 
 
 def test_a_run_that_has_lost_its_folder_ends_in_a_line(tmp_path, monkeypatch):
-    ready = set_up(tmp_path / "run")
     holder = '{"pid": 17, "host": "colab-7", "renewed": 0}'
-    plain = wd.plain
+    validate = Evaluator.__call__
 
-    def lose(record):  # before the first line of metrics
-        (ready.workdir / "lock.2").write_text(holder)
-        return plain(record)
+    def lose(evaluator, *arguments):  # before the first line of metrics
+        (tmp_path / "lock.2").write_text(holder)
+        return validate(evaluator, *arguments)
 
-    monkeypatch.setattr(wd, "plain", lose)
-    with pytest.raises(loop.Failed) as caught:
-        loop.train_and_evaluate(ready)
+    monkeypatch.setattr(Evaluator, "__call__", lose)
+    with pytest.raises(Failed) as caught:
+        train_tiny(tmp_path)
     assert str(caught.value) == (
-        f"process 17 on host colab-7 has taken over {ready.workdir}; nothing more is "
+        f"process 17 on host colab-7 has taken over {tmp_path}; nothing more is "
         "written; there is no checkpoint yet"
     )
-    assert (ready.workdir / wd.METRICS).read_text() == ""
-    assert not any((ready.workdir / wd.CHECKPOINTS).iterdir())
-    assert (ready.workdir / "lock.2").read_text() == holder
+    assert (tmp_path / wd.METRICS).read_text() == ""
+    assert not any((tmp_path / wd.CHECKPOINTS).iterdir())
+    assert (tmp_path / "lock.2").read_text() == holder

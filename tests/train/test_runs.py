@@ -11,15 +11,16 @@ import pytest
 from tests.train.tiny import (
     RESNET,
     losses_of_steps,
-    set_up,
-    set_up_noise,
+    make_tiny,
     tiny_config,
+    train_tiny,
 )
+from train_jax.learning.optim import last_learning_rate
 from train_jax.output import report
 from train_jax.output import workdir as wd
-from train_jax.run import loop
-from train_jax.run.runs import Runs
-from train_jax.run.trained import load_model
+from train_jax.run.failures import Diverged
+from train_jax.run.restore import load_model
+from train_jax.run.setup import make_runs
 
 EVERYTHING = {
     "model.dropout_rate": 0.1,
@@ -37,20 +38,18 @@ def lines(workdir):
 
 def assert_equals_single_runs(tmp_path, together, singles, capsys):
     """Train runs together and one by one, and compare all that they report."""
-    ready = set_up(tmp_path / "together", together)
-    summary = loop.train_and_evaluate(ready)
+    workdir = tmp_path / "together"
+    summary = train_tiny(workdir, together)
     assert len(summary["runs"]) == len(singles)
     accuracies = []
     for run, single in enumerate(singles):
-        alone = set_up(tmp_path / str(run), single)
-        expected = loop.train_and_evaluate(alone)
+        alone = tmp_path / str(run)
+        expected = train_tiny(alone, single)
         found = summary["runs"][run]
         assert found["seed"] == expected["seed"]
         for name in ("test_loss", "val_loss", "test_accuracy", "val_accuracy"):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
-        for line, expected_line in zip(
-            lines(ready.workdir), lines(alone.workdir), strict=True
-        ):
+        for line, expected_line in zip(lines(workdir), lines(alone), strict=True):
             for name in ("train_loss", "train_accuracy", "learning_rate", "val_loss"):
                 np.testing.assert_allclose(
                     line[name][run], expected_line[name], rtol=1e-4, err_msg=name
@@ -59,51 +58,54 @@ def assert_equals_single_runs(tmp_path, together, singles, capsys):
     np.testing.assert_allclose(summary["test_accuracy"], np.mean(accuracies))
     deviation = np.std(accuracies, ddof=1)
     np.testing.assert_allclose(summary["test_accuracy_std"], deviation, atol=1e-9)
-    report.print_summary(summary, ready.workdir)
+    report.print_summary(summary, workdir)
     printed = capsys.readouterr().out
     assert f"{np.mean(accuracies):.2%} ± {deviation:.2%}" in printed
     assert "±  " not in printed
-    return ready, summary
 
 
 def test_four_seeds_equal_four_runs(tmp_path, capsys):
-    ready, _ = assert_equals_single_runs(
-        tmp_path,
-        EVERYTHING | {"num_seeds": 4, "seed": 3},
-        [EVERYTHING | {"seed": seed} for seed in (3, 4, 5, 6)],
-        capsys,
-    )
-    assert dict(ready.mesh.shape) == {"run": 4, "data": 2}
+    together = EVERYTHING | {"num_seeds": 4, "seed": 3}
+    singles = [EVERYTHING | {"seed": seed} for seed in (3, 4, 5, 6)]
+    assert_equals_single_runs(tmp_path, together, singles, capsys)
+    assert dict(make_tiny(together).mesh.shape) == {"run": 4, "data": 2}
 
 
-def assert_equal_steps(tmp_path, together, singles):
-    """Take ten steps of runs together and one by one, and compare."""
-    ready = set_up_noise(tmp_path / "together", together)
-    losses_TR, state = losses_of_steps(ready, num_steps=10)
+def assert_equal_steps(together, singles):
+    """Take ten steps of runs together and one by one, and compare.
+
+    Returns:
+        The last state of the runs together.
+    """
+    parts = make_tiny(together, has_noise=True)
+    losses, state = losses_of_steps(parts, num_steps=10)
     for run, single in enumerate(singles):
-        alone = set_up_noise(tmp_path / str(run), single)
-        expected_T, expected = losses_of_steps(alone, num_steps=10)
-        np.testing.assert_allclose(losses_TR[:, run], expected_T, rtol=1e-5)
-        of_run = ready.runs.take(state.eval_variables, run)
+        alone = make_tiny(single, has_noise=True)
+        expected_losses, expected = losses_of_steps(alone, num_steps=10)
+        np.testing.assert_allclose(losses[:, run], expected_losses, rtol=1e-5)
+        of_run = parts.runs.select(state.eval_variables, run)
         np.testing.assert_allclose(
             optax.tree.norm(of_run), optax.tree.norm(expected.eval_variables), rtol=1e-5
         )
     return state
 
 
-def test_seeds_of_a_resnet_equal_single_runs(tmp_path):
+def test_seeds_of_a_resnet_equal_single_runs():
     singles = [RESNET | {"seed": seed} for seed in (0, 1)]
-    state = assert_equal_steps(tmp_path, RESNET | {"num_seeds": 2}, singles)
+    state = assert_equal_steps(RESNET | {"num_seeds": 2}, singles)
     assert jax.tree.leaves(state.batch_stats)[0].shape[0] == 2
 
 
-def test_a_sweep_equals_its_runs(tmp_path):
+def test_a_sweep_equals_its_runs():
     rates = (1e-3, 3e-3, 1e-2)
     together = EVERYTHING | {"sweep.optimizer.learning_rate": rates}
     singles = [EVERYTHING | {"optimizer.learning_rate": rate} for rate in rates]
-    assert_equal_steps(tmp_path, together, singles)
-    ready = set_up(tmp_path / "run", together)
-    np.testing.assert_allclose(ready.learning_rate(0), rates, rtol=1e-6)
+    constant = {"optimizer.schedule": "constant"}
+    state = assert_equal_steps(
+        together | constant, [single | constant for single in singles]
+    )
+    found = last_learning_rate(state.opt_state)
+    np.testing.assert_allclose(found, rates, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -119,10 +121,9 @@ def test_a_sweep_equals_its_runs(tmp_path):
         ("ema_decay", (0.05, 0.9), {}),
     ],
 )
-def test_every_field_that_can_be_swept(tmp_path, field, values, changes):
+def test_every_field_that_can_be_swept(field, values, changes):
     changes = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.01} | changes
     state = assert_equal_steps(
-        tmp_path,
         changes | {f"sweep.{field}": values},
         [changes | {field: value} for value in values],
     )
@@ -133,7 +134,7 @@ def test_every_field_that_can_be_swept(tmp_path, field, values, changes):
 def test_sweeps_and_seeds_are_combined():
     fields = {"label_smoothing": (0.0, 0.1), "optimizer.b1": (0.8,)}
     given = {f"sweep.{field}": values for field, values in fields.items()}
-    runs = Runs.of(tiny_config(given | {"num_seeds": 2, "seed": 5}))
+    runs = make_runs(tiny_config(given | {"num_seeds": 2, "seed": 5}))
     assert runs.seeds == (5, 6, 5, 6)
     assert runs.swept == {
         "label_smoothing": (0.0, 0.0, 0.1, 0.1),
@@ -145,37 +146,34 @@ def test_sweeps_and_seeds_are_combined():
 def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, capsys):
     changes = {"optimizer.name": "sgd", "num_epochs": 2}
     rates = (0.1, 1e30)
-    ready = set_up(tmp_path / "run", changes | {"sweep.optimizer.learning_rate": rates})
-    summary = loop.train_and_evaluate(ready)
+    workdir = tmp_path / "run"
+    summary = train_tiny(workdir, changes | {"sweep.optimizer.learning_rate": rates})
     good, diverged = summary["runs"]
-    alone = loop.train_and_evaluate(
-        set_up(tmp_path / "alone", changes | {"optimizer.learning_rate": 0.1})
-    )
+    alone = train_tiny(tmp_path / "alone", changes | {"optimizer.learning_rate": 0.1})
     np.testing.assert_allclose(good["test_loss"], alone["test_loss"], rtol=1e-4)
     assert summary["test_accuracy"] == good["test_accuracy"]
     assert diverged["test_accuracy"] is None
     assert diverged["diverged_in_step"] in (2, 3)
-    assert lines(ready.workdir)[-1]["train_loss"][1] is None
-    report.print_summary(summary, ready.workdir)
+    assert lines(workdir)[-1]["train_loss"][1] is None
+    report.print_summary(summary, workdir)
     assert "diverged in step" in " ".join(capsys.readouterr().out.split())
 
 
 def test_when_all_runs_diverge_it_is_over(tmp_path):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e30}
-    with pytest.raises(loop.Diverged, match="not finite in step"):
-        loop.train_and_evaluate(set_up(tmp_path / "run", changes | {"num_seeds": 2}))
+    with pytest.raises(Diverged, match="not finite in step"):
+        train_tiny(tmp_path, changes | {"num_seeds": 2})
 
 
 def test_one_of_several_runs_is_loaded(tmp_path):
-    ready = set_up(tmp_path / "run", {"num_seeds": 2, "num_epochs": 1})
-    loop.train_and_evaluate(ready)
-    alone = set_up(tmp_path / "alone", {"seed": 1, "num_epochs": 1})
-    loop.train_and_evaluate(alone)
-    image_BHWC = jnp.asarray(ready.test.image_BHWC[:8]) / 255
+    workdir, alone = tmp_path / "run", tmp_path / "alone"
+    train_tiny(workdir, {"num_seeds": 2, "num_epochs": 1})
+    train_tiny(alone, {"seed": 1, "num_epochs": 1})
+    restored = load_model(workdir, run=1), load_model(alone)
+    image_BHWC = jnp.asarray(restored[0].load_test().image_BHWC[:8]) / 255
     found, expected = (
-        np.asarray(trained.model.apply(trained.variables, image_BHWC))
-        for trained in (load_model(ready.workdir, run=1), load_model(alone.workdir))
+        np.asarray(run.model.apply(run.variables, image_BHWC)) for run in restored
     )
     np.testing.assert_allclose(found, expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"--run must be in \[0, 1\], got 2"):
-        load_model(ready.workdir, run=2)
+        load_model(workdir, run=2)

@@ -1,7 +1,5 @@
 """The training step: what it computes, and that it is the same however it is run."""
 
-import dataclasses
-
 import chex
 import flax.linen as nn
 import jax
@@ -10,11 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import ResNet
-from resnet_jax.convolution import conv_general_dilated
-from tests.train.tiny import RESNET, losses_of_steps, set_up, set_up_noise
-from train_jax.config import models
-from train_jax.devices import sharding
+from resnet_jax import ResNet, conv_general_dilated
+from tests.train.tiny import RESNET, SMALL_RESNET, losses_of_steps, make_tiny
+from train_jax.devices import policy, sharding
 from train_jax.learning.state import TrainState
 from train_jax.learning.step import (
     cross_entropy,
@@ -22,7 +18,6 @@ from train_jax.learning.step import (
     make_next_step,
     make_train_step,
 )
-from train_jax.run.epoch import EpochRunner
 
 
 class Linear(nn.Module):
@@ -92,8 +87,8 @@ def test_train_step_is_gradient_descent_on_the_mean_loss():
 def test_label_smoothing_spreads_the_target():
     model, tx, state, batch = _problem()
     (image,), target = batch
-    step = make_train_step(model, tx, label_smoothing=0.3)
-    _, metrics = step(state, batch, jax.random.key(2))
+    state = state.replace(label_smoothing=jnp.float32(0.3))
+    _, metrics = make_train_step(model, tx)(state, batch, jax.random.key(2))
     logits = model.apply({"params": state.params}, image)
     expected = cross_entropy(logits, 0.7 * target + 0.1).mean()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
@@ -112,8 +107,8 @@ def test_accumulation_equals_the_whole_batch(parts):
 
 def test_ema_follows_the_parameters():
     model, tx, state, batch = _problem()
-    state = state.replace(ema={"params": state.params, "batch_stats": {}})
-    step = make_train_step(model, tx, ema_decay=0.5)
+    state = TrainState.create({"params": state.params}, tx, ema_decay=0.5)
+    step = make_train_step(model, tx)
     average = state.params
     for i in range(20):
         state, _ = step(state, batch, jax.random.key(i))
@@ -130,8 +125,9 @@ def test_ema_averages_the_running_statistics_along():
     image_BHWC = jax.random.normal(jax.random.key(0), (8, 4, 4, 1)) + 5
     batch = (image_BHWC,), jax.nn.one_hot(jnp.arange(8) % 3, 3)
     tx = optax.sgd(0.1)
-    state = TrainState.create(model.init(jax.random.key(1), image_BHWC), tx, ema=True)
-    step = jax.jit(make_train_step(model, tx, ema_decay=0.5))
+    variables = model.init(jax.random.key(1), image_BHWC)
+    state = TrainState.create(variables, tx, ema_decay=0.5)
+    step = jax.jit(make_train_step(model, tx))
     average = state.batch_stats
     for i in range(4):
         state, _ = step(state, batch, jax.random.key(i))
@@ -156,40 +152,36 @@ def test_epoch_order_is_a_new_permutation_each_epoch():
 @pytest.mark.parametrize(
     ("model", "steps"), [({}, 120), (RESNET, 200)], ids=["vit", "resnet"]
 )
-def test_overfits_one_batch(tmp_path, model, steps):
+def test_overfits_one_batch(model, steps):
     changes = {
         "dataset.train_split": "train[:64]",
         "num_epochs": steps,
         "optimizer.learning_rate": 5e-3,
     }
-    ready = set_up(tmp_path / "run", model | changes)
-    ready = dataclasses.replace(
-        ready, mesh=sharding.make_mesh(devices=jax.devices()[:1])
-    )
-    state = ready.first_state()
-    runner = EpochRunner(ready, state)
-    for _ in range(ready.num_epochs):
-        state, record = runner.run(state, ignore)
+    parts = make_tiny(model | changes, devices=jax.devices()[:1])
+    state, trainer, record = parts.init_state(), parts.trainer, None
+    trainer.compile(state)
+    for _ in range(trainer.num_epochs):
+        state, record = trainer.run(state, ignore)
     assert record is not None
     assert record["train_accuracy"] == [1.0]
     assert record["train_loss"] < 0.1
 
 
-def test_steps_are_the_same_in_whatever_stretches(tmp_path):
-    ready = set_up(tmp_path / "run", {"model.dropout_rate": 0.1})
+def test_steps_are_the_same_in_whatever_stretches():
+    parts = make_tiny({"model.dropout_rate": 0.1})
+    parts.trainer.compile(parts.init_state())
     results = []
     for stretches in ((5,), (1, 1, 3), (2, 3)):
-        state = ready.first_state()
-        runner = EpochRunner(ready, state)
+        state, order = parts.init_state(), parts.trainer.order(0)
         for count in stretches:
-            state = runner.take_steps(count, state, runner.order(0))
+            state = parts.trainer.take_steps(count, state, order)
         results.append(state)
     assert int(results[0].step) == 5
     chex.assert_trees_all_equal(*results)
 
 
-def test_one_trace_serves_all_steps(tmp_path):
-    ready = set_up(tmp_path / "run")
+def test_one_trace_serves_all_steps():
     traces = []
 
     class Counting(nn.Module):
@@ -200,36 +192,36 @@ def test_one_trace_serves_all_steps(tmp_path):
             traces.append(train)
             return self.inner(image_BHWC, train=train)
 
-    ready = dataclasses.replace(ready, model=Counting(ready.model))
-    state = ready.first_state()
+    parts = make_tiny(model=Counting(make_tiny().model))
+    state = parts.init_state()
     traces.clear()
-    runner = EpochRunner(ready, state)
+    parts.trainer.compile(state)
     for _ in range(2):
-        state, _ = runner.run(state, ignore)
+        state, _ = parts.trainer.run(state, ignore)
     assert traces == [True]
 
 
-def test_bfloat16_keeps_the_parameters_in_float32(tmp_path):
-    ready = set_up(tmp_path / "run", {"dtype": "bfloat16"})
-    state = ready.first_state()
-    state, record = EpochRunner(ready, state).run(state, ignore)
+def test_bfloat16_keeps_the_parameters_in_float32():
+    parts = make_tiny({"dtype": "bfloat16"})
+    state = parts.init_state()
+    parts.trainer.compile(state)
+    state, record = parts.trainer.run(state, ignore)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {
         jnp.dtype("float32")
     }
-    assert ready.model.dtype == jnp.bfloat16
+    assert parts.model.dtype == jnp.bfloat16
     assert record is not None and np.isfinite(record["train_loss"]).all()
 
 
-def test_convolutions_of_a_cpu_train_like_those_of_xla(tmp_path, monkeypatch):
-    plain = set_up_noise(tmp_path / "run", RESNET)
-    assert plain.model.conv_general_dilated is jax.lax.conv_general_dilated
-    monkeypatch.setattr(models, "_has_one_cpu", lambda: True)
-    model = models.create_model("resnet18", dtype="float32", num_classes=10)
-    convolve = model.conv_general_dilated
-    assert convolve is conv_general_dilated
-    fast = dataclasses.replace(
-        plain, model=plain.model.copy(conv_general_dilated=convolve)
-    )
-    np.testing.assert_allclose(
-        losses_of_steps(fast)[0], losses_of_steps(plain)[0], rtol=1e-4
-    )
+def test_convolutions_of_a_cpu_train_like_those_of_xla(monkeypatch):
+    xla = policy.adapt_model(SMALL_RESNET)  # on eight devices
+    assert xla.conv_general_dilated is jax.lax.conv_general_dilated
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        cpu = policy.adapt_model(SMALL_RESNET)
+    assert cpu.conv_general_dilated is conv_general_dilated
+    losses = [
+        losses_of_steps(make_tiny(RESNET, has_noise=True, model=model))[0]
+        for model in (cpu, xla)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)

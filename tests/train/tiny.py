@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -58,6 +59,7 @@ def make_tiny(
     changes: dict[str, Any] | None = None,
     *,
     has_noise: bool = False,
+    model: nn.Module | None = None,
     devices: list[Any] | None = None,
 ) -> Parts:
     """The parts of the tiny run.
@@ -67,6 +69,7 @@ def make_tiny(
         has_noise: whether the training images are noise. Many pixels of a digit are
             alike: where they lie on the kink of a ReLU, the last bit of a sum turns
             all of them over at once.
+        model: in place of the config's.
         devices: all of them if not given.
     """
     changes = ({"optimizer.name": "sgd"} if has_noise else {}) | (changes or {})
@@ -75,7 +78,8 @@ def make_tiny(
     if has_noise:
         noise = np.random.default_rng(0).integers(0, 256, train.image_BHWC.shape)
         train = dataclasses.replace(train, image_BHWC=noise.astype(np.uint8))
-    model = SMALL_RESNET if config.model.name == "resnet18" else None
+    if model is None and config.model.name == "resnet18":
+        model = SMALL_RESNET
     return make_parts(config, train, val, test, model=model, devices=devices)
 
 

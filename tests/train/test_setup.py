@@ -1,9 +1,11 @@
-"""What is found out while a run is set up."""
+"""Errors and warnings while a run is set up."""
 
 import pytest
 
 from tests.train.tiny import tiny_config
-from train_jax.run import experiment
+from train_jax.run import build
+from train_jax.run.setup import set_up
+from train_jax.run.splits import load_splits
 
 FIELD = "config.dataset."
 MEANT = "if that is meant, say so by config.dataset.allow_overlap=True\n"
@@ -30,7 +32,7 @@ MEANT = "if that is meant, say so by config.dataset.allow_overlap=True\n"
 )
 def test_splits_with_examples_in_common_are_told(capsys, changes, warnings):
     fields = {f"dataset.{name}": value for name, value in changes.items()}
-    experiment.load_splits(tiny_config(fields))
+    load_splits(tiny_config(fields).dataset)
     lines = capsys.readouterr().err.splitlines(keepends=True)
     assert len(lines) == len(warnings)
     for line, warning in zip(lines, warnings, strict=True):
@@ -50,18 +52,17 @@ def test_splits_with_examples_in_common_are_told(capsys, changes, warnings):
     ],
 )
 def test_what_the_config_alone_tells_is_said_before_the_data_are_read(
-    tmp_path, monkeypatch, changes, message
+    monkeypatch, changes, message
 ):
-    monkeypatch.setattr(experiment.data, "load_splits", None)  # fails if it is called
+    monkeypatch.setattr("train_jax.data.load_splits", None)  # fails if it is called
     with pytest.raises(ValueError, match=message):
-        experiment.set_up(tiny_config(changes), tmp_path / "run")
+        set_up(tiny_config(changes))
 
 
-def test_what_cudnn_does_not_support_is_said_in_a_line(tmp_path, monkeypatch):
+def test_what_cudnn_does_not_support_is_said_in_a_line(monkeypatch):
     def refuse_to_trace(*_, **__):
         raise NotImplementedError("The head dim must be <= 128 and a multiple of 8.")
 
-    monkeypatch.setattr(experiment, "init_variables", refuse_to_trace)
+    monkeypatch.setattr(build, "init_variables", refuse_to_trace)
     with pytest.raises(ValueError, match=r"config\.model: The head dim must be"):
-        experiment.set_up(tiny_config(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        set_up(tiny_config())
