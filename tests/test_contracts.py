@@ -4,293 +4,67 @@ Each is called with an array of a wrong rank, which it must reject itself, and w
 inner function replaced by one whose result has a wrong shape, which it must notice.
 """
 
-import functools
 import importlib
 import inspect
 import pkgutil
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import pytest
 
-from resnet_jax import BasicBlock, BatchNorm, BottleneckBlock, ResNet
-from tests import modules
-from vit_jax import (
-    Decoder,
-    DecoderBlock,
-    Dropout,
-    Encoder,
-    EncoderBlock,
-    LayerNorm,
-    MlpBlock,
-    MultiHeadAttention,
-    Seq2SeqTransformer,
-    Transformer,
-    ViT,
-)
+from tests.contracts import models, resolve, trainer
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("vit_jax", "resnet_jax")
-
-# Why a public function has no contract.
-EXEMPT = {
-    "vit_jax.blocks.check_num_outputs": "checks a number",
-    "vit_jax.checks.check_at_least": "checks numbers",
-    "vit_jax.checks.check_choice": "checks a choice",
-    "vit_jax.checks.check_positive": "checks numbers",
-    "vit_jax.checks.check_range": "checks values of any shape",
-    "vit_jax.checks.is_known": "takes values of any shape",
-    "vit_jax.dtypes.float32_or_wider": "takes a dtype",
-    "vit_jax.layers.check_rates": "checks numbers",
-    "resnet_jax.dtypes.float32_or_wider": "takes a dtype",
-    "resnet_jax.resnet.ResidualBlock": "abstract; its subclasses are called",
-}
-
-
-class Contract(NamedTuple):
-    """How to call a function rightly and wrongly.
-
-    Attributes:
-        good: arguments that it accepts.
-        wrong: arguments of which one array has a wrong rank; None if none is an array.
-        inner: path of the function whose result is replaced.
-        call: what is called with the arguments; by default the function itself.
-        misshape: makes a wrong shape of an array of that result.
-        layer: name of the layer whose result is replaced, if the inner function is the
-            call of several.
-    """
-
-    good: tuple
-    wrong: tuple | None
-    inner: str
-    call: Callable[..., Any] | None = None
-    misshape: Callable[[jax.Array], jax.Array] = lambda x: x[None]
-    layer: str | None = None
-
-
-def _init(module: nn.Module) -> Callable[..., Any]:
-    return functools.partial(module.init_with_output, jax.random.key(0))
-
-
-def _with(path: str, *args: Any, **options: Any) -> Callable[..., Any]:
-    """Give a function some of its arguments."""
-    return functools.partial(_resolve(path), *args, **options)
-
-
-def _resolve(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-KEY = jax.random.key(0)
-KEYS = jax.random.split(KEY, (2, 2))
-X, IMAGE = jnp.ones((2, 3, 4)), jnp.ones((2, 8, 8, 3))
-KERNEL, ONE = jnp.ones((3, 3, 3, 5)), jnp.ones(4)
-TOKENS, MASK = jnp.ones((2, 3), jnp.int32), jnp.ones((3, 3), bool)
-WEIGHTS = jnp.full((2, 2, 5, 5), 0.2)
-DENSE = "flax.linen.Dense.__call__"
-NUMBERS = (((2,), (0,)), ((), ()))
-_stack: dict[str, Any] = {"num_heads": 2, "mlp_dim": 8}
-_depths = {"encoder_depth": 1, "decoder_depth": 1}
-_patches = {"has_class_token": True}
-_vit = ViT(3, patch_size=4, width=4, depth=1, num_heads=2)
-_sequences = Seq2SeqTransformer(8, 4, 2, 8, **_depths)
-
-
-def _greedy_decode(*source: Any) -> Any:
-    variables = modules.variables(_sequences, TOKENS, TOKENS)
-    options = {"start_token": 1, "num_tokens": 2}
-    return _resolve("vit_jax.decoding.greedy_decode")(
-        _sequences, variables, *source, **options
-    )
-
-
-def _attention_weights(*inputs: Any) -> Any:
-    variables = modules.variables(_vit, *IMAGE.shape)
-    return _resolve("vit_jax.interpret.attention_weights")(_vit, variables, *inputs)
-
-
-def _dropout(x: Any) -> Any:
-    return Dropout(0.5, deterministic=False).apply({}, x, rngs={"dropout": KEY})
-
-
-CONTRACTS = {
-    "vit_jax.attention.dot_product_attention": Contract(
-        (X, X, X), (X[0, 0], X, X), "vit_jax.attention._multiply"
-    ),
-    "vit_jax.attention.MultiHeadAttention": Contract(
-        (X, X), (X, X[0]), DENSE, _init(MultiHeadAttention(2)), layer="out"
-    ),
-    "vit_jax.blocks.MlpBlock": Contract(
-        (X,), (X[0],), DENSE, _init(MlpBlock(8)), layer="out"
-    ),
-    "vit_jax.blocks.EncoderBlock": Contract(
-        (X,),
-        (X[0],),
-        "vit_jax.blocks.EncoderBlock._transform",
-        _init(EncoderBlock(**_stack)),
-    ),
-    "vit_jax.blocks.DecoderBlock": Contract(
-        (X, X),
-        (X, X[0]),
-        "vit_jax.blocks.DecoderBlock._transform",
-        _init(DecoderBlock(**_stack)),
-    ),
-    "vit_jax.decoding.greedy_decode": Contract(
-        (TOKENS,), (TOKENS[0],), "vit_jax.decoding._decode", _greedy_decode
-    ),
-    "vit_jax.interpret.attention_weights": Contract(
-        (IMAGE,),
-        (IMAGE[0, 0, 0, 0],),
-        "flax.traverse_util.flatten_dict",
-        _attention_weights,
-        misshape=lambda x: x[None, None],  # one more is the axis of a scan
-    ),
-    "vit_jax.interpret.attention_rollout": Contract(
-        ([WEIGHTS],), ([WEIGHTS[0]],), "jax.numpy.einsum"
-    ),
-    "vit_jax.interpret.patch_relevance": Contract(
-        (WEIGHTS[0],),
-        (WEIGHTS,),
-        "vit_jax.interpret._widen",
-        _with("vit_jax.interpret.patch_relevance", **_patches),
-    ),
-    "vit_jax.interpret.mean_attention_distance": Contract(
-        (WEIGHTS,),
-        (WEIGHTS[0],),
-        "jax.numpy.einsum",
-        _with("vit_jax.interpret.mean_attention_distance", grid=(2, 2), **_patches),
-    ),
-    "vit_jax.interpret.position_similarity": Contract(
-        (X[:1],),
-        (X[0],),
-        "vit_jax.interpret._widen",
-        _with("vit_jax.interpret.position_similarity", **_patches),
-        misshape=lambda x: x[:, :-1],
-    ),
-    "vit_jax.layers.merged_dot_general": Contract(
-        (X, jnp.ones((4, 5)), NUMBERS), (X, ONE, NUMBERS), "jax.lax.dot_general"
-    ),
-    "vit_jax.layers.random_bytes": Contract(
-        (KEY, (2, 3)), (KEYS, (2, 3)), "jax.lax.bitcast_convert_type"
-    ),
-    "vit_jax.layers.draw_kept": Contract(
-        (KEY, (2, 3)),
-        (KEYS, (2, 3)),
-        "vit_jax.layers.random_bytes",
-        _with("vit_jax.layers.draw_kept", rate=0.5),
-    ),
-    "vit_jax.layers.dropout": Contract(
-        (KEY, X),
-        (KEY, X[0, 0, 0]),
-        "vit_jax.layers.draw_kept",
-        _with("vit_jax.layers.dropout", rate=0.5),
-    ),
-    "vit_jax.layers.Dropout": Contract(
-        (X,), (X[0, 0, 0],), "vit_jax.layers.dropout", _dropout
-    ),
-    "vit_jax.layers.layer_norm": Contract((X, ONE, ONE), (X, X, ONE), "jax.lax.rsqrt"),
-    "vit_jax.layers.LayerNorm": Contract(
-        (X,), (X[0, 0, 0],), "vit_jax.layers.layer_norm", _init(LayerNorm())
-    ),
-    "vit_jax.masks.causal_mask": Contract((3,), None, "jax.numpy.tri"),
-    "vit_jax.masks.padding_mask": Contract(
-        (TOKENS[0], 3), (TOKENS, 3), "jax.numpy.arange"
-    ),
-    "vit_jax.masks.combine_masks": Contract(
-        (MASK, MASK), (MASK, MASK[None]), "jax.numpy.logical_and"
-    ),
-    "vit_jax.seq2seq.sinusoidal_position": Contract((3, 4), None, "jax.numpy.asarray"),
-    "vit_jax.seq2seq.Seq2SeqTransformer": Contract(
-        (TOKENS, TOKENS),
-        (TOKENS, TOKENS[0]),
-        "vit_jax.seq2seq.Seq2SeqTransformer.decode",
-        _init(_sequences),
-    ),
-    "vit_jax.transformer.Encoder": Contract(
-        (X,),
-        (X[0],),
-        "vit_jax.blocks.EncoderBlock.__call__",
-        _init(Encoder(depth=1, **_stack)),
-    ),
-    "vit_jax.transformer.Decoder": Contract(
-        (X, X),
-        (X, X[0]),
-        "vit_jax.blocks.DecoderBlock.__call__",
-        _init(Decoder(depth=1, **_stack)),
-    ),
-    "vit_jax.transformer.Transformer": Contract(
-        (X, X),
-        (X[0], X),
-        "vit_jax.transformer.Decoder.__call__",
-        _init(Transformer(**_stack, **_depths)),
-    ),
-    "vit_jax.vit.patchify": Contract((IMAGE, 4), (IMAGE[0], 4), "jax.numpy.swapaxes"),
-    "vit_jax.vit.ViT": Contract(
-        (IMAGE,), (IMAGE[0],), DENSE, _init(_vit), layer="head"
-    ),
-    "resnet_jax.batch_norm.batch_statistics": Contract(
-        (X,), (X[0, 0, 0],), "jax.numpy.square"
-    ),
-    "resnet_jax.batch_norm.batch_norm": Contract(
-        (X, ONE, ONE, ONE, ONE), (X, ONE, X, ONE, ONE), "jax.lax.rsqrt"
-    ),
-    "resnet_jax.batch_norm.BatchNorm": Contract(
-        (X,), (X[0, 0, 0],), "resnet_jax.batch_norm.batch_norm", _init(BatchNorm())
-    ),
-    "resnet_jax.cpu.convolution.conv_general_dilated": Contract(
-        (IMAGE, KERNEL, (1, 1), [(1, 1)] * 2),
-        (IMAGE[0], KERNEL, (1, 1), [(1, 1)] * 2),
-        "resnet_jax.cpu.convolution._convolve",
-    ),
-    "resnet_jax.cpu.winograd.conv3x3": Contract(
-        (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.winograd._conv3x3"
-    ),
-    "resnet_jax.resnet.BasicBlock": Contract(
-        (IMAGE,), (IMAGE[0],), "flax.linen.relu", _init(BasicBlock(4))
-    ),
-    "resnet_jax.resnet.BottleneckBlock": Contract(
-        (IMAGE,), (IMAGE[0],), "flax.linen.relu", _init(BottleneckBlock(4))
-    ),
-    "resnet_jax.resnet.ResNet": Contract(
-        (IMAGE,), (IMAGE[0],), DENSE, _init(ResNet(3, stage_sizes=(1,), width=4))
-    ),
-}
+PACKAGES = ("vit_jax", "resnet_jax", "train_jax.learning", "train_jax.tasks")
+CONTRACTS = models.CONTRACTS | trainer.CONTRACTS
+EXEMPT = models.EXEMPT | trainer.EXEMPT
 
 
 def _public() -> set[str]:
-    """Collect the public functions and callable modules of the packages."""
+    """Collect public functions, callable modules, and methods of other classes."""
     found = set()
     for package in map(importlib.import_module, PACKAGES):
         prefix = f"{package.__name__}."
-        for _, path, _ in pkgutil.walk_packages(package.__path__, prefix):
+        modules = pkgutil.walk_packages(package.__path__, prefix)
+        for path in [package.__name__, *(module.name for module in modules)]:
             for name, value in vars(importlib.import_module(path)).items():
                 is_own = getattr(value, "__module__", None) == path
+                if not is_own or name.startswith("_"):
+                    continue
                 is_module = inspect.isclass(value) and "__call__" in dir(value)
-                is_called = inspect.isfunction(value) or is_module
-                if is_own and is_called and not name.startswith("_"):
+                if inspect.isfunction(value) or is_module:
                     found.add(f"{path}.{name}")
+                elif inspect.isclass(value):
+                    found |= {
+                        f"{path}.{name}.{method}"
+                        for method, function in vars(value).items()
+                        if inspect.isfunction(function)
+                        and function.__module__ == path
+                        and not method.startswith("_")
+                    }
     return found
 
 
 def _blamed(error: pytest.ExceptionInfo) -> str:
-    """Name the function of the packages that asserted: the innermost frame."""
+    """Name the function of the packages that asserted: the innermost frame.
+
+    What it has a `_check…` of its own for, it asserts itself.
+    """
     folders = [str(ROOT / package.replace(".", "/")) for package in PACKAGES]
     *_, frame = (
         frame.f_code
         for frame, _ in traceback.walk_tb(error.tb)
         if frame.f_code.co_filename.startswith(tuple(folders))
+        and not frame.f_code.co_name.startswith("_check")
     )
     return frame.co_qualname
 
 
 def _expected(name: str) -> str:
-    value = _resolve(name)
+    if CONTRACTS[name].blamed is not None:
+        return CONTRACTS[name].blamed
+    value = resolve(name)
     return (value.__call__ if inspect.isclass(value) else value).__qualname__
 
 
@@ -302,23 +76,23 @@ def test_every_public_function_has_a_contract():
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_arguments_are_accepted(name):
     contract = CONTRACTS[name]
-    (contract.call or _resolve(name))(*contract.good)
+    (contract.call or resolve(name))(*contract.good)
 
 
 @pytest.mark.parametrize("name", [n for n, c in CONTRACTS.items() if c.wrong])
 def test_a_wrong_rank_is_rejected_at_the_entrance(name):
     contract = CONTRACTS[name]
     with pytest.raises(AssertionError) as error:
-        (contract.call or _resolve(name))(*contract.wrong)
+        (contract.call or resolve(name))(*contract.wrong)
     assert _blamed(error) == _expected(name)
 
 
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_a_wrong_result_is_noticed_at_the_exit(name, monkeypatch):
     contract, expected = CONTRACTS[name], _expected(name)
-    call = contract.call or _resolve(name)
+    call = contract.call or resolve(name)
     module, _, attribute = contract.inner.rpartition(".")
-    owner = _owner(module)
+    owner = resolve(module)
     inner = getattr(owner, attribute)
 
     def misshapen(*args, **kwargs):
@@ -334,11 +108,3 @@ def test_a_wrong_result_is_noticed_at_the_exit(name, monkeypatch):
     ):
         call(*contract.good)
     assert _blamed(error) == expected
-
-
-def _owner(path: str) -> Any:
-    """Resolve a module, or a class in one."""
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError:
-        return _resolve(path)

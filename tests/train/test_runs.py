@@ -140,7 +140,7 @@ def test_sweeps_and_seeds_are_combined():
         "label_smoothing": (0.0, 0.0, 0.1, 0.1),
         "optimizer.b1": (0.8,) * 4,
     }
-    assert runs.names[2] == "label_smoothing 0.1, b1 0.8, seed 5"
+    assert runs.names[2] == "b1 0.8, label_smoothing 0.1, seed 5"
 
 
 def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, capsys):

@@ -180,6 +180,7 @@ def augment_batch(
         image_BHWC: float32, augmented and normalised.
         target_BY: float32 class probabilities.
     """
+    chex.assert_rank([image_BHWC, label_B], [4, 1])
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
     if crop_padding:
         crop_key = stream(key, "crop")
@@ -207,4 +208,7 @@ def stream(key: Array, name: str) -> Array:
 
     Each augmentation has one of its own, so that switching one off changes no other.
     """
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    chex.assert_shape(key, ())
+    stream_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    chex.assert_shape(stream_key, ())
+    return stream_key

@@ -121,9 +121,11 @@ def loss_of_batch(
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )
-    loss = cross_entropy(logits, optax.smooth_labels(target, label_smoothing)).mean()
+    losses = cross_entropy(logits, optax.smooth_labels(target, label_smoothing))
     hits = logits.argmax(axis=-1) == target.argmax(axis=-1)
+    chex.assert_equal_shape([losses, hits])
     hits_B = hits.reshape(len(hits), -1).all(axis=-1)
+    loss = losses.mean()
     metrics = {"loss": loss, "accuracy": hits_B.mean()}
     chex.assert_shape([loss, *metrics.values()], ())
     return loss, (metrics, updates.get("batch_stats", {}))
@@ -216,6 +218,7 @@ def make_next_step(
     def next_step(
         state: TrainState, examples: tuple[Array, ...], order_M: Array, key: Array
     ) -> TrainState:
+        chex.assert_shape([state.step, state.finite_steps], ())
         batch, dropout_key = batch_of_step(
             make_batch,
             state.step,
@@ -227,9 +230,8 @@ def make_next_step(
         )
         is_first = state.step % (order_M.shape[0] // batch_size) == 0
         new_state, metrics = train_step(state, batch, dropout_key)
-        chex.assert_shape(list(metrics.values()), ())
         is_finite = jnp.isfinite(metrics["loss"]) & (state.finite_steps == state.step)
-        return new_state.replace(
+        new_state = new_state.replace(
             finite_steps=state.finite_steps + is_finite,
             epoch_sums=jax.tree.map(
                 lambda sum, value: jnp.where(is_first, 0.0, sum) + value,
@@ -237,5 +239,7 @@ def make_next_step(
                 metrics,
             ),
         )
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+        return new_state
 
     return next_step

@@ -217,7 +217,11 @@ def make_trainer(
     """
     steps_per_epoch, total_steps = count_steps(config, len(train))
     tx = make_optimizer(
-        config.optimizer, {}, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+        config.optimizer,
+        # Each run's own values are in its state; these only make them be read there.
+        {field: values[0] for field, values in runs.swept.items()},
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
     )
     train_step = make_train_step(
         model,
