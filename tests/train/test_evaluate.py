@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from train_jax.data import ImageSplit
-from train_jax.devices import sharding
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.runs import Runs
 from train_jax.run.setup import make_evaluator
@@ -30,8 +29,7 @@ def _split(count):
 def _make_evaluator(model) -> Evaluator:
     """An evaluator of a model of 2×2 images and three classes, 16 at a time."""
     task = Classification((2, 2, 1), ("a", "b", "c"), mean=(0.0,), std=(0.1,))
-    runs, mesh = Runs.combine([0], {}), sharding.make_mesh()
-    return make_evaluator(model, task, runs, mesh, batch_size=10)
+    return make_evaluator(model, task, Runs.combine([0], {}), batch_size=10)
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])

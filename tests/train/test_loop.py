@@ -23,7 +23,7 @@ from train_jax.output.files import read_json
 from train_jax.run import build, epoch
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Diverged, Failed, Stopped
-from train_jax.run.loop import SavePolicy
+from train_jax.run.saving import SaveSchedule
 from train_jax.tasks import Classification
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_breaks_off_equals_the_uninterrupted_run(
     def fail(*_):
         raise ZeroDivisionError  # a mistake in the program, say
 
-    monkeypatch.setattr(SavePolicy, "is_due", lambda _, step: step < 15 or fail())
+    monkeypatch.setattr(SaveSchedule, "is_due", lambda _, step: step < 15 or fail())
     with pytest.raises(ZeroDivisionError):
         train_tiny(tmp_path, CHANGES)
     monkeypatch.undo()

@@ -68,7 +68,7 @@ def test_four_seeds_equal_four_runs(tmp_path, capsys):
     together = EVERYTHING | {"num_seeds": 4, "seed": 3}
     singles = [EVERYTHING | {"seed": seed} for seed in (3, 4, 5, 6)]
     assert_equals_single_runs(tmp_path, together, singles, capsys)
-    assert dict(make_tiny(together).mesh.shape) == {"run": 4, "data": 2}
+    assert dict(make_tiny(together).runs.mesh.shape) == {"run": 4, "data": 2}
 
 
 def assert_equal_steps(together, singles):

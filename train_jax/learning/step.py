@@ -201,18 +201,17 @@ def make_next_step(
 ) -> Callable[..., TrainState]:
     """Make a function that takes the next step of an epoch, whichever that is.
 
-    Batch, augmentation and dropout of a step depend on the key and on the step's
-    number alone, so that a run can go on from any state.
+    What a step draws depends on the key and its number alone: a run can go on from any
+    state.
 
     Args:
         train_step: see `make_train_step`.
-        make_batch: (key, *examples) → batch.
+        make_batch: the function (key, *examples) → batch.
         batch_size: number of examples in a batch, over all devices.
         batch_sharding: sharding of the batch.
 
     Returns:
-        A pure function (state, examples, order_M, key) → state. The examples are the
-        arrays of the whole split, the order is the epoch's, see `epoch_order`.
+        A pure function (state, the whole split's examples, order_M, key) → state.
     """
 
     def next_step(

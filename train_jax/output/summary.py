@@ -36,23 +36,19 @@ def summarize(
         finite_steps_R: number of steps before the loss was first not finite.
         total_steps: length of the training.
         num_images: number of images that all runs were trained on.
-        num_params: number of parameters of a run.
-        seeds: the seed of each run.
-        swept: field → value in each run.
+        num_params: of one run.
+        swept: field → its value in each run.
     """
     tested = next(record for record in records if record["step"] == test_step)
     results = {"test_accuracy": test_accuracy_R, "test_loss": test_loss_R}
     for name in ("val_accuracy", "val_loss"):
         results[name] = metrics_from_json(tested[name])
-    diverged_in = [
-        None if step == total_steps else int(step) + 1 for step in finite_steps_R
-    ]
+    diverged = [None if n == total_steps else int(n) + 1 for n in finite_steps_R]
     # An extended run may have two records of the epoch in which it was to end before;
     # the later one includes the seconds of the earlier one.
-    seconds = {record["epoch"]: record["seconds"] for record in records}
-    train_seconds = sum(seconds.values())
+    train_seconds = sum({line["epoch"]: line["seconds"] for line in records}.values())
     return {
-        **_over_runs(results, diverged_in, seeds, swept),
+        **_over_runs(results, diverged, seeds, swept),
         "num_params": num_params,
         "steps": total_steps,
         "test_step": test_step,
@@ -95,30 +91,6 @@ def _over_runs(
         for run, seed in enumerate(seeds)
     ]
     return summary
-
-
-def describe_checkpoint(
-    fields: dict[str, Any],
-    task: dict[str, Any],
-    *,
-    epoch_seconds: float,
-    metrics: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
-    """Make the metadata of a checkpoint, which can be used without its run's folder.
-
-    Args:
-        fields: the config.
-        task: the task, as JSON.
-        epoch_seconds: how long the steps of the current epoch have taken so far.
-        metrics: the lines of metrics.jsonl so far.
-    """
-    return {
-        "config": fields,
-        "task": task,
-        "versions": versions(),
-        "epoch_seconds": epoch_seconds,
-        "metrics": list(metrics),
-    }
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from train_jax.devices import sharding
 from train_jax.learning.state import TrainState
@@ -24,8 +23,6 @@ def repeat_and_explain(
     failed_step: int,
     *,
     runs: Runs,
-    keys: dict[str, jax.Array],
-    mesh: Mesh,
     **arguments: Any,
 ) -> str:
     """Repeat the steps up to one that failed; say which array is not finite first.
@@ -35,15 +32,14 @@ def repeat_and_explain(
         state: that of a checkpoint before; is donated.
         failed_step: the step in which the loss was not finite, from 1.
         runs: the runs of the state.
-        keys: of the runs.
-        mesh: the devices.
         **arguments: of `find_first_nonfinite`.
     """
-    key_data = sharding.fetch(jax.tree.map(jax.random.key_data, keys), mesh)
+    key_data = jax.tree.map(jax.random.key_data, runs.keys)
+    key_data = sharding.fetch(key_data, runs.mesh)
     # The step before may have had a finite loss and a gradient that was not.
     for step in range(max(state.steps_done, failed_step - 2), failed_step):
         state = trainer.advance(state, step)
-        states = sharding.fetch(state, mesh)
+        states = sharding.fetch(state, runs.mesh)
         for run, run_name in enumerate(runs.names):
             key = jax.tree.map(jax.random.wrap_key_data, runs.select(key_data, run))
             name = find_first_nonfinite(

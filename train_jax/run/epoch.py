@@ -143,8 +143,7 @@ class Trainer:
             pause_every: leave the epoch after every so many steps.
 
         Returns:
-            The new state, and the epoch's training metrics, led by the run axis R;
-            None in their place if the epoch is not over yet.
+            The new state; the epoch's metrics, (R,) each, or None if it is not over.
 
         Raises:
             NonFiniteError: if the loss is not finite any more, in all runs.

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from train_jax import tasks
 from train_jax.config.config import from_config_dict, to_json
 from train_jax.config.fields import Config
 from train_jax.devices import processes, sharding
@@ -26,8 +25,9 @@ from train_jax.run import loop
 from train_jax.run.diagnose import repeat_and_explain
 from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Stopped, open_checkpoints
-from train_jax.run.loop import Record, SavePolicy
+from train_jax.run.loop import Record
 from train_jax.run.restore import start_or_resume
+from train_jax.run.saving import make_save, make_save_schedule
 from train_jax.run.setup import Parts, set_up
 
 ShouldStop = Callable[[], bool]
@@ -183,16 +183,6 @@ def _train(
     check_lock()
     truncate_metrics(workdir / wd.METRICS, records)
     trainer.compile(state, seconds=metadata["epoch_seconds"])
-
-    def save(step: int, state: TrainState, *, score: float) -> None:
-        metadata = summary.describe_checkpoint(
-            fields,
-            tasks.to_json(parts.task),
-            epoch_seconds=trainer.seconds,
-            metrics=records,
-        )
-        checkpoints.save(step, state, metadata, score=score)
-
     with report.Report(
         workdir,
         first_step=state.steps_done,
@@ -207,8 +197,10 @@ def _train(
             trainer=trainer,
             validate=lambda variables: parts.evaluator(variables, parts.val),
             report=progress,
-            save=save,
-            save_policy=_make_save_policy(config, trainer.steps_per_epoch),
+            save=make_save(checkpoints, fields, parts.task, trainer, records),
+            schedule=make_save_schedule(
+                config.checkpoint, trainer.steps_per_epoch, trainer.total_steps
+            ),
             should_stop=should_stop,
         )
     if state.steps_done < trainer.total_steps:
@@ -218,15 +210,6 @@ def _train(
             "the same command resumes from there"
         )
     return state, records
-
-
-def _make_save_policy(config: Config, steps_per_epoch: int) -> SavePolicy:
-    """When the config asks for a checkpoint."""
-    every = config.checkpoint
-    periods = [every.every_epochs * steps_per_epoch]
-    if every.every_steps is not None:
-        periods.append(every.every_steps)
-    return SavePolicy(tuple(periods), every.every_steps, every.every_minutes)
 
 
 def _restore_best(
@@ -262,8 +245,6 @@ def _make_diagnose(config: Config, parts: Parts) -> Callable[[Checkpoints, int],
             make_batch=parts.task.make_batch,
             examples=parts.train.examples,
             runs=parts.runs,
-            keys=parts.keys,
-            mesh=parts.mesh,
             batch_size=config.batch_size,
         )
 
@@ -278,7 +259,7 @@ def _plot(
     test: Evaluation,
 ) -> None:
     """Draw the run's pictures; of several runs those of the one that validates best."""
-    variables = sharding.fetch(variables, parts.mesh)
+    variables = sharding.fetch(variables, parts.runs.mesh)
     if not processes.is_main():
         return
     folder.mkdir(exist_ok=True)

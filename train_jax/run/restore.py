@@ -12,7 +12,6 @@ from train_jax import tasks
 from train_jax.config.config import resolve
 from train_jax.config.fields import Config
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.devices import sharding
 from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
@@ -119,12 +118,11 @@ def load_model(
         # That of the training may not exist on this device; the weights fit any.
         fields["model.attention_implementation"] = "own"
     config, task = resolve(fields), tasks.from_json(metadata["task"])
-    runs = make_runs(config)
+    runs = make_runs(config, devices=jax.devices()[:1])
     if not 0 <= run < len(runs):
         raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
     model = make_model(config, task)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    abstract_state, _ = make_start(config, model, task, runs, mesh, runs.keys(mesh))
+    abstract_state, _ = make_start(config, model, task, runs)
     state = checkpoint.restore(directory, step, abstract_state)
     variables = runs.select(state.eval_variables, run)
     return TrainedRun(config, task, model, variables, step)

@@ -15,7 +15,7 @@ from train_jax.devices import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """R independent runs that are trained in one program.
+    """R independent runs that are trained in one program, and the devices they share.
 
     With more than one, every array of the training state and of the metrics leads with
     the run axis R, and a step of all runs is the vmapped step of one. A single run
@@ -24,18 +24,31 @@ class Runs:
     Attributes:
         seeds: the seed of each run.
         swept: field of the config → its value in each run.
+        mesh: the devices, see `sharding.make_mesh`.
     """
 
     seeds: tuple[int, ...]
     swept: dict[str, tuple[float, ...]]
+    mesh: Mesh
 
     @classmethod
     def combine(
-        cls, seeds: Sequence[int], sweep: Mapping[str, tuple[float, ...]]
+        cls,
+        seeds: Sequence[int],
+        sweep: Mapping[str, tuple[float, ...]],
+        *,
+        devices: Sequence[Any] | None = None,
     ) -> "Runs":
-        """Combine every value of every swept field with every seed."""
+        """Combine every value of every swept field with every seed.
+
+        Args:
+            seeds: the seeds.
+            sweep: field of the config → values.
+            devices: all of them if not given.
+        """
         *values, seeds = zip(*itertools.product(*sweep.values(), seeds), strict=True)
-        return cls(tuple(seeds), dict(zip(sweep, values, strict=True)))
+        mesh = sharding.make_mesh(len(seeds), devices=devices)
+        return cls(tuple(seeds), dict(zip(sweep, values, strict=True)), mesh)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -62,14 +75,15 @@ class Runs:
             for field, values in self.swept.items()
         }
 
-    def keys(self, mesh: Mesh) -> dict[str, jax.Array]:
-        """Make each run's keys: "init", "order" and "steps"."""
+    @functools.cached_property
+    def keys(self) -> dict[str, jax.Array]:
+        """Each run's keys: "init", "order" of the examples, and "steps"."""
 
         def make_keys(seed: jax.Array) -> dict[str, jax.Array]:
             key, streams = jax.random.key(seed), ("init", "order", "steps")
             return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}
 
-        everywhere = sharding.replicated(mesh)
+        everywhere = sharding.replicated(self.mesh)
         seeds = self.stack(self.seeds).astype(np.uint32)
         return jax.jit(self.vmap(make_keys), out_shardings=everywhere)(seeds)
 

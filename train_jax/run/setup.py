@@ -10,7 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh
 
 from train_jax import data
 from train_jax.config.fields import MOST_STEPS, Config
@@ -36,9 +35,7 @@ class Parts:
         test: the examples to test on, once, at the end.
         task: how examples become batches, and which outputs are right.
         model: the module.
-        runs: the runs that are trained in one program.
-        mesh: the devices.
-        keys: each run's keys, see `Runs.keys`.
+        runs: the runs that are trained in one program, and their devices.
         abstract_state: shapes, dtypes and shardings of the training state.
         init_state: draws the state to start from.
         trainer: takes the training steps.
@@ -51,8 +48,6 @@ class Parts:
     task: Task
     model: nn.Module
     runs: Runs
-    mesh: Mesh
-    keys: dict[str, jax.Array]
     abstract_state: TrainState
     init_state: Callable[[], TrainState]
     trainer: Trainer
@@ -94,12 +89,10 @@ def make_parts(
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    runs = make_runs(config)
-    mesh = sharding.make_mesh(len(runs), devices=devices)
+    runs = make_runs(config, devices=devices)
     task = make_task(config.dataset, config.augment, train)
     model = make_model(config, task) if model is None else model
-    keys = runs.keys(mesh)
-    abstract_state, init_state = make_start(config, model, task, runs, mesh, keys)
+    abstract_state, init_state = make_start(config, model, task, runs)
     longest = max(len(val), len(test))  # a larger batch would be padding alone
     return Parts(
         train=train,
@@ -108,27 +101,24 @@ def make_parts(
         task=task,
         model=model,
         runs=runs,
-        mesh=mesh,
-        keys=keys,
         abstract_state=abstract_state,
         init_state=init_state,
-        trainer=make_trainer(config, model, task, train, runs, mesh, keys),
+        trainer=make_trainer(config, model, task, train, runs),
         evaluator=make_evaluator(
-            model, task, runs, mesh, batch_size=min(config.eval_batch_size, longest)
+            model, task, runs, batch_size=min(config.eval_batch_size, longest)
         ),
     )
 
 
-def make_runs(config: Config) -> Runs:
-    """List the runs that the config asks for."""
+def make_runs(config: Config, *, devices: Sequence[Any] | None = None) -> Runs:
+    """List the runs that the config asks for; see `Runs.combine`."""
     seeds = range(config.seed, config.seed + config.num_seeds)
-    return Runs.combine(seeds, config.sweep)
+    return Runs.combine(seeds, config.sweep, devices=devices)
 
 
 def _check_without_data(config: Config) -> None:
     """Raise ValueError for what cannot work, whatever the data are."""
-    mesh = sharding.make_mesh(len(make_runs(config)))
-    num_devices = mesh.shape[sharding.DATA_AXIS]
+    num_devices = make_runs(config).mesh.shape[sharding.DATA_AXIS]
     for name in FIELDS:
         data.parse_split(getattr(config.dataset, name))
     size, parts = config.batch_size, config.accumulation_steps
@@ -166,12 +156,7 @@ def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
 
 
 def make_start(
-    config: Config,
-    model: nn.Module,
-    task: Task,
-    runs: Runs,
-    mesh: Mesh,
-    keys: Mapping[str, Any],
+    config: Config, model: nn.Module, task: Task, runs: Runs
 ) -> tuple[TrainState, Callable[[], TrainState]]:
     """Describe the training state of all runs, and make the function that draws it.
 
@@ -192,9 +177,12 @@ def make_start(
         )
 
     init_all = runs.vmap(init)
-    arguments = (keys["init"], runs.swept_values())
+    arguments = (runs.keys["init"], runs.swept_values())
     abstract_state = sharding.shard_state(
-        jax.eval_shape(init_all, *arguments), mesh, num_runs=len(runs), fsdp=config.fsdp
+        jax.eval_shape(init_all, *arguments),
+        runs.mesh,
+        num_runs=len(runs),
+        fsdp=config.fsdp,
     )
     layout = jax.tree.map(lambda x: x.sharding, abstract_state)
     jitted = compiler.fast_jit(init_all, out_shardings=layout)
@@ -207,8 +195,6 @@ def make_trainer(
     task: Task,
     train: ImageSplit | SequenceSplit,
     runs: Runs,
-    mesh: Mesh,
-    keys: dict[str, jax.Array],
 ) -> Trainer:
     """Make the trainer; its steps are compiled later.
 
@@ -227,21 +213,21 @@ def make_trainer(
         model,
         tx,
         accumulation_steps=config.accumulation_steps,
-        params_sharding=sharding.replicated(mesh) if config.fsdp else None,
+        params_sharding=sharding.replicated(runs.mesh) if config.fsdp else None,
     )
     next_step = make_next_step(
         train_step,
         task.make_batch,
         batch_size=config.batch_size,
-        batch_sharding=sharding.batch_sharding(mesh),
+        batch_sharding=sharding.batch_sharding(runs.mesh),
     )
     shuffle = functools.partial(epoch_order, num_examples=len(train))
     return Trainer(
         runs.vmap(next_step, in_axes=(0, None, 0, 0)),
         runs.vmap(shuffle, in_axes=(0, None)),
         train.examples,
-        keys,
-        mesh=mesh,
+        runs.keys,
+        mesh=runs.mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         examples_per_step=config.batch_size * len(runs),
@@ -251,7 +237,7 @@ def make_trainer(
 
 
 def make_evaluator(
-    model: nn.Module, task: Task, runs: Runs, mesh: Mesh, *, batch_size: int
+    model: nn.Module, task: Task, runs: Runs, *, batch_size: int
 ) -> Evaluator:
     """Make the evaluator of all runs."""
     eval_step = task.make_eval_step(model)
@@ -261,5 +247,5 @@ def make_evaluator(
             in_axes=(0, None),
         ),
         batch_size=batch_size,
-        mesh=mesh,
+        mesh=runs.mesh,
     )

@@ -1,0 +1,86 @@
+"""When checkpoints are saved, and what is saved with the state."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from train_jax import tasks
+from train_jax.config.fields import CheckpointConfig
+from train_jax.learning.state import TrainState
+from train_jax.output import summary
+from train_jax.output import workdir as wd
+from train_jax.output.checkpoint import Checkpoints
+from train_jax.run.epoch import Trainer
+from train_jax.tasks import Task
+
+
+class SaveSchedule:
+    """When to save a checkpoint.
+
+    Attributes:
+        pause_every: the period in steps that need not end with an epoch, if any.
+    """
+
+    def __init__(
+        self,
+        *periods: int,
+        pause_every: int | None = None,
+        minutes: float | None = None,
+    ):
+        """Start now.
+
+        Args:
+            *periods: save after every so many steps.
+            pause_every: likewise, also within an epoch.
+            minutes: save after so long without a checkpoint.
+        """
+        self.pause_every = pause_every
+        self._periods = periods if pause_every is None else (*periods, pause_every)
+        self._seconds = float("inf") if minutes is None else 60 * minutes
+        self._saved_at = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after a step."""
+        return any(step % period == 0 for period in self._periods)
+
+    def is_late(self) -> bool:
+        """Whether the last checkpoint is too old."""
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    def restart(self) -> None:
+        """Take note that a checkpoint was saved now."""
+        self._saved_at = time.monotonic()
+
+
+def make_save_schedule(
+    every: CheckpointConfig, steps_per_epoch: int, total_steps: int
+) -> SaveSchedule:
+    """Make the schedule that the config asks for; the last step is saved as well."""
+    return SaveSchedule(
+        every.every_epochs * steps_per_epoch,
+        total_steps,
+        pause_every=every.every_steps,
+        minutes=every.every_minutes,
+    )
+
+
+def make_save(
+    checkpoints: Checkpoints,
+    fields: wd.Fields,
+    task: Task,
+    trainer: Trainer,
+    records: Sequence[dict[str, Any]],
+) -> Callable[..., None]:
+    """Make the function that saves a checkpoint, which can be used on its own."""
+
+    def save(step: int, state: TrainState, *, score: float) -> None:
+        metadata = {
+            "config": fields,
+            "task": tasks.to_json(task),
+            "versions": summary.versions(),
+            "epoch_seconds": trainer.seconds,
+            "metrics": list(records),
+        }
+        checkpoints.save(step, state, metadata, score=score)
+
+    return save
