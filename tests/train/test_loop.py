@@ -48,7 +48,7 @@ CHANGES = {
 def finished(tmp_path_factory):
     """The folder of an uninterrupted run, and its summary."""
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, train_tiny(workdir, CHANGES)
+    return workdir, train_tiny(workdir, CHANGES, has_plots=True)
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -150,7 +150,7 @@ def test_batchnorm_resumes_and_models_without_attention_draw_none(
 ):
     monkeypatch.setattr(build, "create_model", lambda *_, **__: SMALL_RESNET)
     changes = RESNET | {"num_steps": 7, "checkpoint.every_epochs": 1}
-    summary = train_tiny(tmp_path, changes)
+    summary = train_tiny(tmp_path, changes, has_plots=True)
     assert summary["steps"] == 7
     assert [line["step"] for line in records(tmp_path)] == [5, 7]
     assert not (tmp_path / wd.PLOTS / "attention.png").exists()

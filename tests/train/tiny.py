@@ -1,8 +1,10 @@
 """A run small enough for a test: 8×8 digits, a ViT of one block."""
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -49,10 +51,20 @@ def tiny_config(changes: dict[str, Any] | None = None) -> Config:
 
 
 def train_tiny(
-    workdir: pathlib.Path, changes: dict[str, Any] | None = None, **how: Any
+    workdir: pathlib.Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    has_plots: bool = False,
+    **how: Any,
 ) -> dict[str, Any]:
-    """Train and evaluate the tiny model; returns the summary."""
-    return experiment.train_and_evaluate(tiny_config(changes), workdir, **how)
+    """Train and evaluate the tiny model; returns the summary.
+
+    Plots are drawn only if they are asked for: they are a third of the time.
+    """
+    with contextlib.ExitStack() as stack:
+        if not has_plots:
+            stack.enter_context(mock.patch.object(experiment, "_plot"))
+        return experiment.train_and_evaluate(tiny_config(changes), workdir, **how)
 
 
 def make_tiny(
