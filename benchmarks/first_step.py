@@ -1,10 +1,10 @@
-"""Start train.py and leave after the first step: python -m benchmarks.first_step."""
+"""Train, and leave after the first step: python -m benchmarks.first_step --config …"""
 
 import os
 import sys
 from typing import Any
 
-import train
+from train_jax import train
 from train_jax.output.report import Report
 
 
@@ -14,5 +14,5 @@ def leave(*args: Any, **kwargs: Any) -> None:
 
 
 if __name__ == "__main__":
-    Report.progress = leave
+    Report.show_progress = leave
     sys.exit(train.main(sys.argv[1:]))

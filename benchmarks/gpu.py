@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import commands, ours
-from benchmarks.cases import CASES, SMALL, Case
+from benchmarks.cases import CASES, Case, cases
 from benchmarks.timing import Timing, take_turns
 from benchmarks.train_step import make_programs
 
@@ -31,33 +31,34 @@ _RECIPE = (
 )
 _SMALL_RECIPE = (
     *("--config", "configs/vit_digits.py", "--config.num_epochs=2"),
-    "--config.optimizer.warmup_epochs=0",
+    *("--config.optimizer.warmup_epochs=0", "--config.model.width=16"),
+    "--config.model.depth=1",
 )
 
 
 def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
     """Time steps in bfloat16, then a whole training."""
-    chosen = SMALL if small else _cases()
+    kind = jax.devices()[0].device_kind
+    peak = next((v for k, v in _PEAK.items() if k in kind), None)
+    chosen = cases(small=True) if small else _cases()
     for name, case in chosen.items():
         compiled = {"is_compiled": True, "channels_last": case.is_convolutional}
-        peers = {} if small else {"compiled": compiled}
-        kind = jax.devices()[0].device_kind
-        peak = next((v for k, v in _PEAK.items() if k in kind), None)
+        variants = {} if small else {"compiled": compiled}
         timings = take_turns(
             f"{name}, batch {case.batch_size}, bfloat16",
-            make_programs(case, "bfloat16", peers),
+            make_programs(case, "bfloat16", variants),
             rounds=rounds,
             images=case.batch_size,
             units=case.num_steps,
         )
         for timing in timings:
-            share = peak and _flops_of_step(case) / timing.median / peak
+            share = peak and flops_of_step(case) / timing.median / peak
             yield dataclasses.replace(timing, peak_share=share)
     yield from _whole_training(small=small)
 
 
 def _cases() -> dict[str, Case]:
-    """The CPU's cases with batches that fill a GPU, and fused attention."""
+    """List the CPU's cases with batches that fill a GPU, and fused attention."""
     vit, resnet = CASES["ViT-S/16, 224 px"], CASES["ResNet-18, CIFAR-10"]
     fused = vit.fields | {"model.attention_implementation": "cudnn"}
     return {
@@ -69,22 +70,21 @@ def _cases() -> dict[str, Case]:
     }
 
 
-def _flops_of_step(case: Case) -> float:
-    """Operations of a training step, three times those of a forward pass."""
+def flops_of_step(case: Case) -> float:
+    """Count a training step's operations: three times those of a forward pass."""
     # XLA does not see into cuDNN's attention; the plain one has as many.
     fields = dict(case.fields)
     fields.pop("model.attention_implementation", None)
-    experiment = ours.make_experiment(case._replace(fields=fields))
-    variables = experiment.abstract_state().eval_variables
+    model = ours.make_model(case._replace(fields=fields))
     image = jax.ShapeDtypeStruct((case.batch_size, *case.image_shape), jnp.float32)
-    forward = jax.jit(experiment.model.apply).lower(variables, image)
-    costs = forward.cost_analysis()
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    costs = jax.jit(model.apply).lower(variables, image).cost_analysis()
     assert costs is not None
     return 3 * costs["flops"]
 
 
 def _whole_training(*, small: bool) -> Iterator[Timing]:
-    """A training from the command to the test accuracy that it has to reach."""
+    """Time a training from the command to the test accuracy that it has to reach."""
     accuracy, recipe = ("0", _SMALL_RECIPE) if small else ("0.94", _RECIPE)
     with tempfile.TemporaryDirectory() as scratch:
         workdir = pathlib.Path(scratch) / "run"

@@ -1,11 +1,13 @@
 """How fast is inference: one image, and many?"""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import torch
 
-from benchmarks import ours
+from benchmarks import ours, peers
 from benchmarks.cases import Case, cases
 from benchmarks.timing import Timing, take_turns
 
@@ -13,10 +15,16 @@ from benchmarks.timing import Timing, take_turns
 def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
     """Time a forward pass of one image, and of a batch as in training."""
     for name, case in cases(small=small).items():
+        model = ours.make_model(case)
+        one_image = jnp.zeros((1, *case.image_shape))
+        variables = jax.jit(model.init)(jax.random.key(0), one_image)
+        predict = functools.partial(jax.jit(model.apply), variables)
         for batch_size, num_calls in ((1, 4 if small else 32), (case.batch_size, 2)):
             yield from take_turns(
                 f"{name}, batch {batch_size}",
-                _make_programs(case, batch_size, num_calls, compiled=not small),
+                _make_programs(
+                    case, predict, batch_size, num_calls, compiled=not small
+                ),
                 rounds=rounds,
                 images=batch_size,
                 units=num_calls,
@@ -24,19 +32,17 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
 
 
 def _make_programs(
-    case: Case, batch_size: int, num_calls: int, *, compiled: bool
+    case: Case,
+    predict: Callable[[jax.Array], jax.Array],
+    batch_size: int,
+    num_calls: int,
+    *,
+    compiled: bool,
 ) -> dict[str, Callable[[], None]]:
-    """The programs to compare: each makes a number of calls, one after another."""
-    import torch
-
-    from benchmarks import peers
-
-    experiment = ours.make_experiment(case)
-    variables = experiment.first_state().eval_variables
-    predict = jax.jit(experiment.model.apply)
-    image_BHWC = jnp.zeros((batch_size, *case.image_shape))
-    peer = peers.make_model(case).to(peers.DEVICE).eval()
+    """Make the programs to compare: each makes a number of calls in a row."""
     height, width, channels = case.image_shape
+    image_BHWC = jnp.zeros((batch_size, height, width, channels))
+    peer = peers.make_model(case).to(peers.DEVICE).eval()
     image_BCHW = torch.zeros(batch_size, channels, height, width, device=peers.DEVICE)
     if case.is_convolutional:
         peer = peer.to(memory_format=torch.channels_last)  # type: ignore
@@ -44,7 +50,7 @@ def _make_programs(
 
     def our_program() -> None:
         for _ in range(num_calls):
-            jax.block_until_ready(predict(variables, image_BHWC))
+            jax.block_until_ready(predict(image_BHWC))
 
     def torch_program(model: Callable) -> Callable[[], None]:
         def call() -> None:

@@ -1,64 +1,74 @@
-"""This project's side: the trainer's own compiled steps, on images made up."""
+"""This project's models and training steps, on random images."""
 
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from benchmarks.cases import Case
 from train_jax.config.config import resolve
+from train_jax.config.fields import Config
 from train_jax.data import ImageSplit
-from train_jax.devices import sharding
-from train_jax.run.epoch import EpochRunner
-from train_jax.run.experiment import Experiment, make_model, make_task
-from train_jax.run.runs import Runs
+from train_jax.run import build, setup
+from train_jax.tasks import Task
+
+# The schedule of the learning rate does not end before a benchmark does.
+_NUM_STEPS = 1_000_000
 
 
-def make_experiment(
-    case: Case, *, devices: list[Any] | None = None, **fields: Any
-) -> Experiment:
-    """Set up an experiment on random images.
+def make_program(
+    case: Case,
+    num_steps: int,
+    *,
+    devices: Sequence[Any] | None = None,
+    **fields: Any,
+) -> Callable[[], None]:
+    """Make a program that trains for a number of steps each time it is called.
 
     Args:
         case: the model and its images.
+        num_steps: number of steps in a call.
         devices: all of them if not given.
         **fields: more fields of the config.
     """
-    num_examples, num_classes = case.batch_size * 8, case.num_classes
-    generator = np.random.default_rng(0)
-    names = tuple(map(str, range(num_classes)))
-    split = ImageSplit(
-        generator.integers(0, 256, (num_examples, *case.image_shape), dtype=np.uint8),
-        generator.integers(0, num_classes, num_examples).astype(np.int32),
-        names,
-    )
-    config = resolve(case.fields | {"batch_size": case.batch_size} | fields)
-    runs, task = Runs.of(config), make_task(config, split)
-    return Experiment(
-        config=config,
-        workdir=pathlib.Path(),
-        train=split,
-        val=split,
-        test=split,
-        task=task,
-        model=make_model(config, task),
-        runs=runs,
-        mesh=sharding.make_mesh(len(runs), devices=devices),
-        steps_per_epoch=num_examples // config.batch_size,
-        total_steps=1_000_000,
-    )
-
-
-def make_steps(experiment: Experiment, num_steps: int) -> Callable[[], None]:
-    """Make a program that trains for a number of steps each time it is called."""
-    state = experiment.first_state()
-    runner = EpochRunner(experiment, state)
-    order = runner.order(0)
+    train = _make_images(case, 8 * case.batch_size)
+    config, task, model = _make_model(case, train, **fields)
+    runs = setup.make_runs(config, devices=devices)
+    _, init_state = setup.make_start(config, model, task, runs)
+    trainer = setup.make_trainer(config, model, task, train, runs)
+    state = init_state()
+    trainer.compile(state)
+    order = trainer.order(0)
 
     def take_steps() -> None:
         nonlocal state
-        state = jax.block_until_ready(runner.take_steps(num_steps, state, order))
+        state = jax.block_until_ready(trainer.take_steps(num_steps, state, order))
 
     return take_steps
+
+
+def make_model(case: Case) -> nn.Module:
+    """Build the model as the trainer does on this device."""
+    _, _, model = _make_model(case, _make_images(case, 1))
+    return model
+
+
+def _make_model(
+    case: Case, train: ImageSplit, **fields: Any
+) -> tuple[Config, Task, nn.Module]:
+    given = {"batch_size": case.batch_size, "num_steps": _NUM_STEPS}
+    config = resolve(given | case.fields | fields)
+    task = build.make_task(config.dataset, config.augment, train)
+    return config, task, build.make_model(config, task)
+
+
+def _make_images(case: Case, count: int) -> ImageSplit:
+    """Make up labelled images."""
+    generator = np.random.default_rng(0)
+    return ImageSplit(
+        generator.integers(0, 256, (count, *case.image_shape), dtype=np.uint8),
+        generator.integers(0, case.num_classes, count, dtype=np.int32),
+        tuple(map(str, range(case.num_classes))),
+    )

@@ -13,9 +13,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
     case = next(iter(cases(small=small).values()))
     num_steps = 4
     programs = {
-        num_runs: ours.make_steps(
-            ours.make_experiment(case, num_seeds=num_runs), num_steps
-        )
+        num_runs: ours.make_program(case, num_steps, num_seeds=num_runs)
         for num_runs in ((1, 2) if small else (1, 2, 4, 8))
     }
 

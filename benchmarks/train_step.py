@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks import ours
+import torch
+
+from benchmarks import ours, peers
 from benchmarks.cases import Case, cases
 from benchmarks.timing import Timing, take_turns
 
@@ -39,13 +41,9 @@ def make_programs(
         dtype: of the computation.
         variants: PyTorch's programs, with arguments of `peers.make_steps`.
     """
-    import torch
-
-    from benchmarks import peers
-
     adamw = {"optimizer.weight_decay": 0.05, "optimizer.schedule": "constant"}
-    experiment = ours.make_experiment(case, dtype=dtype, **adamw)
-    return {"ours": ours.make_steps(experiment, case.num_steps)} | {
+    program = ours.make_program(case, case.num_steps, dtype=dtype, **adamw)
+    return {"ours": program} | {
         f"PyTorch {name}": peers.make_steps(
             case, dtype=getattr(torch, dtype), **options
         )

@@ -11,7 +11,7 @@ def main(side: str, name: str) -> None:
     if side == "ours":
         from benchmarks import ours
 
-        take_steps = ours.make_steps(ours.make_experiment(case), case.num_steps)
+        take_steps = ours.make_program(case, case.num_steps)
     else:
         from benchmarks import peers
 
