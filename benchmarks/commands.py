@@ -29,6 +29,7 @@ def run(arguments: Sequence[str], cache: pathlib.Path) -> tuple[float, int]:
         RuntimeError: if it fails.
     """
     environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": "",  # a user's would not be empty
         "XDG_CACHE_HOME": str(cache),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
