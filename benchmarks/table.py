@@ -1,4 +1,4 @@
-"""Write the tables of the READMEs from the results: python -m benchmarks.table."""
+"""Write the tables of the documentation: python -m benchmarks.table."""
 
 import json
 import pathlib
@@ -10,15 +10,15 @@ from benchmarks.run import RESULTS
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-# What a user of the project asks first; None stands for all questions.
+# The questions of each page, first what most users ask; None stands for all.
 PAGES: dict[pathlib.Path, tuple[str, ...] | None] = {
-    _ROOT / "README.md": ("mnist", "train_step", "gpu"),
+    _ROOT / "docs" / "benchmarks.md": ("mnist", "train_step", "gpu"),
     _ROOT / "benchmarks" / "README.md": None,
 }
 
 
 def main() -> int:
-    """Fill the tables of all pages anew."""
+    """Replace the tables of all pages."""
     for page, questions in PAGES.items():
         text = page.read_text(encoding="utf-8")
         page.write_text(fill(text, make_tables(RESULTS, questions)), encoding="utf-8")
@@ -68,19 +68,15 @@ def _make_table(result: dict[str, Any]) -> str:
         is_first = case not in firsts
         ratio = median / firsts.setdefault(case, median)
         low, high = timing["quartiles"]
-        peaks = timing.get("peak_bytes")
+        peaks, rate = timing.get("peak_bytes"), timing["images_per_second"]
         lines.append(
             f"| {case if is_first else ''} | {timing['program']} | "
             f"{median:.3g} ({low:.3g}–{high:.3g}) | "
             f"{'' if is_first else f'{ratio:.2f} ×'} | "
-            + (f"{max(peaks) / 2**30:.2f} |" if peaks else _rate(timing))
+            + (f"{max(peaks) / 2**30:.2f}" if peaks else f"{rate:,.0f}")
+            + " |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _rate(timing: dict[str, Any]) -> str:
-    """Images per second, to end a line with."""
-    return f"{timing['images_per_second']:,.0f} |"
 
 
 if __name__ == "__main__":
