@@ -1,15 +1,20 @@
-"""The benchmarks run, in a small form, and the README's numbers are theirs."""
+"""Each benchmark runs on tiny models; the documentation shows what was measured."""
 
 import json
 
 import pytest
 
-from benchmarks import run, table, timing
+from benchmarks import cases, run, table, timing
 from benchmarks.timing import Timing, take_turns
 
 
-def test_programs_take_turns_each_twice(monkeypatch):
+@pytest.fixture
+def no_rest(monkeypatch):
+    """Let programs follow on each other at once."""
     monkeypatch.setattr(timing, "_REST_SECONDS", 0.0)
+
+
+def test_each_program_runs_twice_in_its_turn(no_rest):
     calls = []
     programs = {name: lambda name=name: calls.append(name) for name in "ab"}
     timings = take_turns("c", programs, rounds=4, images=8, units=2)
@@ -18,32 +23,51 @@ def test_programs_take_turns_each_twice(monkeypatch):
     assert all(len(t.seconds) == 4 for t in timings)
 
 
-def test_a_timing_tells_its_median_and_quartiles():
+def test_median_and_quartiles():
     described = Timing("case", "program", [4.0, 1.0, 2.0, 3.0, 10.0], 6).to_json()
     assert described["median"] == 3.0
     assert described["quartiles"] == [2.0, 4.0]
     assert described["images_per_second"] == 2.0
 
 
+# Each compiles one to four training steps, or starts up to four commands.
 @pytest.mark.slow
 @pytest.mark.parametrize("question", run.QUESTIONS)
-def test_every_question_is_answered_in_its_small_form(tmp_path, capsys, question):
+def test_every_benchmark_prints_a_table_and_writes_json(
+    tmp_path, capsys, monkeypatch, no_rest, question
+):
     if question not in ("runs", "devices"):
         pytest.importorskip("torch")
+    if question != "train_step":  # which shows that a ResNet is measured as well
+        monkeypatch.setattr(cases, "SMALL", {"ViT, tiny": cases.SMALL["ViT, tiny"]})
     arguments = [question, "--small", "--rounds", "2", "--output", str(tmp_path)]
     assert run.main(arguments) == 0
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
     assert result["question"] == question
     assert {"commit", "date", "device", "versions"} < set(result)
-    assert len(result["timings"]) >= 4
+    assert len(result["timings"]) >= 2
     assert all(min(t["seconds"]) > 0 for t in result["timings"])
     printed = capsys.readouterr().out
     assert all(t["program"].split()[0] in printed for t in result["timings"])
     assert "seconds" in printed
 
 
+def test_operations_of_a_step_grow_with_the_batch():
+    pytest.importorskip("torch")
+    from benchmarks import gpu
+
+    case = cases.SMALL["ViT, tiny"]
+    fused = case.fields | {"model.attention_implementation": "cudnn"}
+    flops = gpu.flops_of_step(case)
+    # At least the MLP of 64 hidden units, on the class token: two layers, forward and
+    # backward.
+    assert flops > 3 * 2 * case.batch_size * 2 * 16 * 64
+    assert gpu.flops_of_step(case._replace(batch_size=16)) == pytest.approx(2 * flops)
+    assert gpu.flops_of_step(case._replace(fields=fused)) == flops
+
+
 @pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)
-def test_the_readmes_say_what_was_measured(page):
+def test_the_tables_of_the_documentation_are_those_of_the_results(page):
     text, questions = page.read_text(), table.PAGES[page]
     assert table.fill(text, table.make_tables(run.RESULTS, questions)) == text
