@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks import ours, peers
 from benchmarks.cases import Case, cases
 from benchmarks.timing import Timing, take_turns
+from vit_jax import ViT
 
 
 def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
@@ -22,9 +24,15 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
                 "channels_last": case.is_convolutional,
             }
         for dtype in ("float32",) if small else ("float32", "bfloat16"):
+            programs = make_programs(case, dtype, variants)
+            if not case.is_convolutional:
+                # PyTorch's last block computes all tokens, not the class token alone.
+                with mock.patch.object(ViT, "_num_outputs", lambda self: None):
+                    all_tokens = make_programs(case, dtype, {})["ours"]
+                programs["ours, all tokens in the last block"] = all_tokens
             yield from take_turns(
                 f"{name}, batch {case.batch_size}, {dtype}",
-                make_programs(case, dtype, variants),
+                programs,
                 rounds=rounds,
                 images=case.batch_size,
                 units=case.num_steps,
