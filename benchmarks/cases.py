@@ -1,4 +1,4 @@
-"""The models that are measured."""
+"""The models that are measured, and tiny ones for a try."""
 
 from typing import Any, NamedTuple
 
@@ -59,5 +59,5 @@ SMALL = {
 
 
 def cases(*, small: bool) -> dict[str, Case]:
-    """The cases, or tiny ones."""
+    """Return the cases by name, or tiny ones."""
     return SMALL if small else CASES

@@ -1,4 +1,4 @@
-"""PyTorch's side: the models that the parity tests hold against ours."""
+"""PyTorch's models and training steps, to compare with."""
 
 from collections.abc import Callable
 from typing import Any

@@ -86,7 +86,7 @@ def print_table(timings: Sequence[Timing]) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Say what was measured, on what, and when."""
+    """Describe commit, date, device, processor and versions."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
     )
@@ -104,7 +104,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The name of the processor."""
+    """Return the name of the processor."""
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
@@ -113,7 +113,7 @@ def _processor() -> str:
 
 if __name__ == "__main__":
     if "devices" in sys.argv:
-        # A processor is taken for several devices; to be said before JAX starts.
+        # Has to be set before JAX starts.
         jax.config.update("jax_num_cpu_devices", _NUM_CPU_DEVICES)
     # A GPU is shared with PyTorch, and with the commands that are timed.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -30,7 +30,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
 
 
 def _make_case(axis: str, value: int, *, small: bool) -> Case:
-    """The MNIST ViT with batch 128."""
+    """Change one thing of the MNIST ViT with batch 128."""
     fields, batch_size = dict(VIT_MNIST), 8 if small else 128
     if small:
         fields |= {"model.width": 16, "model.depth": 1}

@@ -1,4 +1,4 @@
-"""Time programs that take turns, so that a machine's moods fall on all of them."""
+"""Time programs in turns: a machine that slows down slows all of them."""
 
 import dataclasses
 import statistics
