@@ -1,4 +1,4 @@
-"""A first example of scaled dot-product attention.
+"""Scaled dot-product attention on random tokens and on the patches of a digit.
 
     python examples/scaled_dot_product_attention.py --output attention_example
 
@@ -77,8 +77,8 @@ def three_tokens(path: pathlib.Path) -> None:
     names = ["token 1", "token 2", "token 3"]
     axis.set_xticks(range(3), names)
     axis.set_yticks(range(3), names, rotation=90, va="center")
-    axis.set_xlabel("… attends to")
-    axis.set_ylabel("each token (row) …")
+    axis.set_xlabel("key token")
+    axis.set_ylabel("query token")
     axis.set_title("Attention map of three random tokens", fontsize=10)
     figure.colorbar(picture, ax=axis, label="weight")
     figure.savefig(path, dpi=120)
@@ -103,8 +103,8 @@ def sixteen_images(path: pathlib.Path) -> None:
     most = 8 / 256  # eight times an even weight, or the few large ones hide the rest
     whole.imshow(weights_BTT[0], cmap="magma", vmax=most)
     whole.set_title("attention map of the first image", fontsize=10)
-    whole.set_xlabel("patch attended to")
-    whole.set_ylabel("patch that attends")
+    whole.set_xlabel("key patch")
+    whole.set_ylabel("query patch")
     for axis, patch in ((first, 0), (last, 255)):
         picture = axis.imshow(
             weights_BTT[0, patch].reshape(16, 16), cmap="magma", vmax=most
@@ -148,8 +148,8 @@ def patches_of_a_digit(path: pathlib.Path) -> None:
         axes[0].axvline(line, color="C1", linewidth=0.8)
     axes[1].imshow(weights_BTT[0], cmap="magma")
     axes[1].set_title("attention map", fontsize=10)
-    axes[1].set_xlabel("patch attended to")
-    axes[1].set_ylabel("patch that attends")
+    axes[1].set_xlabel("key patch")
+    axes[1].set_ylabel("query patch")
     for axis, patch, name in ((axes[2], stroke, "stroke"), (axes[3], corner, "corner")):
         axis.imshow(weights_BTT[0, patch].reshape(4, 4), cmap="magma")
         row, column = divmod(patch, 4)

@@ -31,8 +31,8 @@ def test_attention_example_prints_and_draws(tmp_path, capsys):
     assert all(path.stat().st_size > 5_000 for path in pictures.values())
 
 
+# It compiles each line of the notebook, and trains a ViT for 25 epochs.
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
 def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
