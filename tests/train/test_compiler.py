@@ -65,7 +65,7 @@ def test_a_program_is_that_of_jax_jit():
         return {"y": 2 * x}
 
     x = jnp.arange(5.0)
-    compiled = compiler.jit(double, donate_argnums=0)
+    compiled = compiler.fast_jit(double, donate_argnums=0)
     np.testing.assert_array_equal(compiled(x)["y"], [0, 2, 4, 6, 8])
     assert x.is_deleted()
 
@@ -75,7 +75,7 @@ def test_llvm_tries_less_hard_on_a_cpu_alone(monkeypatch):
     monkeypatch.setattr(jax, "jit", lambda f, **kwargs: options.append(kwargs))
     for backend in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        compiler.jit(abs)
+        compiler.fast_jit(abs)
     cpu, gpu = (x["compiler_options"] for x in options)
     assert cpu == {"xla_backend_optimization_level": 2}
     assert gpu is None

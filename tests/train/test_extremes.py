@@ -4,7 +4,7 @@ import pytest
 
 from tests.train.tiny import tiny_config
 from train_jax.config.signatures import all_options
-from train_jax.run import experiment
+from train_jax.run.setup import set_up
 
 SMALLEST = {int: 1, float: 1.2e-38}  # the latter is the smallest that float32 keeps
 HUGE = {int: 10**12, float: 1e38}
@@ -70,15 +70,14 @@ def test_every_numeric_field_is_in_the_table():
 
 
 @pytest.mark.parametrize(("field", "value", "outcome"), CASES)
-def test_an_extreme_value(tmp_path, field, value, outcome):
-    def set_up():
-        changes = {"optimizer.weight_decay": 0.0, field: value}
-        return experiment.set_up(tiny_config(changes), tmp_path / "run")
+def test_an_extreme_value(field, value, outcome):
+    def make_parts():
+        return set_up(tiny_config({"optimizer.weight_decay": 0.0, field: value}))
 
     if outcome == R:
         name = field.rpartition(".")[2]
         with pytest.raises(ValueError, match=f"{name}|batch_size") as caught:
-            set_up()
+            make_parts()
         assert "\n" not in str(caught.value)
     else:
-        assert set_up().abstract_state().step.shape == ()
+        assert make_parts().abstract_state.step.shape == ()

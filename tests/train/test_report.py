@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_jax import ResNet
-from tests import modules
-from train_jax.config.models import count_parameters, list_layers
-from train_jax.output import report
+from train_jax.learning.state import count_parameters
+from train_jax.output import layers, report
 from train_jax.output import workdir as wd
 from vit_jax import ViT
 
@@ -38,7 +37,7 @@ def test_layers_add_up_to_the_model():
     resnet = ResNet(5, stage_sizes=(1, 1), width=4)
     for model in (vit, vit.copy(remat=True), vit.copy(scan=True), resnet):
         variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-        rows = list_layers(model, variables, inputs)
+        rows = layers.list_layers(model, variables, inputs)
         total = count_parameters(variables["params"])
         assert sum(row.num_params for row in rows) == total
         names = {row.name for row in rows}
@@ -51,10 +50,7 @@ def test_layers_add_up_to_the_model():
 
 def test_layers_are_printed_with_shapes_and_parameters(capsys):
     model = ViT(5, patch_size=4, width=8, depth=1, num_heads=2)
-    inputs = (jnp.zeros((1, 8, 8, 3)),)
-    variables = modules.variables(model, *inputs)
-    rows = list_layers(model, variables, inputs)
-    report.print_layers(rows, count_parameters(variables["params"]))
+    layers.print_layers(model, (jnp.zeros((1, 8, 8, 3)),))
     lines = capsys.readouterr().out.splitlines()
     (embedding,) = [line for line in lines if "embedding" in line and "Dense" in line]
     assert "1 × 4 × 8" in embedding and f"{(4 * 4 * 3 + 1) * 8:,}" in embedding
@@ -62,7 +58,7 @@ def test_layers_are_printed_with_shapes_and_parameters(capsys):
 
 def test_epoch_is_one_line_on_the_console_and_on_disk(tmp_path, capsys):
     with _open(tmp_path) as open_report:
-        open_report.epoch(RECORD)
+        open_report.log_epoch(RECORD)
     assert json.loads((tmp_path / wd.METRICS).read_text()) == RECORD
     assert capsys.readouterr().out == (
         "epoch 2/5  train loss 0.5000 acc 75.00%  val loss 0.2500 acc 87.50%  "
@@ -79,7 +75,7 @@ def test_progress_is_a_plain_line_now_and_then_without_a_terminal(
     with _open(tmp_path) as open_report:
         for step in (30, 40, 50):
             now += seconds
-            open_report.progress(step, epoch=2, loss=0.5, images_per_second=100.0)
+            open_report.show_progress(step, epoch=2, loss=0.5, images_per_second=100.0)
     # 60 steps remain, of which 20 took twice as long, since the run went on.
     assert capsys.readouterr().out == (
         f"epoch 2/5  step 40/100  loss 0.5000  100 img/s  ETA {eta}\n"

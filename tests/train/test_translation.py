@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train_jax.config import config
+from train_jax.config.config import load_config
 from train_jax.data import load
 from train_jax.output import workdir as wd
-from train_jax.run import experiment, loop
+from train_jax.run.experiment import train_and_evaluate
+from train_jax.run.setup import set_up
 from train_jax.tasks import Translation
 
 REVERSE = "configs/transformer_reverse.py"
@@ -38,14 +39,10 @@ def test_each_token_is_told_from_those_before_it():
     assert target_BTV.shape == (1, 3, 11)
 
 
-def _set_up(workdir, **overrides):
-    return experiment.set_up(config.load_config(REVERSE, overrides), workdir)
-
-
 def test_a_short_run_leaves_what_any_run_does(tmp_path):
     changes = {"num_steps": "6", "dataset.train_split": "train[:256]"}
     changes |= {"optimizer.warmup_epochs": "0", "dataset.test_split": "test[:20]"}
-    summary = loop.train_and_evaluate(_set_up(tmp_path / "run", **changes))
+    summary = train_and_evaluate(load_config(REVERSE, changes), tmp_path / "run")
     lines = (tmp_path / "run" / wd.METRICS).read_text().splitlines()
     losses = [json.loads(line)["train_loss"] for line in lines]
     assert losses[0] > losses[-1]
@@ -54,11 +51,11 @@ def test_a_short_run_leaves_what_any_run_does(tmp_path):
     assert pictures == {"curves.png", "cross_attention.png"}
 
 
-def test_an_answer_is_right_only_if_every_token_is(tmp_path):
-    ready = _set_up(tmp_path / "run", **{"dataset.test_split": "test[:64]"})
-    variables = ready.model.init(jax.random.key(0), *ready.task.inputs())
-    eval_step = jax.jit(ready.task.make_eval_step(ready.model))
-    source_BS, target_BT = map(jnp.asarray, ready.test.examples)
+def test_an_answer_is_right_only_if_every_token_is():
+    parts = set_up(load_config(REVERSE, {"dataset.test_split": "test[:64]"}))
+    variables = parts.model.init(jax.random.key(0), *parts.task.inputs())
+    eval_step = jax.jit(parts.task.make_eval_step(parts.model))
+    source_BS, target_BT = map(jnp.asarray, parts.test.examples)
     _, hit_B, decoded_BT = eval_step(variables, source_BS, target_BT)
     assert not hit_B.any()
     _, hit_B, _ = eval_step(variables, source_BS, decoded_BT)
@@ -98,6 +95,6 @@ def test_an_answer_is_right_only_if_every_token_is(tmp_path):
 )
 def test_what_does_not_fit_is_named(tmp_path, changes, message):
     with pytest.raises(ValueError) as caught:
-        _set_up(tmp_path / "run", **changes)
+        train_and_evaluate(load_config(REVERSE, changes), tmp_path / "run")
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()

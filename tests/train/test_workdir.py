@@ -6,33 +6,42 @@ import os
 import pytest
 
 from tests.train.tiny import tiny_config
+from train_jax.config.config import to_json
 from train_jax.output import workdir as wd
+from train_jax.output.files import read_json, write_json
+from train_jax.output.metrics import append_metrics, truncate_metrics
+
+
+def tiny_fields(changes=None):
+    """The tiny config as config.json has it."""
+    return to_json(tiny_config(changes))
 
 
 def test_a_new_folder_gets_the_config(tmp_path):
     folder = tmp_path / "a" / "b"
-    wd.check(folder, tiny_config(), overwrite=False)
+    wd.check_workdir(folder, tiny_fields(), overwrite=False)
     assert not folder.exists()
-    wd.prepare(folder, tiny_config(), overwrite=False)
-    written = wd.read_json(folder / wd.CONFIG)
+    wd.prepare_workdir(folder, tiny_fields())
+    written = read_json(folder / wd.CONFIG)
     assert written["model.width"] == 16
-    wd.check(folder, tiny_config(), overwrite=False)  # the same config may go on
+    # The same config may go on.
+    wd.check_workdir(folder, tiny_fields(), overwrite=False)
 
 
 def test_another_config_is_refused_and_named(tmp_path):
-    wd.prepare(tmp_path, tiny_config(), overwrite=False)
-    changed = tiny_config({"seed": 3, "dataset.data_dir": "/elsewhere"})
+    wd.prepare_workdir(tmp_path, tiny_fields())
+    changed = tiny_fields({"seed": 3, "dataset.data_dir": "/elsewhere"})
     with pytest.raises(ValueError) as caught:
-        wd.check(tmp_path, changed, overwrite=False)
+        wd.check_workdir(tmp_path, changed, overwrite=False)
     message = str(caught.value)
     assert "config.seed was 0 and is 3" in message
     assert "data_dir" not in message  # where the data lie may change
     assert "\n" not in message
-    wd.check(tmp_path, changed, overwrite=True)
+    wd.check_workdir(tmp_path, changed, overwrite=True)
 
 
 def test_a_field_that_is_newer_than_the_run_had_its_default():
-    now = wd.to_json(tiny_config())
+    now = tiny_fields()
     newer = ("fsdp", "num_seeds", "model.scan", "model.remat")
     before = {k: v for k, v in now.items() if k not in newer}
     assert wd.differences(before, now) == []
@@ -46,26 +55,26 @@ def test_foreign_files_are_never_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="holds files but no run"):
-            wd.check(tmp_path, tiny_config(), overwrite=overwrite)
+            wd.check_workdir(tmp_path, tiny_fields(), overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
-    wd.prepare(tmp_path, tiny_config(), overwrite=False)
+    wd.prepare_workdir(tmp_path, tiny_fields())
     (tmp_path / wd.CHECKPOINTS / "20").mkdir(parents=True)
     (tmp_path / wd.SUMMARY).write_text("{}")
     (tmp_path / "notes.txt").write_text("mine")
-    wd.prepare(tmp_path, tiny_config({"seed": 1}), overwrite=True)
+    wd.prepare_workdir(tmp_path, tiny_fields({"seed": 1}), overwrite=True)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {wd.CONFIG, "notes.txt"}
-    assert wd.read_json(tmp_path / wd.CONFIG)["seed"] == 1
+    assert read_json(tmp_path / wd.CONFIG)["seed"] == 1
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a folder"):
-        wd.check(tmp_path / "file", tiny_config(), overwrite=False)
-    inside = wd.opened(tmp_path / "file" / "run", tiny_config())
+        wd.check_workdir(tmp_path / "file", tiny_fields(), overwrite=False)
+    inside = wd.open_workdir(tmp_path / "file" / "run", tiny_fields())
     with pytest.raises(wd.WorkdirError, match="cannot be written"), inside:
         pass
 
@@ -76,7 +85,7 @@ def test_a_config_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        opened = wd.opened(tmp_path, tiny_config())
+        opened = wd.open_workdir(tmp_path, tiny_fields())
         with pytest.raises(wd.WorkdirError, match="No space left"), opened:
             pass
     assert not any(tmp_path.iterdir())
@@ -85,16 +94,16 @@ def test_a_config_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch
 def test_damaged_config_is_named(tmp_path):
     (tmp_path / wd.CONFIG).write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
-        wd.check(tmp_path, tiny_config(), overwrite=False)
+        wd.check_workdir(tmp_path, tiny_fields(), overwrite=False)
 
 
 def test_metrics_become_those_of_the_checkpoint(tmp_path):
     path = tmp_path / wd.METRICS
     for step in (5, 10, 10, 15):
-        wd.append_metrics(path, {"step": step})
+        append_metrics(path, {"step": step})
     with path.open("ab") as file:
         file.write(b'{"step": 2\xff')  # killed while it wrote, and damaged
-    wd.truncate_metrics(path, [{"step": 5}, {"step": 10}])
+    truncate_metrics(path, [{"step": 5}, {"step": 10}])
     assert path.read_text() == '{"step": 5}\n{"step": 10}\n'
 
 
@@ -116,53 +125,53 @@ CONSTANT = {"optimizer.schedule": "constant"}
     ],
 )
 def test_a_longer_training_may_go_on(tmp_path, before, now, extend, refused):
-    with wd.opened(tmp_path, tiny_config(before)):
+    with wd.open_workdir(tmp_path, tiny_fields(before)):
         pass
     (tmp_path / wd.CHECKPOINTS / "20").mkdir(parents=True)
-    config = tiny_config(now)
+    fields = tiny_fields(now)
     if refused:
         with pytest.raises(ValueError) as caught:
-            wd.check(tmp_path, config, overwrite=False, extend=extend)
+            wd.check_workdir(tmp_path, fields, overwrite=False, extend=extend)
         assert refused in str(caught.value)
         return
-    wd.check(tmp_path, config, overwrite=False, extend=extend)
-    with wd.opened(tmp_path, config, extend=extend):
+    wd.check_workdir(tmp_path, fields, overwrite=False, extend=extend)
+    with wd.open_workdir(tmp_path, fields, extend=extend):
         pass
-    written = wd.read_json(tmp_path / wd.CONFIG)
-    length = {name: wd.to_json(tiny_config(before))[name] for name in wd.LENGTH}
-    is_longer = wd.differences(wd.to_json(tiny_config(before)), wd.to_json(config))
+    written = read_json(tmp_path / wd.CONFIG)
+    length = {name: tiny_fields(before)[name] for name in wd.LENGTH}
+    is_longer = wd.differences(tiny_fields(before), fields)
     history = [{"until_step": 20} | length] if is_longer else []
     assert written.pop(wd.HISTORY, []) == history
-    assert written == wd.to_json(config)
-    with wd.opened(tmp_path, config):  # by now it is the run's own config
+    assert written == fields
+    with wd.open_workdir(tmp_path, fields):  # by now it is the run's own config
         pass
 
 
 def test_a_summary_counts_if_it_is_of_the_config(tmp_path):
-    config = tiny_config()
+    fields = tiny_fields()
     results = dict.fromkeys(
         ("test_accuracy", "test_loss", "steps", "train_seconds", "device"), 1
     )
-    assert wd.read_summary(tmp_path, config) is None
+    assert wd.read_summary(tmp_path, fields) is None
     for summary, counts in (
         ({}, False),
         (results, False),
-        ({"config": wd.to_json(config)}, False),
-        (results | {"config": wd.to_json(tiny_config({"seed": 1}))}, False),
-        (results | {"config": wd.to_json(config)}, True),
+        ({"config": fields}, False),
+        (results | {"config": tiny_fields({"seed": 1})}, False),
+        (results | {"config": fields}, True),
     ):
-        wd.write_json(tmp_path / wd.SUMMARY, summary)
-        assert wd.read_summary(tmp_path, config) == (summary if counts else None)
+        write_json(tmp_path / wd.SUMMARY, summary)
+        assert wd.read_summary(tmp_path, fields) == (summary if counts else None)
 
 
 def test_a_config_without_fields_is_that_of_the_defaults(tmp_path):
-    wd.write_json(tmp_path / wd.CONFIG, {})
+    write_json(tmp_path / wd.CONFIG, {})
     with pytest.raises(ValueError, match=r"config\.batch_size was 128 and is 64"):
-        wd.check(tmp_path, tiny_config(), overwrite=False)
-    defaults = tiny_config({"num_epochs": 99})
-    wd.write_json(
+        wd.check_workdir(tmp_path, tiny_fields(), overwrite=False)
+    defaults = tiny_fields({"num_epochs": 99})
+    write_json(
         tmp_path / wd.CONFIG,
-        {k: v for k, v in wd.to_json(defaults).items() if k != "num_epochs"},
+        {k: v for k, v in defaults.items() if k != "num_epochs"},
     )
     with pytest.raises(ValueError, match=r"num_epochs was 10 and is 99\. --extend"):
-        wd.check(tmp_path, defaults, overwrite=False)
+        wd.check_workdir(tmp_path, defaults, overwrite=False)

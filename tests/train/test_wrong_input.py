@@ -12,7 +12,7 @@ import pytest
 import train
 from tests.train.tiny import TINY
 from train_jax import ablate, explain
-from train_jax.config.config import load_config
+from train_jax.config.config import load_config, to_json
 from train_jax.config.files import bundled_configs
 from train_jax.output import workdir as wd
 
@@ -87,10 +87,10 @@ FIELDS = {
     "model.dropout_rate=-0.1": (
         ".model.dropout_rate must be a number in [0, 1), got -0.1"
     ),
-    "model.pool=max": ": pool must be 'cls' or 'mean', got 'max'",
-    "model.norm=batch": ": norm must be 'pre', 'post' or None, got 'batch'",
+    "model.pool=max": ".model.pool must be one of cls, mean, got 'max'",
+    "model.norm=batch": ".model.norm must be one of pre, post, or None, got 'batch'",
     "model.attention_implementation=flash": (
-        ": attention_implementation must be 'own', 'cudnn' or 'xla', got 'flash'"
+        ".model.attention_implementation must be one of own, cudnn, xla, got 'flash'"
     ),
     "model.attention_implementation=cudnn": (
         ".model.attention_implementation 'cudnn' needs a GPU and config.dtype "
@@ -392,7 +392,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
     ],
 )
 def test_folders_that_hold_something_else(tmp_path, capsys, files, expected):
-    config = wd.to_json(load_config(CONFIG, SMALL))
+    config = to_json(load_config(CONFIG, SMALL))
     for name, content in files.items():
         if not isinstance(content, str):
             content = json.dumps(config | (content or {}))
