@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import train
-import train_jax.run.loop  # noqa: F401  (what train.py imports)
+import train_jax.run.experiment  # noqa: F401  (what train.py imports)
+from train_jax import train
 
 
 class Nursery:

@@ -14,10 +14,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.train.nursery import Nursery
-from tests.train.tiny import TINY, set_up
+from tests.train.tiny import TINY, last_state, tiny_config, train_tiny
+from train_jax.config.config import to_json
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
-from train_jax.run import loop
+from train_jax.output.files import read_json, write_json
+from train_jax.run.failures import Failed
 
 # Everything that has a state of its own: two runs, accumulation, dropout, an average.
 CHANGES = {
@@ -26,7 +28,7 @@ CHANGES = {
     "model.dropout_rate": 0.1,
     "augment.crop_padding": 1,
     "ema_decay": 0.9,
-    "num_epochs": 100,
+    "num_epochs": 40,
     "checkpoint.every_epochs": 1,
 }
 
@@ -56,7 +58,7 @@ def newest_step(folder: pathlib.Path) -> int:
 
 def results(workdir: pathlib.Path):
     """All that a run computes: its last state, its metrics, its summary."""
-    step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
+    step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
     folder = (workdir / wd.CHECKPOINTS / str(step) / "state").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(folder)
@@ -66,7 +68,7 @@ def results(workdir: pathlib.Path):
     }
     timing = ("seconds", "images_per_second", "train_seconds")
     lines = [json.loads(x) for x in (workdir / wd.METRICS).read_text().splitlines()]
-    lines.append(wd.read_json(workdir / wd.SUMMARY))
+    lines.append(read_json(workdir / wd.SUMMARY))
     return leaves, [{k: v for k, v in x.items() if k not in timing} for x in lines]
 
 
@@ -80,12 +82,12 @@ def assert_same_results(workdir: pathlib.Path, expected: pathlib.Path) -> None:
         np.testing.assert_array_equal(leaf, expected_leaves[name], err_msg=name)
 
 
-@pytest.mark.slow
-def test_killed_at_twenty_moments(nursery, whole, tmp_path):
+@pytest.mark.slow  # nine starts
+def test_killed_at_eight_moments(nursery, whole, tmp_path):
     workdir = tmp_path / "run"
     folder = workdir / wd.CHECKPOINTS
     generator = np.random.default_rng(0)
-    for life in range(20):
+    for life in range(8):
         before = newest_step(folder)
         nursery.start(workdir)
         if life % 2:
@@ -96,18 +98,18 @@ def test_killed_at_twenty_moments(nursery, whole, tmp_path):
             nursery.wait_until(lambda: any(folder.glob("*.orbax-checkpoint-tmp")))
             time.sleep(generator.uniform(0, 0.03))
         nursery.send(signal.SIGKILL)
-        assert nursery.wait() == -signal.SIGKILL, "too fast to be killed 20 times"
+        assert nursery.wait() == -signal.SIGKILL, "too fast to be killed"
     nursery.start(workdir)
     assert nursery.wait() == 0, nursery.output
     assert "resuming after step" in nursery.output
     assert_same_results(workdir, whole)
 
 
-@pytest.mark.slow
-def test_terminated_at_five_moments(nursery, whole, tmp_path):
+@pytest.mark.slow  # four starts
+def test_terminated_at_three_moments(nursery, whole, tmp_path):
     workdir = tmp_path / "run"
     generator = np.random.default_rng(1)
-    for _ in range(5):
+    for _ in range(3):
         nursery.start(workdir)
         nursery.wait_until_training()
         time.sleep(generator.uniform(0, 0.5))
@@ -115,7 +117,7 @@ def test_terminated_at_five_moments(nursery, whole, tmp_path):
         assert nursery.wait() == 75, nursery.output
         assert "SIGTERM: finishing the step and saving" in nursery.output
         last_line = nursery.output.splitlines()[-1]
-        found = re.search(r"stopped after step (\d+) of 500; the same comm", last_line)
+        found = re.search(r"stopped after step (\d+) of 200; the same comm", last_line)
         assert found is not None
         assert (workdir / wd.CHECKPOINTS / found[1]).is_dir()
     nursery.start(workdir)
@@ -123,7 +125,7 @@ def test_terminated_at_five_moments(nursery, whole, tmp_path):
     assert_same_results(workdir, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # two starts
 def test_interrupted_once_it_saves_and_twice_it_quits(nursery, tmp_path):
     workdir = tmp_path / "run"
     # Every step is half a minute away from its end: it cannot have been finished.
@@ -135,10 +137,8 @@ def test_interrupted_once_it_saves_and_twice_it_quits(nursery, tmp_path):
     nursery.wait_until_training()
     nursery.send(signal.SIGINT)
     nursery.wait_until(lambda: "finishing the step" in nursery.output)
-    started = time.monotonic()
     nursery.send(signal.SIGINT)
     assert nursery.wait() in (130, 75)
-    assert time.monotonic() - started < 3
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +149,14 @@ def second_nursery(tmp_path_factory):
     nursery.close()
 
 
-@pytest.mark.slow  # forty starts
-def test_twenty_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path):
+@pytest.mark.slow  # eight starts
+def test_four_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path):
     generator = np.random.default_rng(2)
     refused = 0
-    for pair in range(20):
+    for pair in range(4):
         workdir = tmp_path / str(pair)
         how = ["--overwrite"] if pair % 2 else []
-        length = ["--config.num_epochs=20", "--config.checkpoint.every_epochs=10"]
+        length = ["--config.num_epochs=10", "--config.checkpoint.every_epochs=5"]
         nursery.start(workdir, *length)
         time.sleep(generator.uniform(0, 2))
         second_nursery.start(workdir, *length, *how, f"--config.seed={pair % 2}")
@@ -168,36 +168,37 @@ def test_twenty_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path)
         if 2 in codes:
             assert re.search(r"is in use by process \d+ on host ", outputs), outputs
         # All that is left is of one run.
-        summary = wd.read_json(workdir / wd.SUMMARY)
-        config = wd.read_json(workdir / wd.CONFIG)
+        summary = read_json(workdir / wd.SUMMARY)
+        config = read_json(workdir / wd.CONFIG)
         assert summary["config"] == config
         if pair % 2:  # the seed tells whose it is
             assert codes[config["seed"]] == 0
         lines = (workdir / wd.METRICS).read_text().splitlines()
-        assert [json.loads(x)["step"] for x in lines] == list(range(5, 105, 5))
-        step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
-        assert step == 100
-        about = checkpoint.read_metadata(workdir / wd.CHECKPOINTS, step)
-        assert about["config"] == config
-        assert about["metrics"] == [json.loads(x) for x in lines]
+        assert [json.loads(x)["step"] for x in lines] == list(range(5, 55, 5))
+        step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
+        assert step == 50
+        metadata = checkpoint.read_metadata(workdir / wd.CHECKPOINTS, step)
+        assert metadata["config"] == config
+        assert metadata["metrics"] == [json.loads(x) for x in lines]
         assert not list(workdir.glob("lock.*"))
-    assert refused >= 5
+    assert refused >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # two starts
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     nursery, whole, tmp_path
 ):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     (workdir / wd.SUMMARY).unlink()
-    (largest,) = _largest_files(workdir / wd.CHECKPOINTS / "500")[:1]
+    files = (workdir / wd.CHECKPOINTS / "200" / "state").rglob("*")
+    largest = max(files, key=lambda path: path.is_file() and path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
     nursery.start(workdir)
     assert nursery.wait() == 0, nursery.output
-    assert "checkpoints/500 is damaged: state/" in nursery.output
-    assert "resuming after step 495 of 500" in nursery.output
-    assert (workdir / wd.CHECKPOINTS / "damaged_500").is_dir()
+    assert "checkpoints/200 is damaged: state/" in nursery.output
+    assert "resuming after step 195 of 200" in nursery.output
+    assert (workdir / wd.CHECKPOINTS / "damaged_200").is_dir()
     assert_same_results(workdir, whole)
     (workdir / wd.SUMMARY).unlink()
 
@@ -209,7 +210,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert "train.py: error: all checkpoints in" in nursery.output.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # three starts
 def test_a_disk_that_is_full(nursery, whole, tmp_path):
     workdir = tmp_path / "run"
     nursery.start(workdir)
@@ -217,141 +218,65 @@ def test_a_disk_that_is_full(nursery, whole, tmp_path):
     nursery.wait_until(lambda: metrics.exists() and metrics.stat().st_size > 1_000)
     nursery.send(signal.SIGTERM)
     assert nursery.wait() == 75, nursery.output
-    good = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
+    good = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
     nursery.start(workdir, file_size=50_000)
     assert nursery.wait() == 1, nursery.output
-    message = nursery.output.splitlines()[-1]
     pattern = (
-        r"error: the checkpoint of step (\d+) could not be written: .*; the last good"
+        r"^train.py: error: the checkpoint of step (\d+) could not be written: .*; "
+        rf"the last good checkpoint is {workdir}/.*/(\d+)$"
     )
-    found = re.search(
-        rf"train.py: {pattern} checkpoint is {workdir}/.*/(\d+)$", message
-    )
-    assert found is not None, message
+    found = re.search(pattern, nursery.output, re.MULTILINE)
+    assert found is not None, nursery.output
     failed, last_good = map(int, found.groups())
     assert good <= last_good < failed  # a save may be small enough, or cut in files
-    assert checkpoint.find_newest(workdir / wd.CHECKPOINTS) == last_good
+    assert checkpoint.find(workdir / wd.CHECKPOINTS, "last") == last_good
     nursery.start(workdir)
     assert nursery.wait() == 0, nursery.output
     assert_same_results(workdir, whole)
 
 
-def _largest_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(files, key=lambda path: path.stat().st_size, reverse=True)
-
-
-@pytest.fixture(scope="module")
-def two_states(tmp_path_factory):
-    """A folder with two checkpoints, and the state in each."""
-    ready = set_up(tmp_path_factory.mktemp("states") / "run", {"num_epochs": 2})
-    loop.train_and_evaluate(ready)
-    folder = ready.workdir / wd.CHECKPOINTS
-    return ready, folder, {step: _restore(ready, folder, step) for step in (5, 10)}
-
-
-def _restore(ready, folder, step):
-    template = ready.first_state()
-    layout = ready.state_sharding(template)
-    return checkpoint.restore(folder, step, template, layout)
-
-
-def _truncate(content: bytes, generator: np.random.Generator) -> bytes:
-    return content[: generator.integers(len(content))]
-
-
-def _flip(content: bytes, generator: np.random.Generator) -> bytes:
-    changed = bytearray(content)
-    changed[generator.integers(len(content))] ^= 1 << generator.integers(8)
-    return bytes(changed)
-
-
-@pytest.mark.parametrize("damage", [_truncate, _flip], ids=["truncated", "flipped"])
-@pytest.mark.parametrize("seed", range(10))
-def test_damage_never_yields_a_wrong_state(two_states, tmp_path, capsys, damage, seed):
-    ready, original, states = two_states
-    folder = tmp_path / "checkpoints"
-    shutil.copytree(original, folder)
-    generator = np.random.default_rng(seed)
-    files = [path for path in _largest_files(folder / "10") if path.stat().st_size]
-    # Half of them where the arrays lie, half of them anywhere.
-    path = files[0] if seed % 2 else files[generator.integers(len(files))]
-    path.write_bytes(damage(path.read_bytes(), generator))
-    step = checkpoint.find_newest(folder)
-    warning = capsys.readouterr().err
-    if step == 10:  # a note of Orbax's beside the items, which nothing depends on
-        assert path.parent == folder / "10" and path.name != "checksums.json"
-    else:
-        assert step == 5
-        assert f"warning: checkpoint {folder / '10'} is damaged: " in warning
-        assert path.name in warning
-    chex.assert_trees_all_equal(_restore(ready, folder, step), states[step])
-
-
-def test_damage_to_the_checksums_is_named_as_such(two_states, tmp_path, capsys):
-    _, original, _ = two_states
-    folder = tmp_path / "checkpoints"
-    shutil.copytree(original, folder)
-    seal = folder / "10" / "checksums.json"
-    content = seal.read_bytes()
-    for position in range(0, len(content), 5):
-        changed = bytearray(content)
-        changed[position] ^= 1 << position % 8
-        seal.write_bytes(changed)
-        assert checkpoint.find_newest(folder) == 5, position
-        assert "10 is damaged: checksums.json " in capsys.readouterr().err, position
-    seal.write_bytes(content)
-    assert checkpoint.find_newest(folder) == 10
-
-
-def test_a_file_that_is_missing_is_damage(two_states, tmp_path, capsys):
-    _, original, _ = two_states
-    folder = tmp_path / "checkpoints"
-    shutil.copytree(original, folder)
-    (folder / "10" / "about" / "metadata").unlink()
-    assert checkpoint.find_newest(folder) == 5
-    assert "10 is damaged: about/metadata is missing" in capsys.readouterr().err
-
-
-def test_damaged_checkpoints_are_put_aside(two_states, tmp_path):
-    _, original, states = two_states
-    copy = set_up(tmp_path / "run", {"num_epochs": 2})
-    wd.prepare(copy.workdir, copy.config, overwrite=False)
-    folder = copy.workdir / wd.CHECKPOINTS
-    shutil.copytree(original, folder)
+def test_damaged_checkpoints_are_put_aside(two_checkpoints, tmp_path):
+    workdir, folder = _copy(two_checkpoints, tmp_path)
     (folder / "10" / "checksums.json").write_text("{")
-    loop.train_and_evaluate(copy)
+    train_tiny(workdir, TWO_EPOCHS)
     assert {path.name for path in folder.iterdir()} == {"5", "10", "damaged_10"}
-    chex.assert_trees_all_equal(_restore(copy, folder, 10), states[10])
+    chex.assert_trees_all_equal(
+        last_state(workdir, TWO_EPOCHS), last_state(two_checkpoints, TWO_EPOCHS)
+    )
 
-    (copy.workdir / wd.SUMMARY).unlink()
+    (workdir / wd.SUMMARY).unlink()
     for step in ("5", "10"):
         (folder / step / "checksums.json").write_text(
             '{"files": {"state/no": "such file"}}'
         )
-    with pytest.raises(loop.Failed, match="are damaged; --overwrite starts anew"):
-        loop.train_and_evaluate(copy)
+    with pytest.raises(Failed, match="are damaged; --overwrite starts anew"):
+        train_tiny(workdir, TWO_EPOCHS)
     assert {path.name for path in folder.iterdir()} == {"5", "10", "damaged_10"}
 
 
-def test_a_checkpoint_of_another_model_is_refused(two_states, tmp_path):
-    _, original, _ = two_states
-    ready = set_up(tmp_path / "run", {"num_epochs": 2, "model.width": 32})
-    wd.prepare(ready.workdir, ready.config, overwrite=False)
-    shutil.copytree(original, ready.workdir / wd.CHECKPOINTS)
-    with pytest.raises(loop.Failed, match=r"config\.model\.width was 16 and is 32"):
-        loop.train_and_evaluate(ready)
-    assert checkpoint.find_newest(ready.workdir / wd.CHECKPOINTS) == 10
+def test_a_checkpoint_of_another_model_is_refused(two_checkpoints, tmp_path):
+    workdir, folder = _copy(two_checkpoints, tmp_path)
+    changes = TWO_EPOCHS | {"model.width": 32}
+    write_json(workdir / wd.CONFIG, to_json(tiny_config(changes)))
+    with pytest.raises(Failed, match=r"config\.model\.width was 16 and is 32"):
+        train_tiny(workdir, changes)
+    assert checkpoint.find(folder, "last") == 10
 
 
-def test_the_newest_and_the_best_are_kept(two_states, tmp_path):
-    ready, _, _ = two_states
-    state = ready.first_state()
-    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2)
-    for step, score in enumerate((0.5, 0.9, 0.7, checkpoint.NOT_SCORED, 0.8), start=1):
-        checkpoints.save(step, state, {}, score=score)
-    checkpoints.wait()
-    checkpoints.close()
-    assert checkpoints.newest == 5
-    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert left == {"2", "4", "5"}
+TWO_EPOCHS = {"num_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """The folder of a run with two checkpoints."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    train_tiny(workdir, TWO_EPOCHS)
+    return workdir
+
+
+def _copy(original: pathlib.Path, tmp_path: pathlib.Path):
+    """Copy a run that has no summary yet; returns its folder and the checkpoints'."""
+    workdir = tmp_path / "run"
+    shutil.copytree(original, workdir)
+    (workdir / wd.SUMMARY).unlink()
+    return workdir, workdir / wd.CHECKPOINTS

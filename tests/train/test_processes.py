@@ -17,6 +17,7 @@ from tests.train.tiny import TINY
 from train_jax.devices import processes
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
+from train_jax.output.files import read_json
 
 
 def start(workdir, output, *, index=0, count=1, port=0, changes=None):
@@ -63,7 +64,7 @@ def results(workdir):
     return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # three processes
 def test_two_processes_equal_one(tmp_path):
     changes = {"model.dropout_rate": 0.1, "num_seeds": 2, "fsdp": True}
     outputs, both = start_two(tmp_path / "two", tmp_path, changes=changes)
@@ -79,7 +80,7 @@ def test_two_processes_equal_one(tmp_path):
     assert len(events) == 1  # one process has written
     assert "epoch 4/4" in outputs[0].read_text()
     assert "epoch" not in outputs[1].read_text()
-    summaries = [wd.read_json(tmp_path / x / wd.SUMMARY) for x in ("two", "one")]
+    summaries = [read_json(tmp_path / x / wd.SUMMARY) for x in ("two", "one")]
     np.testing.assert_allclose(*(s["test_loss"] for s in summaries), rtol=1e-5)
 
 
@@ -101,7 +102,7 @@ def test_a_run_of_two_processes_keeps_another_one_out(tmp_path):
     assert not list(workdir.glob("lock.*"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # four processes
 def test_one_that_stops_stops_both_and_one_that_dies_ends_both(tmp_path):
     workdir = tmp_path / "run"
     changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 5}
@@ -110,7 +111,7 @@ def test_one_that_stops_stops_both_and_one_that_dies_ends_both(tmp_path):
     both[1].send_signal(signal.SIGTERM)
     assert [p.wait(timeout=60) for p in both] == [75, 75]
     assert "the same command resumes from there" in outputs[0].read_text()
-    step = checkpoint.find_newest(workdir / wd.CHECKPOINTS)
+    step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
     assert step is not None and step >= 30
 
     epochs = len((workdir / wd.METRICS).read_text().splitlines())
@@ -118,9 +119,7 @@ def test_one_that_stops_stops_both_and_one_that_dies_ends_both(tmp_path):
     wait_for_epochs(workdir, epochs + 3, both)
     assert f"resuming after step {step}" in outputs[0].read_text()
     both[1].kill()
-    started = time.monotonic()
     assert both[0].wait(timeout=60) != 0
-    assert time.monotonic() - started < 60
     # Where Gloo or JAX do not end the process first, it says so itself.
     assert "error" in outputs[0].read_text().lower() or both[0].returncode < 0
     both[1].wait()
