@@ -4,16 +4,18 @@ import csv
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from train_jax import ablate
+from train_jax.config.config import to_json
 from train_jax.output import lock
 from train_jax.output import workdir as wd
-from train_jax.run import loop
+from train_jax.output.files import read_json, write_json
+from train_jax.run import experiment
+from train_jax.run.failures import Diverged, Stopped
 
 CONFIG = """
-SEEDS = (0, 1)
-
 def get_config():
     return {
         "model": {
@@ -26,6 +28,7 @@ def get_config():
         },
         "batch_size": 64,
         "num_epochs": 1,
+        "num_seeds": 2,
     }
 
 def get_variants():
@@ -46,23 +49,28 @@ def arguments(tmp_path):
     return ["--config", str(tmp_path / "config.py"), "--workdir", workdir]
 
 
-def _pretend(ready):
+def _pretend(config, workdir, *, should_stop):
     """Leave what a finished run leaves, or diverge as one does."""
-    if ready.config.optimizer.name == "sgd":
-        raise loop.Diverged("the loss is not finite in step 1")
-    depth_of_mlp = ready.config.model.mlp_ratio or 0
+    if config.optimizer.name == "sgd":
+        raise Diverged("the loss is not finite in step 1")
+    bonus = 0.005 * (config.model.arguments["mlp_ratio"] or 0)
+    accuracies = [0.9 + 0.01 * seed + bonus for seed in range(config.num_seeds)]
     summary = {
-        "test_accuracy": 0.9 + 0.01 * ready.config.seed + 0.005 * depth_of_mlp,
+        "test_accuracy": np.mean(accuracies),
+        "test_accuracy_std": np.std(accuracies, ddof=1),
         "test_loss": 0.1,
-        "val_accuracy": 0.9,
         "num_params": 1000,
         "images_per_second": 1e4,
         "train_seconds": 1.0,
         "steps": 2,
         "device": "none",
-        "config": wd.to_json(ready.config),
+        "config": to_json(config),
+        "runs": [
+            {"seed": seed, "test_accuracy": accuracy}
+            for seed, accuracy in enumerate(accuracies)
+        ],
     }
-    wd.write_json(ready.workdir / wd.SUMMARY, summary)
+    write_json(workdir / wd.SUMMARY, summary)
     return summary
 
 
@@ -71,56 +79,60 @@ def test_variants_are_trained_once_and_failures_are_told(
 ):
     trained = []
 
-    def interrupted(ready, should_stop):
-        if len(trained) == 3:
-            raise loop.Stopped("stopped after step 1 of 2")
-        return uninterrupted(ready, should_stop)
+    def train(config, workdir, *, should_stop):
+        finished = wd.read_summary(workdir, to_json(config))
+        if finished is not None:
+            return finished
+        if config.model.arguments["num_heads"] == 3:
+            raise ValueError("config.model: num_heads 3")
+        if len(trained) == 1 and not is_second:
+            raise Stopped("stopped after step 1 of 2")
+        trained.append(workdir.name)
+        return _pretend(config, workdir, should_stop=should_stop)
 
-    def uninterrupted(ready, should_stop):
-        trained.append(ready.workdir)
-        return _pretend(ready)
-
-    monkeypatch.setattr(loop, "train_and_evaluate", interrupted)
+    monkeypatch.setattr(experiment, "train_and_evaluate", train)
+    is_second = False
     assert ablate.main(arguments) == 75
     assert not (tmp_path / "out" / ablate.TABLE).exists()
-    monkeypatch.setattr(loop, "train_and_evaluate", uninterrupted)
+    is_second = True
     assert ablate.main(arguments) == 0
-    # Those of three heads cannot be built; nothing was trained twice.
-    assert len(trained) == len(set(trained)) == 6
+    assert trained == ["baseline", "no_feed_forward", "diverging"]
 
     output = capsys.readouterr().out
-    assert output.count("done before") == 3
+    assert output.count("done before") == 1
     with (tmp_path / "out" / ablate.TABLE).open() as file:
         rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
-    assert len(rows) == 8
-    assert "num_heads 3" in rows["three heads", "1"]["error"]
-    assert "not finite in step 1" in rows["diverging", "0"]["error"]
-    accuracies = {key: row["test_accuracy"] for key, row in rows.items()}
-    assert accuracies["baseline", "1"] == "0.93"
-    assert accuracies["no feed-forward", "0"] == "0.9"
+    assert len(rows) == 6
+    assert "num_heads 3" in rows["three heads", ""]["error"]
+    assert "not finite in step 1" in rows["diverging", ""]["error"]
+    accuracies = {key: float(row["test_accuracy"] or 0) for key, row in rows.items()}
+    assert accuracies["baseline", "1"] == 0.93
+    assert accuracies["no feed-forward", "0"] == 0.9
     names = ("baseline", "no feed-forward", "three heads", "diverging")
     lines = {
         name: line for line in output.splitlines() for name in names if name in line
     }
     assert "92.50 ± 0.71" in lines["baseline"] and "+0.00" in lines["baseline"]
     assert "-2.00" in lines["no feed-forward"] and "2/2" in lines["no feed-forward"]
-    assert "failed" in lines["three heads"] and "0/2" in lines["diverging"]
+    assert "failed" in lines["three heads"] and "failed" in lines["diverging"]
     assert (tmp_path / "out" / ablate.PICTURE).stat().st_size > 5_000
-
-    assert ablate.main(arguments) == 0
-    assert len(trained) == 6
 
 
 def test_a_variant_is_trained_as_its_config_says(arguments, tmp_path, capsys):
-    only = CONFIG.replace("SEEDS = (0, 1)", "SEEDS = (1,)").replace('"baseline"', "#")
-    only = only.replace('"three heads"', "#").replace('"diverging"', "#")
+    only = CONFIG.replace('"baseline"', "#").replace('"three heads"', "#")
+    only = only.replace('"sgd"', '"adamw"').replace("1e38", "1e-3")
     (tmp_path / "config.py").write_text(only)
     assert ablate.main(arguments) == 0
-    folder = tmp_path / "out" / "no_feed_forward" / "seed_1"
-    summary = wd.read_json(folder / wd.SUMMARY)
-    assert summary["seed"] == 1 and summary["num_params"] == 594
+    folder = tmp_path / "out" / "no_feed_forward"
+    summary = read_json(folder / wd.SUMMARY)
+    assert summary["num_params"] == 594
+    assert [run["seed"] for run in summary["runs"]] == [0, 1]
     assert "epoch 1/1" in (folder / ablate.LOG).read_text()
-    assert "epoch 1/1" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "epoch 1/1" not in output
+
+    assert ablate.main(arguments) == 0
+    assert capsys.readouterr().out.count("done before") == 2
 
 
 @pytest.mark.parametrize(
@@ -128,7 +140,7 @@ def test_a_variant_is_trained_as_its_config_says(arguments, tmp_path, capsys):
     [
         ("model.mlp_ratio", "model.mlp", "variant 'no feed-forward': config.model.mlp"),
         ("def get_variants", "def variants", "has no attribute 'get_variants'"),
-        ("SEEDS = (0, 1)", "SEEDS = (-1,)", "config.seed must be an integer"),
+        ('"num_seeds": 2', '"num_seeds": 0', "config.num_seeds must be an integer"),
         ('"train[:128]"', '"dev"', "variant 'baseline': dataset 'digits' has no split"),
     ],
 )
@@ -151,44 +163,46 @@ def test_variants_need_folders_of_their_own(arguments, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_no_fault_of_the_variant_is_tried_again(
+def test_a_variant_without_memory_is_tried_again(
     arguments, tmp_path, capsys, monkeypatch
 ):
-    def out_of_memory(ready, should_stop):
+    def out_of_memory(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(loop, "train_and_evaluate", out_of_memory)
+    monkeypatch.setattr(experiment, "train_and_evaluate", out_of_memory)
     assert ablate.main(arguments) == 0
-    assert "baseline, seed 0: RESOURCE_EXHAUSTED" in capsys.readouterr().out
-    monkeypatch.setattr(loop, "train_and_evaluate", lambda ready, _: _pretend(ready))
+    assert "baseline: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+    monkeypatch.setattr(experiment, "train_and_evaluate", _pretend)
     assert ablate.main(arguments) == 0
     output = capsys.readouterr().out
-    assert "baseline, seed 0: test accuracy" in output
+    assert "baseline: test accuracy" in output
     assert "RESOURCE_EXHAUSTED" not in output
 
 
 def test_a_folder_in_use_is_left_alone(arguments, tmp_path, capsys, monkeypatch):
-    trial = tmp_path / "out" / "baseline" / "seed_1"
-    for folder, code in ((tmp_path / "out", 2), (trial, 2)):
+    variant = tmp_path / "out" / "no_feed_forward"
+    for folder in (tmp_path / "out", variant):
         held = lock.acquire(folder)
-        assert ablate.main(arguments) == code
+        assert ablate.main(arguments) == 2
         assert f"{str(folder)!r} is in use by process" in capsys.readouterr().err
         held.close()
-    locks = []
+    locks, train_and_evaluate = [], experiment.train_and_evaluate
 
-    def train(ready, _):  # meanwhile another process takes the next one
-        locks.append(lock.acquire(trial))
-        return _pretend(ready)
+    def train(config, workdir, *, should_stop):
+        if locks:
+            return train_and_evaluate(config, workdir, should_stop=should_stop)
+        locks.append(lock.acquire(variant))  # another process takes the next one
+        return _pretend(config, workdir, should_stop=should_stop)
 
-    monkeypatch.setattr(loop, "train_and_evaluate", train)
+    monkeypatch.setattr(experiment, "train_and_evaluate", train)
     assert ablate.main(arguments) == 1
-    assert f"{str(trial)!r} is in use by process" in capsys.readouterr().err
-    assert not (trial / ablate.FAILURE).exists()
+    assert f"{str(variant)!r} is in use by process" in capsys.readouterr().err
+    assert not (variant / wd.SUMMARY).exists()
     locks[0].close()
 
 
 def test_results_of_another_config_are_left_alone(arguments, tmp_path, capsys):
-    folder = tmp_path / "out" / "baseline" / "seed_0"
+    folder = tmp_path / "out" / "baseline"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"batch_size": 7}))
     assert ablate.main(arguments) == 2
