@@ -58,21 +58,22 @@ def _models() -> str:
         options = model_options(base)
         parts.append(f"### `model.name = {base!r}`\n\n{_table(options, 'model.')}")
         if presets:
-            rows = [f"| has the fields of `{base}` | with the defaults |", "|---|---|"]
+            rows = [f"| has the fields of `{base}` | with |", "|---|---|"]
             for preset in presets:
-                rows.append(f"| `{preset}` | {_changes(options, preset)} |")
+                rows.append(f"| `{preset}` | {_changes(base, preset)} |")
             parts.append("\n".join([*rows, ""]))
     return "\n".join(parts)
 
 
-def _changes(base: Mapping[str, Option], preset: str) -> str:
-    """Name the defaults in which a preset differs from another model."""
+def _changes(base: str, preset: str) -> str:
+    """Name the module's fields that a preset sets, and another one does not so."""
+    before = getattr(MODELS[base], "keywords", {})
     changes = [
-        f"`{name}={option.default!r}`"
-        for name, option in model_options(preset).items()
-        if name not in base or option.default != base[name].default
+        f"`{name}={getattr(value, '__name__', repr(value))}`"
+        for name, value in MODELS[preset].keywords.items()
+        if before.get(name) != value
     ]
-    return ", ".join(changes) or "the same"
+    return ", ".join(changes)
 
 
 def _table(options: Mapping[str, Option], prefix: str) -> str:
