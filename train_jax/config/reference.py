@@ -70,7 +70,7 @@ def _changes(base: str, preset: str) -> str:
     before = getattr(MODELS[base], "keywords", {})
     changes = [
         f"`{name}={getattr(value, '__name__', repr(value))}`"
-        for name, value in MODELS[preset].keywords.items()
+        for name, value in getattr(MODELS[preset], "keywords", {}).items()
         if before.get(name) != value
     ]
     return ", ".join(changes)
