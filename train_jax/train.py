@@ -1,9 +1,12 @@
 """Train a model as a config says: python -m train_jax.train --config vit_digits."""
 
-import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from train_jax.cli.signals import StopRequest
+
+if TYPE_CHECKING:
+    import argparse
 
 _PROGRAM = "train.py"
 _DESCRIPTION = """\
@@ -70,7 +73,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     return 0
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> "argparse.ArgumentParser":
     from train_jax.cli import arguments as cli
 
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
