@@ -4,6 +4,7 @@ The tests hold a `Nursery`; it talks to a program, `main`, that imports what tra
 needs, without letting JAX start, and then forks for every command line that it reads.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,30 +14,37 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import train_jax.run.experiment  # noqa: F401  (what train.py imports)
+# What train.py imports, and when it reads the digits and writes its logs.
+import sklearn.datasets  # noqa: F401
+
 from train_jax import train
+from train_jax.output import report
+from train_jax.run import experiment
 
 
 class Nursery:
     """Starts train.py, many times, each in a process of its own."""
 
-    def __init__(self, folder: pathlib.Path, fields: Mapping[str, Any]):
+    def __init__(
+        self, folder: pathlib.Path, fields: Mapping[str, Any], *, cache: pathlib.Path
+    ):
         """Start the program below.
 
         Args:
-            folder: for what it prints and compiles.
+            folder: for what it prints.
             fields: of the config, for all runs.
+            cache: folder for compiled programs.
         """
         self._fields = [f"--config.{k}={v}" for k, v in fields.items()]
         self._output = folder / "output.txt"
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.train.nursery"],
@@ -49,9 +57,21 @@ class Nursery:
         self._pid = 0
 
     def start(
-        self, workdir: pathlib.Path, *arguments: str, file_size: int | None = None
+        self,
+        workdir: pathlib.Path,
+        *arguments: str,
+        file_size: int | None = None,
+        has_plots: bool = False,
     ) -> None:
-        """Start a run."""
+        """Start a run.
+
+        Args:
+            workdir: its folder.
+            *arguments: of the command line.
+            file_size: the largest file that it may write, bytes, as if the disk were
+                full.
+            has_plots: whether plots are drawn at the end, which takes a second.
+        """
         command = {
             "arguments": [
                 *("--config", "configs/vit_digits.py", "--workdir", str(workdir)),
@@ -60,6 +80,7 @@ class Nursery:
             ],
             "output": str(self._output),
             "file_size": file_size,
+            "has_plots": has_plots,
         }
         self._output.unlink(missing_ok=True)
         assert self._process.stdin is not None
@@ -70,6 +91,15 @@ class Nursery:
     def send(self, number: int) -> None:
         """Send it a signal."""
         os.kill(self._pid, number)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Suspend it: what lies on the disk is what SIGKILL would leave now."""
+        self.send(signal.SIGSTOP)
+        threads = pathlib.Path(f"/proc/{self._pid}/task")
+        self.wait_until(lambda: all(map(_is_stopped, threads.iterdir())))
+        yield
+        self.send(signal.SIGCONT)
 
     def wait(self) -> int:
         """Wait for its end; returns its exit status, negative for a signal.
@@ -112,8 +142,17 @@ class Nursery:
         return int(self._process.stdout.readline())
 
 
+def _is_stopped(thread: pathlib.Path) -> bool:
+    """Whether a thread, given by its folder in /proc, is stopped."""
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:  # it has just ended
+        return False
+
+
 def main() -> None:
     """Read a command a line; answer with the process's id, then its exit status."""
+    report._import_tensorboardx()
     assert threading.active_count() == 1, "a fork would lose threads"
     for line in sys.stdin:
         pid = os.fork()
@@ -124,19 +163,24 @@ def main() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _live(arguments: list[str], output: str, file_size: int | None) -> Any:
-    """Run train.py as a child.
+def _live(
+    arguments: list[str], output: str, file_size: int | None, has_plots: bool
+) -> Any:
+    """Run train.py as a child; see `Nursery.start`.
 
     Args:
         arguments: the command line.
         output: a file for what it prints.
-        file_size: the largest file that it may write, bytes, as if the disk were full.
+        file_size: the largest file that it may write.
+        has_plots: whether plots are drawn.
     """
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if not has_plots:
+        experiment._plot = lambda *_: None
     code = train.main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

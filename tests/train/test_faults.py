@@ -7,19 +7,16 @@ import shutil
 import signal
 import time
 
-import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from tests.train.nursery import Nursery
-from tests.train.tiny import TINY, last_state, tiny_config, train_tiny
-from train_jax.config.config import to_json
+from tests.train.tiny import TINY
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.files import read_json, write_json
-from train_jax.run.failures import Failed
 
 # Everything that has a state of its own: two runs, accumulation, dropout, an average.
 CHANGES = {
@@ -28,17 +25,37 @@ CHANGES = {
     "model.dropout_rate": 0.1,
     "augment.crop_padding": 1,
     "ema_decay": 0.9,
-    "num_epochs": 40,
+    "num_epochs": 12,
     "checkpoint.every_epochs": 1,
 }
+LAST_EPOCH = "\nepoch 12/12"
+# A run whose results don't matter. With a constant learning rate, the compiled program
+# is the same for any length.
+PLAIN = [
+    "--config.num_seeds=1",
+    "--config.accumulation_steps=1",
+    "--config.optimizer.schedule=constant",
+]
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    fields = TINY | CHANGES
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"), fields)
-    yield nursery
-    nursery.close()
+def start_nursery(tmp_path_factory):
+    """A function that starts a nursery; all of them share compiled programs."""
+    cache, nurseries = tmp_path_factory.mktemp("cache"), []
+
+    def start():
+        folder = tmp_path_factory.mktemp("nursery")
+        nurseries.append(Nursery(folder, TINY | CHANGES, cache=cache))
+        return nurseries[-1]
+
+    yield start
+    for nursery in nurseries:
+        nursery.close()
+
+
+@pytest.fixture(scope="module")
+def nursery(start_nursery):
+    return start_nursery()
 
 
 @pytest.fixture(scope="module")
@@ -56,47 +73,64 @@ def newest_step(folder: pathlib.Path) -> int:
     return max((int(name) for name in steps if name.isdecimal()), default=0)
 
 
-def results(workdir: pathlib.Path):
-    """All that a run computes: its last state, its metrics, its summary."""
-    step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
-    folder = (workdir / wd.CHECKPOINTS / str(step) / "state").absolute()
+def read_state(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint's state, by name."""
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder)
-    leaves = {
-        jax.tree_util.keystr(path): np.asarray(leaf)
+        tree = checkpointer.restore((folder / str(step) / "state").absolute())
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def without_times(record):
     timing = ("seconds", "images_per_second", "train_seconds")
-    lines = [json.loads(x) for x in (workdir / wd.METRICS).read_text().splitlines()]
-    lines.append(read_json(workdir / wd.SUMMARY))
-    return leaves, [{k: v for k, v in x.items() if k not in timing} for x in lines]
+    return {k: v for k, v in record.items() if k not in timing}
+
+
+def read_metrics(workdir: pathlib.Path):
+    lines = (workdir / wd.METRICS).read_text().splitlines()
+    return [without_times(json.loads(line)) for line in lines]
 
 
 def assert_same_results(workdir: pathlib.Path, expected: pathlib.Path) -> None:
-    """Compare two runs bit for bit."""
-    leaves, lines = results(workdir)
-    expected_leaves, expected_lines = results(expected)
-    assert lines == expected_lines
+    """Compare two runs bit for bit: the last state, the metrics, the summary."""
+    assert read_metrics(workdir) == read_metrics(expected)
+    summaries = [read_json(folder / wd.SUMMARY) for folder in (workdir, expected)]
+    assert without_times(summaries[0]) == without_times(summaries[1])
+    folders = [folder / wd.CHECKPOINTS for folder in (workdir, expected)]
+    steps = [checkpoint.find(folder, "last") for folder in folders]
+    leaves, expected_leaves = map(read_state, folders, steps)
     assert leaves.keys() == expected_leaves.keys()
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, expected_leaves[name], err_msg=name)
 
 
-@pytest.mark.slow  # nine starts
-def test_killed_at_eight_moments(nursery, whole, tmp_path):
+@pytest.mark.slow  # seven starts, one for each kind of moment
+def test_killed_at_any_moment(nursery, whole, tmp_path):
     workdir = tmp_path / "run"
     folder = workdir / wd.CHECKPOINTS
     generator = np.random.default_rng(0)
-    for life in range(8):
+    before = 0
+
+    def is_saving():
+        return any(folder.glob("*.orbax-checkpoint-tmp"))
+
+    def has_saved():
+        return newest_step(folder) > before
+
+    for reached, seconds in (
+        ((workdir / wd.CONFIG).exists, 0.5),  # before the first checkpoint
+        (is_saving, 0.03),
+        (has_saved, 0.15),
+        (lambda: "resuming after step" in nursery.output, 0.5),
+        (has_saved, 0.15),
+        (lambda: LAST_EPOCH in nursery.output, 0.3),  # while it tests and draws
+    ):
         before = newest_step(folder)
-        nursery.start(workdir)
-        if life % 2:
-            nursery.wait_until(lambda before=before: newest_step(folder) > before)
-            time.sleep(generator.uniform(0, 0.15))
-        else:  # while it saves
-            nursery.wait_until_training()
-            nursery.wait_until(lambda: any(folder.glob("*.orbax-checkpoint-tmp")))
-            time.sleep(generator.uniform(0, 0.03))
+        nursery.start(workdir, has_plots=True)
+        nursery.wait_until(reached)
+        time.sleep(generator.uniform(0, seconds))
         nursery.send(signal.SIGKILL)
         assert nursery.wait() == -signal.SIGKILL, "too fast to be killed"
     nursery.start(workdir)
@@ -105,19 +139,51 @@ def test_killed_at_eight_moments(nursery, whole, tmp_path):
     assert_same_results(workdir, whole)
 
 
-@pytest.mark.slow  # four starts
-def test_terminated_at_three_moments(nursery, whole, tmp_path):
+def test_the_newest_checkpoint_is_complete_at_any_moment(
+    nursery, whole, tmp_path, capsys
+):
+    """Copies of the checkpoints, at many moments, are what a kill would leave."""
+    folder = tmp_path / "run" / wd.CHECKPOINTS
+    nursery.start(folder.parent)
+    nursery.wait_until(folder.exists)
+    copies = []
+    while LAST_EPOCH not in nursery.output:
+        with nursery.frozen():
+            copies.append(tmp_path / str(len(copies)))
+            shutil.copytree(folder, copies[-1])
+        time.sleep(0.02)
+    assert nursery.wait() == 0, nursery.output
+    saving = [copy for copy in copies if any(copy.glob("*.orbax-checkpoint-tmp"))]
+    assert len(saving) > 5
+    metrics, steps = read_metrics(whole), [0]
+    for copy in copies:
+        step = checkpoint.find(copy, "last") or 0
+        assert capsys.readouterr().err == ""  # no checkpoint is damaged
+        assert step >= steps[-1]
+        if step > steps[-1]:
+            records = checkpoint.read_metadata(copy, step)["metrics"]
+            assert list(map(without_times, records)) == metrics[: step // 5]
+            state = read_state(copy, step)
+            assert set(state["step"]) == {step}
+            loss_R = state["epoch_sums.loss"] / 5
+            np.testing.assert_allclose(loss_R, records[-1]["train_loss"])
+            steps.append(step)
+    assert len(steps) > 5
+
+
+@pytest.mark.slow  # three starts
+def test_stopped_by_a_signal(nursery, whole, tmp_path):
     workdir = tmp_path / "run"
     generator = np.random.default_rng(1)
-    for _ in range(3):
+    for number in (signal.SIGTERM, signal.SIGINT):
         nursery.start(workdir)
         nursery.wait_until_training()
         time.sleep(generator.uniform(0, 0.5))
-        nursery.send(signal.SIGTERM)
+        nursery.send(number)
         assert nursery.wait() == 75, nursery.output
-        assert "SIGTERM: finishing the step and saving" in nursery.output
+        assert f"{number.name}: finishing the step and saving" in nursery.output
         last_line = nursery.output.splitlines()[-1]
-        found = re.search(r"stopped after step (\d+) of 200; the same comm", last_line)
+        found = re.search(r"stopped after step (\d+) of 60; the same comm", last_line)
         assert found is not None
         assert (workdir / wd.CHECKPOINTS / found[1]).is_dir()
     nursery.start(workdir)
@@ -125,43 +191,29 @@ def test_terminated_at_three_moments(nursery, whole, tmp_path):
     assert_same_results(workdir, whole)
 
 
-@pytest.mark.slow  # two starts
-def test_interrupted_once_it_saves_and_twice_it_quits(nursery, tmp_path):
-    workdir = tmp_path / "run"
-    # Every step is half a minute away from its end: it cannot have been finished.
-    nursery.start(workdir, "--config.num_epochs=100000", "--config.batch_size=320")
-    nursery.wait_until_training()
-    nursery.send(signal.SIGINT)
-    assert nursery.wait() == 75, nursery.output
-    nursery.start(workdir, "--config.num_epochs=100000", "--config.batch_size=320")
+def test_interrupted_twice_it_quits(nursery, tmp_path):
+    nursery.start(tmp_path / "run", *PLAIN, "--config.num_epochs=100000")
     nursery.wait_until_training()
     nursery.send(signal.SIGINT)
     nursery.wait_until(lambda: "finishing the step" in nursery.output)
     nursery.send(signal.SIGINT)
-    assert nursery.wait() in (130, 75)
+    assert nursery.wait() in (130, 75)  # or it was faster
 
 
-@pytest.fixture(scope="module")
-def second_nursery(tmp_path_factory):
-    """For a second run at the same time."""
-    nursery = Nursery(tmp_path_factory.mktemp("second"), TINY | CHANGES)
-    yield nursery
-    nursery.close()
-
-
-@pytest.mark.slow  # eight starts
-def test_four_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path):
-    generator = np.random.default_rng(2)
-    refused = 0
-    for pair in range(4):
+@pytest.mark.slow  # ten starts
+def test_pairs_of_starts_in_one_folder(nursery, start_nursery, tmp_path):
+    other, refused = start_nursery(), 0
+    # The second one starts with the first one, or when it has printed this.
+    moments = ("", "examples to train on", "compiled in", "\nepoch", "\ntest accuracy")
+    for pair, moment in enumerate(moments):
         workdir = tmp_path / str(pair)
         how = ["--overwrite"] if pair % 2 else []
-        length = ["--config.num_epochs=10", "--config.checkpoint.every_epochs=5"]
-        nursery.start(workdir, *length)
-        time.sleep(generator.uniform(0, 2))
-        second_nursery.start(workdir, *length, *how, f"--config.seed={pair % 2}")
-        codes = [each.wait() for each in (nursery, second_nursery)]
-        outputs = nursery.output + second_nursery.output
+        length = ["--config.num_epochs=4", "--config.checkpoint.every_epochs=2"]
+        nursery.start(workdir, *PLAIN, *length)
+        nursery.wait_until(lambda moment=moment: moment in nursery.output)
+        other.start(workdir, *PLAIN, *length, *how, f"--config.seed={pair % 2}")
+        codes = [each.wait() for each in (nursery, other)]
+        outputs = nursery.output + other.output
         assert "Traceback" not in outputs, outputs
         assert sorted(codes) in ([0, 0], [0, 2]), outputs
         refused += 2 in codes
@@ -174,9 +226,9 @@ def test_four_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path):
         if pair % 2:  # the seed tells whose it is
             assert codes[config["seed"]] == 0
         lines = (workdir / wd.METRICS).read_text().splitlines()
-        assert [json.loads(x)["step"] for x in lines] == list(range(5, 55, 5))
+        assert [json.loads(x)["step"] for x in lines] == [5, 10, 15, 20]
         step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
-        assert step == 50
+        assert step == 20
         metadata = checkpoint.read_metadata(workdir / wd.CHECKPOINTS, step)
         assert metadata["config"] == config
         assert metadata["metrics"] == [json.loads(x) for x in lines]
@@ -184,99 +236,67 @@ def test_four_pairs_of_starts_in_one_folder(nursery, second_nursery, tmp_path):
     assert refused >= 1
 
 
-@pytest.mark.slow  # two starts
+def copy_unfinished(original: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Copy a run's folder, without the summary."""
+    workdir = tmp_path / "run"
+    shutil.copytree(original, workdir)
+    (workdir / wd.SUMMARY).unlink()
+    return workdir
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     nursery, whole, tmp_path
 ):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
-    (workdir / wd.SUMMARY).unlink()
-    files = (workdir / wd.CHECKPOINTS / "200" / "state").rglob("*")
+    workdir = copy_unfinished(whole, tmp_path)
+    folder = workdir / wd.CHECKPOINTS
+    files = (folder / "60" / "state").rglob("*")
     largest = max(files, key=lambda path: path.is_file() and path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
     nursery.start(workdir)
     assert nursery.wait() == 0, nursery.output
-    assert "checkpoints/200 is damaged: state/" in nursery.output
-    assert "resuming after step 195 of 200" in nursery.output
-    assert (workdir / wd.CHECKPOINTS / "damaged_200").is_dir()
+    assert "checkpoints/60 is damaged: state/" in nursery.output
+    assert "resuming after step 55 of 60" in nursery.output
+    assert (folder / "damaged_60").is_dir()
     assert_same_results(workdir, whole)
-    (workdir / wd.SUMMARY).unlink()
 
-    for folder in (workdir / wd.CHECKPOINTS).iterdir():
-        if folder.name.isdecimal():
-            (folder / "checksums.json").unlink()
+    (workdir / wd.SUMMARY).unlink()
+    before = {path.name for path in folder.iterdir()}
+    for name in before:
+        if name.isdecimal():
+            (folder / name / "checksums.json").unlink()
     nursery.start(workdir)
     assert nursery.wait() == 1
-    assert "train.py: error: all checkpoints in" in nursery.output.splitlines()[-1]
+    line = nursery.output.splitlines()[-1]
+    assert line.startswith("train.py: error: all checkpoints in")
+    assert line.endswith("are damaged; --overwrite starts anew")
+    assert {path.name for path in folder.iterdir()} == before
 
 
-@pytest.mark.slow  # three starts
+def test_a_checkpoint_of_another_model_is_refused(nursery, whole, tmp_path):
+    workdir = copy_unfinished(whole, tmp_path)
+    write_json(workdir / wd.CONFIG, read_json(workdir / wd.CONFIG) | {"model.width": 8})
+    nursery.start(workdir, "--config.model.width=8")
+    assert nursery.wait() == 1
+    line = nursery.output.splitlines()[-1]
+    assert "config.model.width was 16 and is 8" in line
+    assert checkpoint.find(workdir / wd.CHECKPOINTS, "last") == 60
+
+
 def test_a_disk_that_is_full(nursery, whole, tmp_path):
-    workdir = tmp_path / "run"
-    nursery.start(workdir)
-    metrics = workdir / wd.METRICS
-    nursery.wait_until(lambda: metrics.exists() and metrics.stat().st_size > 1_000)
-    nursery.send(signal.SIGTERM)
-    assert nursery.wait() == 75, nursery.output
-    good = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
-    nursery.start(workdir, file_size=50_000)
+    workdir = copy_unfinished(whole, tmp_path)
+    folder = workdir / wd.CHECKPOINTS
+    shutil.rmtree(folder / "60")
+    nursery.start(workdir, file_size=30_000)
     assert nursery.wait() == 1, nursery.output
-    pattern = (
-        r"^train.py: error: the checkpoint of step (\d+) could not be written: .*; "
-        rf"the last good checkpoint is {workdir}/.*/(\d+)$"
-    )
-    found = re.search(pattern, nursery.output, re.MULTILINE)
-    assert found is not None, nursery.output
-    failed, last_good = map(int, found.groups())
-    assert good <= last_good < failed  # a save may be small enough, or cut in files
-    assert checkpoint.find(workdir / wd.CHECKPOINTS, "last") == last_good
+    # TensorStore may log more after this line.
+    assert re.search(
+        "^train.py: error: the checkpoint of step 60 could not be written: .*; "
+        f"the last good checkpoint is {folder}/55$",
+        nursery.output,
+        re.MULTILINE,
+    ), nursery.output
+    assert checkpoint.find(folder, "last") == 55
+    assert not (workdir / wd.SUMMARY).exists()
     nursery.start(workdir)
     assert nursery.wait() == 0, nursery.output
     assert_same_results(workdir, whole)
-
-
-def test_damaged_checkpoints_are_put_aside(two_checkpoints, tmp_path):
-    workdir, folder = _copy(two_checkpoints, tmp_path)
-    (folder / "10" / "checksums.json").write_text("{")
-    train_tiny(workdir, TWO_EPOCHS)
-    assert {path.name for path in folder.iterdir()} == {"5", "10", "damaged_10"}
-    chex.assert_trees_all_equal(
-        last_state(workdir, TWO_EPOCHS), last_state(two_checkpoints, TWO_EPOCHS)
-    )
-
-    (workdir / wd.SUMMARY).unlink()
-    for step in ("5", "10"):
-        (folder / step / "checksums.json").write_text(
-            '{"files": {"state/no": "such file"}}'
-        )
-    with pytest.raises(Failed, match="are damaged; --overwrite starts anew"):
-        train_tiny(workdir, TWO_EPOCHS)
-    assert {path.name for path in folder.iterdir()} == {"5", "10", "damaged_10"}
-
-
-def test_a_checkpoint_of_another_model_is_refused(two_checkpoints, tmp_path):
-    workdir, folder = _copy(two_checkpoints, tmp_path)
-    changes = TWO_EPOCHS | {"model.width": 32}
-    write_json(workdir / wd.CONFIG, to_json(tiny_config(changes)))
-    with pytest.raises(Failed, match=r"config\.model\.width was 16 and is 32"):
-        train_tiny(workdir, changes)
-    assert checkpoint.find(folder, "last") == 10
-
-
-TWO_EPOCHS = {"num_epochs": 2}
-
-
-@pytest.fixture(scope="module")
-def two_checkpoints(tmp_path_factory):
-    """The folder of a run with two checkpoints."""
-    workdir = tmp_path_factory.mktemp("two") / "run"
-    train_tiny(workdir, TWO_EPOCHS)
-    return workdir
-
-
-def _copy(original: pathlib.Path, tmp_path: pathlib.Path):
-    """Copy a run that has no summary yet; returns its folder and the checkpoints'."""
-    workdir = tmp_path / "run"
-    shutil.copytree(original, workdir)
-    (workdir / wd.SUMMARY).unlink()
-    return workdir, workdir / wd.CHECKPOINTS

@@ -154,6 +154,8 @@ def _run(
                 seeds=parts.runs.seeds,
                 swept=parts.runs.swept,
             )
+            # The summary says that the run is finished: nothing may be lost any more.
+            checkpoints.wait()
             check_lock()
             if processes.is_main():
                 write_json(workdir / wd.SUMMARY, result)
