@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,12 @@ import jax
 import pytest
 
 import train
-from tests.train.command import environment, run, train_arguments
+from tests.train.command import FIELDS, environment, run, train_arguments
 from train_jax.output import lock
 from train_jax.output import workdir as wd
+from train_jax.output.files import read_json
+from train_jax.run import experiment
+from train_jax.run.failures import Stopped
 
 UNWRITABLE = "/proc/no_such_folder"
 
@@ -32,70 +36,121 @@ TRAINS = {
         rf"warning: compiled programs are not kept, '{UNWRITABLE}/vit-resnet-jax/"
         r"compiled-\w+' cannot be written: No such file or directory",
     ),
-    "no folder for compiled programs": (
-        {"JAX_COMPILATION_CACHE_DIR": UNWRITABLE},
-        rf"warning: compiled programs are not kept, '{UNWRITABLE}' cannot be written: "
-        "No such file or directory",
-    ),
 }
 
-# Condition → variables, further arguments, and the line that refuses.
+# Condition → variables, and the line that refuses.
 REFUSED = {
     "no GPU": (
         {"JAX_PLATFORMS": "cuda"},
-        [],
         "JAX has no device to compute on, JAX_PLATFORMS is 'cuda': no such device",
     ),
     "an unknown platform": (
         {"JAX_PLATFORMS": "abacus"},
-        [],
         "JAX has no device to compute on, JAX_PLATFORMS is 'abacus': Unable to "
         "initialize backend 'abacus': .*",
     ),
     "an address for the cache": (
         {"XDG_CACHE_HOME": "gs://bucket/x", "JAX_COMPILATION_CACHE_DIR": ""},
-        [],
         "XDG_CACHE_HOME must be a path on this machine, got the address 'gs://bucket/x'",
     ),
+}
+
+# Condition → arguments, and the line that refuses.
+REFUSED_ARGUMENTS = {
     "an address for the folder": (
-        {},
         ["--workdir=gs://bucket/run"],
         "--workdir must be a path on this machine, got the address 'gs://bucket/run'",
     ),
     "an address for the config": (
-        {},
         ["--config=https://example.org/config.py"],
         "--config must be a path on this machine, got the address "
         "'https://example.org/config.py'",
     ),
     "an address for the archives": (
-        {},
         ["--config.dataset.name=mnist", "--config.dataset.manual_dir=s3://b"],
         ".*manual_dir must be a path on this machine, got the address 's3://b'",
     ),
     "the home of nobody": (
-        {},
         ["--workdir=~no_such_user/run"],
         "--workdir '~no_such_user/run': there is no such home folder",
     ),
     "a name of 300 characters": (
-        {},
         ["--workdir=" + 300 * "x"],
         "--workdir 'x{300}': File name too long",
     ),
     "a config's name of 300 characters": (
-        {},
         ["--config=" + 300 * "x"],
         "--config must name a readable file, or one of [a-z0-9_, ]+, got 'x{300}'",
     ),
 }
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A folder for compiled programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def finished(compiled, tmp_path_factory):
+    """The folder of a run that train.py has finished."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = run(train_arguments(workdir), environment(compiled))
+    assert done.returncode == 0, done.stderr.decode()
+    return workdir
+
+
+def results(workdir):
+    """A run's summary, without times."""
+    timing = ("train_seconds", "images_per_second")
+    summary = read_json(workdir / wd.SUMMARY)
+    return {k: v for k, v in summary.items() if k not in timing}
+
+
+def test_the_module_does_what_train_py_does(finished, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = ["--config", "vit_digits", "--workdir", str(workdir)]
+    for field, value in FIELDS.items():
+        arguments += [f"--config.{field}", str(value)]
+    done = run(arguments, environment(compiled), module="train_jax.train")
+    assert done.returncode == 0, done.stderr.decode()
+    assert f"results in {workdir}" in done.stdout.decode()
+    assert results(workdir) == results(finished)
+
+
+_TRAIN_AND_EVALUATE = """
+import json, sys
+import train_jax
+assert not {"jax", "tensorflow"} & sys.modules.keys()
+from train_jax import train_and_evaluate
+from configs.vit_digits import get_config
+config = get_config()
+with config.unlocked(), config.ignore_type():
+    config.update_from_flattened_dict(json.loads(sys.argv[2]))
+summary = train_and_evaluate(config, sys.argv[1])
+with open(f"{sys.argv[1]}/summary.json") as file:
+    assert summary == json.load(file)
+assert train_and_evaluate(config, sys.argv[1]) == summary
+"""
+
+
+def test_the_function_does_what_train_py_does(finished, compiled, tmp_path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-c", _TRAIN_AND_EVALUATE]
+    subprocess.run(
+        [*command, str(workdir), json.dumps(FIELDS)],
+        env=environment(compiled),
+        check=True,
+    )
+    assert results(workdir) == results(finished)
+
+
 @pytest.mark.parametrize("condition", TRAINS)
-def test_it_trains_with(tmp_path, condition):
+@pytest.mark.slow  # without a cache it has to compile
+def test_it_trains_with(compiled, tmp_path, condition):
     variables, told = TRAINS[condition]
     done = run(
-        train_arguments("~/run"), environment(tmp_path, HOME=str(tmp_path)) | variables
+        train_arguments("~/run"), environment(compiled, HOME=str(tmp_path)) | variables
     )
     error = done.stderr.decode()
     assert done.returncode == 0, error
@@ -109,30 +164,46 @@ def test_it_trains_with(tmp_path, condition):
 
 
 @pytest.mark.parametrize("condition", REFUSED)
-def test_it_refuses(tmp_path, condition):
-    variables, arguments, expected = REFUSED[condition]
-    before = set(os.listdir())
-    command = [*train_arguments(tmp_path / "run"), *arguments]
-    done = run(command, environment(tmp_path) | variables)
+def test_it_refuses(compiled, tmp_path, condition):
+    variables, expected = REFUSED[condition]
+    command = train_arguments(tmp_path / "run")
+    done = run(command, environment(compiled) | variables)
     assert done.returncode == 2
-    *usage, line = done.stderr.decode().splitlines()
+    assert_refused(done.stderr.decode(), expected)
+    assert not (tmp_path / "run").exists()
+
+
+def assert_refused(error, expected):
+    """What a command has printed ends with this line; before it is only the usage."""
+    *usage, line = error.splitlines()
     assert re.fullmatch(f"train.py: error: {expected}", line)
     assert all(u.startswith(("usage:", " ")) for u in usage)
+
+
+@pytest.mark.parametrize("condition", REFUSED_ARGUMENTS)
+def test_it_refuses_arguments(tmp_path, capsys, condition):
+    arguments, expected = REFUSED_ARGUMENTS[condition]
+    before = set(os.listdir())
+    try:
+        code = train.main([*train_arguments(tmp_path / "run"), *arguments])
+    except SystemExit as end:  # of argparse
+        code = end.code
+    assert code == 2
+    assert_refused(capsys.readouterr().err, expected)
     assert not (tmp_path / "run").exists() and set(os.listdir()) == before
 
 
-def test_a_run_that_is_read_only(tmp_path):
-    workdir = tmp_path / "run"
-    variables = environment(tmp_path)
-    assert run(train_arguments(workdir), variables).returncode == 0
+def test_a_run_that_is_read_only(finished, compiled, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    variables = environment(compiled)
     everything = [workdir, *workdir.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {p: p.read_bytes() for p in everything if p.is_file()}
 
-    finished = run(train_arguments(workdir), variables, heeds_modes=True)
-    assert finished.returncode == 0
-    assert b"this run is finished already\ntest accuracy" in finished.stdout
+    again = run(train_arguments(workdir), variables, heeds_modes=True)
+    assert again.returncode == 0
+    assert b"this run is finished already\ntest accuracy" in again.stdout
     longer = train_arguments(workdir, num_steps=3)
     done = run([*longer, "--extend"], variables, heeds_modes=True)
     explain = ["--workdir", str(workdir)]
@@ -148,12 +219,19 @@ def test_a_run_that_is_read_only(tmp_path):
 def test_the_lock_of_a_machine_that_is_lost_is_taken_over_after_its_time(
     tmp_path, capsys, monkeypatch
 ):
+    locks = []
+
+    def train_no_further(workdir, *_):
+        locks.extend(path.name for path in workdir.glob("lock.*"))
+        raise Stopped("stopped after step 0 of 2")
+
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.5)
+    monkeypatch.setattr(experiment, "_train", train_no_further)
     workdir = tmp_path / "run"
     workdir.mkdir()
     arguments = train_arguments(workdir, batch_size=8 * jax.device_count())
     holder = {"pid": 17, "start": "1", "host": "colab-7", "machine": "another one"}
-    for age, code in ((lock.LEASE_SECONDS - 60, 2), (lock.LEASE_SECONDS + 1, 0)):
+    for age, code in ((lock.LEASE_SECONDS - 60, 2), (lock.LEASE_SECONDS + 1, 75)):
         text = json.dumps(holder | {"renewed": time.time() - age})
         (workdir / "lock.1").write_text(text)
         assert train.main(arguments) == code
@@ -163,7 +241,7 @@ def test_the_lock_of_a_machine_that_is_lost_is_taken_over_after_its_time(
                 f"train.py: error: --workdir '{workdir}' is in use by process 17 on "
                 "host colab-7; if that machine is lost, start again in 60 s\n"
             )
-    assert (workdir / wd.SUMMARY).exists() and not list(workdir.glob("lock.*"))
+    assert locks == ["lock.2"] and not list(workdir.glob("lock.*"))
 
 
 def start(arguments, variables, **pipes):
@@ -171,11 +249,11 @@ def start(arguments, variables, **pipes):
     return subprocess.Popen(command, env=variables, **pipes)
 
 
-def test_a_reader_that_has_gone_does_not_end_the_training(tmp_path):
+def test_a_reader_that_has_gone_does_not_end_the_training(compiled, tmp_path):
     workdir = tmp_path / "run"
     process = start(
         train_arguments(workdir),
-        environment(tmp_path),
+        environment(compiled),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -188,12 +266,12 @@ def test_a_reader_that_has_gone_does_not_end_the_training(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["/dev/full", None])
-def test_output_that_goes_nowhere_does_not_end_the_training(tmp_path, where):
+def test_output_that_goes_nowhere_does_not_end_the_training(compiled, tmp_path, where):
     redirection = ">&- 2>&-" if where is None else f"> {where} 2>&1"
     command = [sys.executable, "train.py", *train_arguments(tmp_path / "run")]
     code = subprocess.call(
         ["bash", "-c", f'"$@" {redirection}', "bash", *command],
-        env=environment(tmp_path),
+        env=environment(compiled),
     )
     assert code == 0
     assert (tmp_path / "run" / wd.SUMMARY).exists()
@@ -204,18 +282,16 @@ def test_output_that_goes_nowhere_does_not_end_the_training(tmp_path, where):
     [
         ("argparse", signal.SIGINT),
         ("numpy", signal.SIGTERM),
-        ("jax.numpy", signal.SIGINT),
-        ("flax.linen", signal.SIGTERM),
         ("train_jax.run.loop", signal.SIGINT),
         ("sklearn.utils", signal.SIGTERM),  # while the data are loaded
     ],
 )
-def test_a_signal_before_the_training_ends_it(tmp_path, module, number):
+def test_a_signal_before_the_training_ends_it(compiled, tmp_path, module, number):
     workdir = tmp_path / "run"
     command = [sys.executable, "-X", "importtime", "train.py"]
     process = subprocess.Popen(
         [*command, *train_arguments(workdir, num_steps=100_000)],
-        env=environment(tmp_path),
+        env=environment(compiled),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -235,11 +311,11 @@ def test_a_signal_before_the_training_ends_it(tmp_path, module, number):
     assert not workdir.exists()
 
 
-def test_two_interrupts_leave_a_terminal_with_its_cursor(tmp_path):
+def test_two_interrupts_leave_a_terminal_with_its_cursor(compiled, tmp_path):
     terminal, screen = pty.openpty()
     process = start(
         train_arguments(tmp_path / "run", num_steps=10_000_000),
-        environment(tmp_path, TERM="xterm"),
+        environment(compiled, TERM="xterm"),
         stdin=screen,
         stdout=screen,
         stderr=screen,
