@@ -9,6 +9,7 @@ import pytest
 import train
 from tests.train.command import train_arguments
 from train_jax.output import workdir as wd
+from train_jax.run import experiment
 
 KINDS = ("missing", "empty", "truncated", "garbage", "other")
 
@@ -46,10 +47,17 @@ IDS = [f"{name} {kind}" for name, kind, _ in CASES]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a finished run of two steps, and its summary."""
+    """The folder of a finished run of two steps, and its summary.
+
+    Neither this run nor those of the tests draw plots, which takes half a second.
+    """
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    assert train.main(_arguments(workdir)) == 0
-    return workdir, read_json(workdir / wd.SUMMARY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            experiment, "_plot", lambda folder, *_: folder.mkdir(exist_ok=True)
+        )
+        assert train.main(_arguments(workdir)) == 0
+        yield workdir, read_json(workdir / wd.SUMMARY)
 
 
 def read_json(path):

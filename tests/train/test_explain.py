@@ -1,6 +1,7 @@
 """Explain a trained run: pictures of its attention, one error line otherwise."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 import types
 
 import cv2
+import jax
 import matplotlib.image
 import numpy as np
 import optax
@@ -19,6 +21,7 @@ from tests.train.command import train_arguments
 from train_jax import explain
 from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
+from train_jax.run import experiment
 from train_jax.run.restore import load_model
 
 
@@ -28,7 +31,9 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("explain") / "run"
     fields = {"num_steps": 5, "model.depth": 2, "ema_decay": 0.9}
     fields |= {"model.attention_implementation": "xla"}
-    assert train.main(train_arguments(workdir, **fields)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_plot", lambda *_: None)
+        assert train.main(train_arguments(workdir, **fields)) == 0
     return workdir
 
 
@@ -36,6 +41,14 @@ def run(tmp_path_factory):
 def image_MHWC(run):
     """The images that the run was tested on."""
     return load_model(run).load_test().image_BHWC
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load_once():
+    """Restore each model once: that is most of the time of a short command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain, "load_model", functools.cache(load_model))
+        yield
 
 
 @pytest.fixture
@@ -55,7 +68,7 @@ def test_loaded_model_has_the_test_loss_of_the_summary(run):
     assert loaded.model.attention_implementation == "own"
     image = test.image_BHWC.astype(np.float32) / 255
     image = (image - loaded.task.mean[0]) / loaded.task.std[0]
-    logits_MY = loaded.model.apply(loaded.variables, image)
+    logits_MY = jax.jit(loaded.model.apply)(loaded.variables, image)
     loss_M = optax.softmax_cross_entropy_with_integer_labels(logits_MY, test.label_B)
     summary = json.loads((run / wd.SUMMARY).read_text())
     np.testing.assert_allclose(loss_M.mean(), summary["test_loss"], rtol=1e-5)
