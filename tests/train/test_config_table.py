@@ -119,7 +119,8 @@ def test_the_reference_has_every_field():
     for name in MODELS:
         assert f"`{name}`" in page or f"'{name}'" in page
     assert "| `optimizer.momentum` (sweep) | `0.9` | a number in [0, 1) |" in page
-    assert "`vit_b16` | `patch_size=16`, `width=768`, `depth=12`" in page
+    assert "`patch_size=16`, `width=768`, `depth=12`, `num_heads=12` |" in page
+    assert "| `resnet34` | `stage_sizes=(3, 4, 6, 3)` |" in page
     columns = {line.count(" | ") for line in page.splitlines() if line[:3] == "| `"}
     assert columns == {1, 3}  # presets, fields
 
