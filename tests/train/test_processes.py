@@ -14,26 +14,48 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import TINY
+from train_jax.config.config import load_config
 from train_jax.devices import processes
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.files import read_json
+from train_jax.run.experiment import train_and_evaluate
+
+CONFIG = "configs/vit_digits.py"
+
+# With a constant learning rate the compiled program is the same for any length.
+CHANGES = {
+    "model.dropout_rate": 0.1,
+    "num_seeds": 2,
+    "fsdp": True,
+    "optimizer.schedule": "constant",
+}
 
 
-def start(workdir, output, *, index=0, count=1, port=0, changes=None):
-    """Start one process of a run, on devices of its own: four in all."""
-    fields = [f"--config.{k}={v}" for k, v in (TINY | (changes or {})).items()]
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """Let processes that start later find what the first ones have compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("compiled"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
+
+
+def start(workdir, output, *, index, port, changes):
+    """Start one of two processes of a run, each on two devices."""
+    fields = [f"--config.{k}={v}" for k, v in (TINY | CHANGES | changes).items()]
     flags = ["--coordinator", f"localhost:{port}"]
-    flags += ["--num_processes", str(count), "--process_id", str(index)]
+    flags += ["--num_processes", "2", "--process_id", str(index)]
     environment = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    command = [sys.executable, "train.py", "--config", "configs/vit_digits.py"]
+    command = [sys.executable, "train.py", "--config", CONFIG]
     command += ["--workdir", str(workdir), *fields]
     with output.open("w") as file:
         return subprocess.Popen(
-            command + (flags if count > 1 else []),
+            command + flags,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
@@ -47,13 +69,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_two(workdir, tmp_path, **arguments):
+def start_two(workdir, tmp_path, changes):
     """Start both processes of a run, and say where they print."""
     port = free_port()
     outputs = [tmp_path / f"output_{index}.txt" for index in (0, 1)]
     return outputs, [
-        start(workdir, outputs[i], index=i, count=2, port=port, **arguments)
-        for i in (0, 1)
+        start(workdir, outputs[i], index=i, port=port, changes=changes) for i in (0, 1)
     ]
 
 
@@ -64,13 +85,12 @@ def results(workdir):
     return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
-@pytest.mark.slow  # three processes
+@pytest.mark.slow  # two processes
 def test_two_processes_equal_one(tmp_path):
-    changes = {"model.dropout_rate": 0.1, "num_seeds": 2, "fsdp": True}
-    outputs, both = start_two(tmp_path / "two", tmp_path, changes=changes)
+    outputs, both = start_two(tmp_path / "two", tmp_path, {})
+    fields = {field: str(value) for field, value in (TINY | CHANGES).items()}
+    train_and_evaluate(load_config(CONFIG, fields), tmp_path / "one")
     assert [p.wait() for p in both] == [0, 0], [x.read_text() for x in outputs]
-    alone = start(tmp_path / "one", tmp_path / "output.txt", changes=changes)
-    assert alone.wait() == 0, (tmp_path / "output.txt").read_text()
     found, expected = results(tmp_path / "two"), results(tmp_path / "one")
     assert len(found) == len(expected) == 4
     for line, expected_line in zip(found, expected, strict=True):
@@ -88,11 +108,11 @@ def test_two_processes_equal_one(tmp_path):
 def test_a_run_of_two_processes_keeps_another_one_out(tmp_path):
     workdir = tmp_path / "run"
     changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 100_000}
-    outputs, first = start_two(workdir, tmp_path, changes=changes)
+    outputs, first = start_two(workdir, tmp_path, changes)
     wait_for_epochs(workdir, 2, first)
     assert [path.name for path in workdir.glob("lock.*")] == ["lock.1"]
     (tmp_path / "second").mkdir()
-    refusals, second = start_two(workdir, tmp_path / "second", changes=changes)
+    refusals, second = start_two(workdir, tmp_path / "second", changes)
     assert [p.wait(timeout=60) for p in second] == [2, 2]
     for refusal in refusals:
         refused = rf"--workdir '{workdir}' is in use by process {first[0].pid} on host"
@@ -106,7 +126,7 @@ def test_a_run_of_two_processes_keeps_another_one_out(tmp_path):
 def test_one_that_stops_stops_both_and_one_that_dies_ends_both(tmp_path):
     workdir = tmp_path / "run"
     changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 5}
-    outputs, both = start_two(workdir, tmp_path, changes=changes)
+    outputs, both = start_two(workdir, tmp_path, changes)
     wait_for_epochs(workdir, 6, both)
     both[1].send_signal(signal.SIGTERM)
     assert [p.wait(timeout=60) for p in both] == [75, 75]
@@ -115,7 +135,7 @@ def test_one_that_stops_stops_both_and_one_that_dies_ends_both(tmp_path):
     assert step is not None and step >= 30
 
     epochs = len((workdir / wd.METRICS).read_text().splitlines())
-    outputs, both = start_two(workdir, tmp_path, changes=changes)
+    outputs, both = start_two(workdir, tmp_path, changes)
     wait_for_epochs(workdir, epochs + 3, both)
     assert f"resuming after step {step}" in outputs[0].read_text()
     both[1].kill()
