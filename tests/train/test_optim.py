@@ -56,8 +56,9 @@ def test_optimizer_refuses(name, fields, message):
 
 def test_decay_mask_marks_the_kernels_and_nothing_else():
     model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    mask = optim.decay_mask(params)
+    image_BHWC = jnp.zeros((1, 8, 8, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image_BHWC)
+    mask = optim.decay_mask(variables["params"])
     marked = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, value in jax.tree_util.tree_leaves_with_path(mask)

@@ -39,9 +39,11 @@ def test_each_token_is_told_from_those_before_it():
     assert target_BTV.shape == (1, 3, 11)
 
 
+@pytest.mark.slow  # compiles and trains a Transformer
 def test_a_short_run_leaves_what_any_run_does(tmp_path):
     changes = {"num_steps": "6", "dataset.train_split": "train[:256]"}
     changes |= {"optimizer.warmup_epochs": "0", "dataset.test_split": "test[:20]"}
+    changes |= {"dataset.val_split": "train[49000:49020]", "model.width": "16"}
     summary = train_and_evaluate(load_config(REVERSE, changes), tmp_path / "run")
     lines = (tmp_path / "run" / wd.METRICS).read_text().splitlines()
     losses = [json.loads(line)["train_loss"] for line in lines]
@@ -53,7 +55,7 @@ def test_a_short_run_leaves_what_any_run_does(tmp_path):
 
 def test_an_answer_is_right_only_if_every_token_is():
     parts = set_up(load_config(REVERSE, {"dataset.test_split": "test[:64]"}))
-    variables = parts.model.init(jax.random.key(0), *parts.task.inputs())
+    variables = parts.init_state().eval_variables
     eval_step = jax.jit(parts.task.make_eval_step(parts.model))
     source_BS, target_BT = map(jnp.asarray, parts.test.examples)
     _, hit_B, decoded_BT = eval_step(variables, source_BS, target_BT)
