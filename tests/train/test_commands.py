@@ -216,7 +216,7 @@ def test_a_run_that_is_read_only(finished, compiled, tmp_path):
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
-def test_the_lock_of_a_machine_that_is_lost_is_taken_over_after_its_time(
+def test_an_expired_lock_of_another_machine_is_taken_over(
     tmp_path, capsys, monkeypatch
 ):
     locks = []
@@ -249,7 +249,7 @@ def start(arguments, variables, **pipes):
     return subprocess.Popen(command, env=variables, **pipes)
 
 
-def test_a_reader_that_has_gone_does_not_end_the_training(compiled, tmp_path):
+def test_a_closed_pipe_does_not_end_the_training(compiled, tmp_path):
     workdir = tmp_path / "run"
     process = start(
         train_arguments(workdir),
@@ -266,7 +266,7 @@ def test_a_reader_that_has_gone_does_not_end_the_training(compiled, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["/dev/full", None])
-def test_output_that_goes_nowhere_does_not_end_the_training(compiled, tmp_path, where):
+def test_a_full_or_closed_stdout_does_not_end_the_training(compiled, tmp_path, where):
     redirection = ">&- 2>&-" if where is None else f"> {where} 2>&1"
     command = [sys.executable, "train.py", *train_arguments(tmp_path / "run")]
     code = subprocess.call(

@@ -70,7 +70,7 @@ def test_a_second_start_compiles_nothing(tmp_path):
     assert start("b") == first
 
 
-def test_a_program_is_that_of_jax_jit():
+def test_fast_jit_computes_what_jax_jit_does():
     def double(x):
         return {"y": 2 * x}
 
@@ -80,7 +80,7 @@ def test_a_program_is_that_of_jax_jit():
     assert x.is_deleted()
 
 
-def test_llvm_tries_less_hard_on_a_cpu_alone(monkeypatch):
+def test_only_on_a_cpu_llvm_makes_less_effort(monkeypatch):
     options = []
     monkeypatch.setattr(jax, "jit", lambda f, **kwargs: options.append(kwargs))
     for backend in ("cpu", "gpu"):

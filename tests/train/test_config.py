@@ -254,6 +254,6 @@ def test_a_model_field_without_default_is_required():
     ("name", "canonical"),
     [("MNIST", "mnist"), ("Cifar10:3.0.2", "cifar10:3.0.2"), ("Digits", "digits")],
 )
-def test_a_set_has_one_name(config_file, name, canonical):
+def test_dataset_names_are_canonical(config_file, name, canonical):
     config = load_config(config_file, {"dataset.name": name})
     assert config.dataset.name == canonical

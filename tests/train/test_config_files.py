@@ -89,7 +89,7 @@ def test_references_follow_what_they_refer_to(referring):
         ({"model.name": "vgg"}, "config.model.name must be one of vit, vit_ti16"),
     ],
 )
-def test_what_cannot_be_referred_to_is_named(referring, changes, message):
+def test_wrong_values_in_a_file_with_references(referring, changes, message):
     with pytest.raises(ValueError) as caught:
         load_config(referring, changes)
     assert message in str(caught.value)

@@ -49,7 +49,7 @@ def test_every_field_of_the_dataclasses_is_in_the_table():
             assert is_row != is_other, field.name
 
 
-def test_the_table_names_what_there_is():
+def test_the_table_names_all_models_optimizers_and_schedules():
     names = {
         "model.name": tuple(MODELS),
         "optimizer.name": tuple(OPTIMIZERS),
@@ -62,7 +62,7 @@ def test_the_table_names_what_there_is():
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_arguments_have_names_of_their_own(optimizer):
+def test_arguments_are_not_named_like_fields(optimizer):
     for section, arguments in (
         ("optimizer", signatures.optimizer_options(optimizer)),
         *(("model", signatures.model_options(name)) for name in MODELS),
@@ -70,7 +70,7 @@ def test_arguments_have_names_of_their_own(optimizer):
         assert not {f"{section}.{name}" for name in arguments} & TABLE.keys()
 
 
-def test_what_can_be_swept():
+def test_sweepable_fields():
     swept = {
         optimizer: [
             field

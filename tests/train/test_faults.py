@@ -1,4 +1,4 @@
-"""What may happen to a run: killed, stopped, damaged, out of disk. It loses nothing."""
+"""A run that is killed, stopped, damaged or out of disk space comes to the same end."""
 
 import json
 import pathlib

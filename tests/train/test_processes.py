@@ -105,7 +105,7 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.slow  # four processes
-def test_a_run_of_two_processes_keeps_another_one_out(tmp_path):
+def test_a_run_of_two_processes_locks_its_folder(tmp_path):
     workdir = tmp_path / "run"
     changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 100_000}
     outputs, first = start_two(workdir, tmp_path, changes)
@@ -123,7 +123,7 @@ def test_a_run_of_two_processes_keeps_another_one_out(tmp_path):
 
 
 @pytest.mark.slow  # four processes
-def test_one_that_stops_stops_both_and_one_that_dies_ends_both(tmp_path):
+def test_when_one_process_stops_or_dies_the_other_ends(tmp_path):
     workdir = tmp_path / "run"
     changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 5}
     outputs, both = start_two(workdir, tmp_path, changes)
@@ -212,7 +212,7 @@ def test_auto_asks_the_cluster(monkeypatch):
     assert calls == [()]
 
 
-def test_out_of_memory_is_a_line(capsys):
+def test_out_of_memory_is_one_error_line(capsys):
     message = "RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nMore of it."
     with pytest.raises(SystemExit) as caught, processes.ending_together("train.py"):
         raise jax.errors.JaxRuntimeError(message)

@@ -67,7 +67,7 @@ def test_epoch_is_one_line_on_the_console_and_on_disk(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("seconds, eta", [(20.0, "2:00"), (26.5, "2:39")])
-def test_progress_is_a_plain_line_now_and_then_without_a_terminal(
+def test_without_a_terminal_progress_is_a_line_now_and_then(
     tmp_path, capsys, monkeypatch, seconds, eta
 ):
     now = 1000.0
@@ -83,7 +83,7 @@ def test_progress_is_a_plain_line_now_and_then_without_a_terminal(
 
 
 @pytest.mark.parity
-def test_a_report_does_without_torch(tmp_path):
+def test_a_report_does_not_import_torch(tmp_path):
     pytest.importorskip("torch")
     script = """
 import pathlib, sys

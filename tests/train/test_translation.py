@@ -17,7 +17,7 @@ from train_jax.tasks import Translation
 REVERSE = "configs/transformer_reverse.py"
 
 
-def test_the_target_is_the_source_back_to_front():
+def test_the_target_is_the_reversed_source():
     train, test = load("reverse", "train"), load("reverse", "test")
     assert (len(train), len(test)) == (50_000, 2_000)
     for split in (train, test):
@@ -28,7 +28,7 @@ def test_the_target_is_the_source_back_to_front():
     assert len(np.unique(train.source_BS[:100], axis=0)) == 100
 
 
-def test_each_token_is_told_from_those_before_it():
+def test_targets_are_shifted_right():
     task = Translation(10, source_length=3, target_length=3)
     (source_BS, known_BT), target_BTV = task.make_batch(
         jax.random.key(0), jnp.array([[1, 2, 3]]), jnp.array([[3, 2, 1]])
@@ -40,7 +40,7 @@ def test_each_token_is_told_from_those_before_it():
 
 
 @pytest.mark.slow  # compiles and trains a Transformer
-def test_a_short_run_leaves_what_any_run_does(tmp_path):
+def test_a_short_run_writes_metrics_and_plots(tmp_path):
     changes = {"num_steps": "6", "dataset.train_split": "train[:256]"}
     changes |= {"optimizer.warmup_epochs": "0", "dataset.test_split": "test[:20]"}
     changes |= {"dataset.val_split": "train[49000:49020]", "model.width": "16"}
@@ -53,7 +53,7 @@ def test_a_short_run_leaves_what_any_run_does(tmp_path):
     assert pictures == {"curves.png", "cross_attention.png"}
 
 
-def test_an_answer_is_right_only_if_every_token_is():
+def test_a_sequence_is_correct_only_if_every_token_is():
     parts = set_up(load_config(REVERSE, {"dataset.test_split": "test[:64]"}))
     variables = parts.init_state().eval_variables
     eval_step = jax.jit(parts.task.make_eval_step(parts.model))
@@ -95,7 +95,7 @@ def test_an_answer_is_right_only_if_every_token_is():
         ),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, changes, message):
+def test_fields_that_do_not_fit_are_named(tmp_path, changes, message):
     with pytest.raises(ValueError) as caught:
         train_and_evaluate(load_config(REVERSE, changes), tmp_path / "run")
     assert message in str(caught.value)

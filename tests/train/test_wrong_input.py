@@ -431,7 +431,7 @@ def test_data_folders(tmp_path, capsys, monkeypatch, field, expected):
     assert not workdir.exists()
 
 
-def test_checkpoints_that_are_no_checkpoints(tmp_path, capsys):
+def test_a_folder_without_a_complete_checkpoint(tmp_path, capsys):
     arguments = ["--workdir", str(tmp_path)]
     expected = f"--workdir '{tmp_path}' holds no checkpoint"
     assert refuse(explain.main, arguments, capsys) == expected
