@@ -389,6 +389,11 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
             "and is 64; config.seed was 1 and is 0. Give another --workdir, or "
             "--overwrite to lose it",
         ),
+        (  # a field that version 0.1 had
+            {"config.json": {"optimizer.nesterov": True}},
+            "--workdir '{}' holds a run of another config: config.optimizer.nesterov "
+            "was True and is None. Give another --workdir, or --overwrite to lose it",
+        ),
     ],
 )
 def test_folders_that_hold_something_else(tmp_path, capsys, files, expected):
