@@ -155,28 +155,34 @@ def main() -> None:
     report._import_tensorboardx()
     assert threading.active_count() == 1, "a fork would lose threads"
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(_live(**json.loads(line)))
-        print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
+        command = json.loads(line)
+        # What it prints goes through a pipe: there, no limit of a file's size counts.
+        with (
+            open(command.pop("output"), "wb") as file,
+            subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as cat,
+        ):
+            assert cat.stdin is not None
+            pid = os.fork()
+            if pid == 0:
+                os._exit(_live(cat.stdin.fileno(), **command))
+            print(pid, flush=True)
+            _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 def _live(
-    arguments: list[str], output: str, file_size: int | None, has_plots: bool
+    output: int, arguments: list[str], file_size: int | None, has_plots: bool
 ) -> Any:
     """Run train.py as a child; see `Nursery.start`.
 
     Args:
+        output: descriptor that it prints to.
         arguments: the command line.
-        output: a file for what it prints.
         file_size: the largest file that it may write.
         has_plots: whether plots are drawn.
     """
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
-        os.dup2(file, number)
+        os.dup2(output, number)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if not has_plots:

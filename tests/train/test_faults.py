@@ -288,7 +288,7 @@ def test_a_disk_that_is_full(nursery, whole, tmp_path):
     shutil.rmtree(folder / "60")
     nursery.start(workdir, file_size=30_000)
     assert nursery.wait() == 1, nursery.output
-    # TensorStore may log more after this line.
+    # TensorStore may log more, before this line and after it.
     assert re.search(
         "^train.py: error: the checkpoint of step 60 could not be written: .*; "
         f"the last good checkpoint is {folder}/55$",
