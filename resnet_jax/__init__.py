@@ -1,27 +1,43 @@
 """Residual networks for small images and for ImageNet, in JAX and Flax Linen."""
 
+from resnet_jax.airbench import AirbenchNet, max_pool, whitening_kernel
 from resnet_jax.batch_norm import BatchNorm
+from resnet_jax.blocks import BasicBlock, BottleneckBlock, pad_shortcut
 from resnet_jax.cpu.convolution import conv_general_dilated
 from resnet_jax.resnet import (
-    BasicBlock,
-    BottleneckBlock,
     ResNet,
     ResNet18,
     ResNet18_ImageNet,
+    ResNet20,
+    ResNet32,
     ResNet34,
     ResNet34_ImageNet,
+    ResNet44,
     ResNet50_ImageNet,
+    ResNet56,
+    ResNet110,
 )
+from resnet_jax.weights import from_torch
 
 __all__ = [
+    "AirbenchNet",
     "BasicBlock",
     "BatchNorm",
     "BottleneckBlock",
     "ResNet",
     "ResNet18",
     "ResNet18_ImageNet",
+    "ResNet20",
+    "ResNet32",
     "ResNet34",
     "ResNet34_ImageNet",
+    "ResNet44",
     "ResNet50_ImageNet",
+    "ResNet56",
+    "ResNet110",
     "conv_general_dilated",
+    "from_torch",
+    "max_pool",
+    "pad_shortcut",
+    "whitening_kernel",
 ]

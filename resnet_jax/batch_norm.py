@@ -99,12 +99,14 @@ class BatchNorm(nn.Module):
     Attributes:
         momentum: share of the old value in the running averages.
         epsilon: added to the variance.
+        use_scale: whether each channel is multiplied by a parameter.
         dtype: dtype of the output; parameters and running averages stay float32, the
             statistics of a batch are computed in float32 or wider.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    use_scale: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -116,7 +118,9 @@ class BatchNorm(nn.Module):
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        scale = jnp.ones(shape, jnp.float32)
+        if self.use_scale:
+            scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         x = x.astype(float32_or_wider(self.dtype))
         statistics = (mean.value, variance.value)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vit_jax.attention import AttentionImplementation, MultiHeadAttention
 from vit_jax.checks import check_at_least, check_choice, check_positive
-from vit_jax.layers import Dense, Dropout, LayerNorm
+from vit_jax.layers import Dense, Dropout, LayerNorm, stochastic_depth
 
 Array = jax.Array
 NormPlacement = Literal["pre", "post"] | None
@@ -78,6 +78,8 @@ class TransformerModule(nn.Module, kw_only=True):
         dropout_rate: dropout on each sublayer's output and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
         attention_implementation: see `MultiHeadAttention`.
+        layer_scale: initial value of a factor for each channel of a sublayer's output,
+            which is learned; None for no such factor (arXiv:2103.17239, section 2.1).
         norm_epsilon: added to the variance in LayerNorm.
         dtype: dtype of the computation; parameters stay float32, LayerNorm statistics
             run in float32 or wider.
@@ -92,6 +94,7 @@ class TransformerModule(nn.Module, kw_only=True):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     attention_implementation: AttentionImplementation = "own"
+    layer_scale: float | None = None
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
@@ -110,7 +113,12 @@ class TransformerModule(nn.Module, kw_only=True):
         return norm(x_BTD)
 
     def _sublayer(
-        self, name: str, function: Callable[[Array], Array], x_BTD: Array, train: bool
+        self,
+        name: str,
+        function: Callable[[Array], Array],
+        x_BTD: Array,
+        train: bool,
+        depth_rate: Array | None = None,
     ) -> Array:
         """Put LayerNorm, dropout and residual around a function of the tokens.
 
@@ -118,7 +126,15 @@ class TransformerModule(nn.Module, kw_only=True):
         """
         normalize = functools.partial(self._normalize, f"{name}_norm")
         y_BTD = function(x_BTD if self.norm == "post" else normalize(x_BTD))
+        if self.layer_scale is not None:
+            init = nn.initializers.constant(self.layer_scale)
+            scale_D = self.param(
+                f"{name}_scale", init, y_BTD.shape[-1:], jnp.float32
+            ).astype(y_BTD.dtype)
+            y_BTD = y_BTD * scale_D[None, None]
         y_BTD = Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
+        if train and depth_rate is not None:
+            y_BTD = stochastic_depth(self.make_rng("dropout"), y_BTD, depth_rate)
         y_BTD = x_BTD[:, : y_BTD.shape[1]] + y_BTD if self.residual else y_BTD
         return normalize(y_BTD) if self.norm == "post" else y_BTD
 
@@ -132,7 +148,9 @@ class TransformerModule(nn.Module, kw_only=True):
             name=name,
         )
 
-    def _transform(self, x_BTD: Array, *, train: bool) -> Array:
+    def _transform(
+        self, x_BTD: Array, *, train: bool, depth_rate: Array | None = None
+    ) -> Array:
         """Apply the MLP sublayer, or nothing if `mlp_dim` is None."""
         check_at_least(1, mlp_dim=self.mlp_dim)
         if self.mlp_dim is None:
@@ -145,7 +163,8 @@ class TransformerModule(nn.Module, kw_only=True):
             dtype=self.dtype,
             name="mlp",
         )
-        return self._sublayer("mlp", functools.partial(mlp, train=train), x_BTD, train)
+        transform = functools.partial(mlp, train=train)
+        return self._sublayer("mlp", transform, x_BTD, train, depth_rate)
 
 
 def check_num_outputs(num_outputs: int | None, x_BTD: Array) -> None:
@@ -176,12 +195,20 @@ class EncoderBlock(TransformerModule, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
+        self,
+        x_BTD: Array,
+        mask: Array | None = None,
+        *,
+        depth_rate: Array | None = None,
+        train: bool = False,
     ) -> Array:
         """Apply the block to the tokens.
 
         Args:
             mask: see `MultiHeadAttention`.
+            depth_rate: share of the examples in which each sublayer is left out in
+                training, a scalar; see `stochastic_depth`.
+            train: whether dropout and stochastic depth are active.
 
         Returns:
             out_BTD in the compute dtype, T = `num_outputs`.
@@ -196,8 +223,8 @@ class EncoderBlock(TransformerModule, kw_only=True):
         def attend(y_BSD: Array) -> Array:
             return attention(y_BSD[:, : self.num_outputs], y_BSD, mask, train=train)
 
-        out_BTD = self._sublayer("attention", attend, x_BTD, train)
-        out_BTD = self._transform(out_BTD, train=train)
+        out_BTD = self._sublayer("attention", attend, x_BTD, train, depth_rate)
+        out_BTD = self._transform(out_BTD, train=train, depth_rate=depth_rate)
         chex.assert_shape(out_BTD, x_BTD[:, : self.num_outputs].shape)
         return out_BTD
 

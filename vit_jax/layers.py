@@ -143,6 +143,31 @@ def dropout(key: Array, x: Array, *, rate: float) -> Array:
     return out
 
 
+def stochastic_depth(key: Array, y_BTD: Array, rate: Array | float) -> Array:
+    """Set a sublayer's output to zero in some examples, and scale up the others.
+
+    With the residual that is added, the sublayer is left out in these examples.
+
+    >>> stochastic_depth(jax.random.key(0), jnp.ones((1, 2, 1)), rate=0.0)[0, :, 0]
+    Array([1., 1.], dtype=float32)
+
+    Args:
+        key: a random key.
+        y_BTD: floating point.
+        rate: share of the examples, in [0, 1), a scalar.
+
+    Returns:
+        out_BTD: in the dtype given; its expectation is y_BTD.
+
+    References: arXiv:1603.09382, eq. 2; scaled in training instead of in evaluation.
+    """
+    chex.assert_rank([key, y_BTD, rate], [{0, 1}, 3, 0])
+    is_kept = jax.random.bernoulli(key, 1 - rate, (y_BTD.shape[0], 1, 1))
+    out_BTD = jnp.where(is_kept, y_BTD / (1 - rate), 0).astype(y_BTD.dtype)
+    chex.assert_shape(out_BTD, y_BTD.shape)
+    return out_BTD
+
+
 def check_rates(module: nn.Module) -> None:
     """Raise ValueError if a field whose name ends in "rate" is out of range."""
     for field in dataclasses.fields(module):

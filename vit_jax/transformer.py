@@ -8,6 +8,7 @@ from collections.abc import Callable
 import chex
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from vit_jax.blocks import (
     DecoderBlock,
@@ -17,6 +18,7 @@ from vit_jax.blocks import (
     check_num_outputs,
 )
 from vit_jax.checks import check_at_least
+from vit_jax.layers import check_rates
 from vit_jax.masks import causal_mask, combine_masks
 
 Array = jax.Array
@@ -35,6 +37,8 @@ class Encoder(TransformerModule, kw_only=True):
         num_outputs: number of tokens to return, from the first on; the last block
             computes no others. None for all.
         final_norm: whether a LayerNorm follows the last block.
+        stochastic_depth_rate: share of the examples in which the last block's sublayers
+            are left out in training; it grows from 0 in the first block.
         remat: whether the backward pass recomputes each block's activations instead of
             storing them: less memory, more time.
         scan: whether one block is compiled and run L times, for a deep model: its
@@ -47,6 +51,7 @@ class Encoder(TransformerModule, kw_only=True):
     depth: int
     num_outputs: int | None = None
     final_norm: bool = True
+    stochastic_depth_rate: float = 0.0
     remat: bool = False
     scan: bool = False
 
@@ -59,10 +64,14 @@ class Encoder(TransformerModule, kw_only=True):
         batch, num_tokens, width = x_BTD.shape
         check_num_outputs(self.num_outputs, x_BTD)
         check_at_least(0, depth=self.depth)
+        check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
+        rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)
 
-        def encode(block: EncoderBlock, x_BTD: Array, _: None) -> tuple[Array, None]:
-            return block(x_BTD, mask, train=train), None
+        def encode(
+            block: EncoderBlock, x_BTD: Array, rate: Array | None
+        ) -> tuple[Array, None]:
+            return block(x_BTD, mask, depth_rate=rate, train=train), None
 
         if self.remat:
             encode = nn.remat(encode, prevent_cse=not self.scan)
@@ -73,14 +82,16 @@ class Encoder(TransformerModule, kw_only=True):
                 split_rngs={"params": True, "dropout": True},
                 length=self.depth,
             )
+        is_dropped = train and self.stochastic_depth_rate > 0
         names = [f"block_{layer}" for layer in range(self.depth)]
-        for name in ["blocks"] if self.scan else names:
+        parts = [("blocks", rate_L)] if self.scan else zip(names, rate_L, strict=True)
+        for name, rate in parts:
             block = EncoderBlock(
                 num_outputs=self.num_outputs if name in names[-1:] else None,
                 **self._shared_fields(),
                 name=name,
             )
-            x_BTD, _ = encode(block, x_BTD, None)
+            x_BTD, _ = encode(block, x_BTD, rate if is_dropped else None)
         out_BTD = x_BTD[:, : self.num_outputs]
         if self.final_norm:
             out_BTD = self._normalize("norm", out_BTD)

@@ -101,6 +101,8 @@ class ViT(nn.Module):
         attention_implementation: "own", "cudnn" or "xla"; see `MultiHeadAttention`.
         embedding_dropout_rate: dropout on the embedded tokens. In the paper it equals
             `dropout_rate`, and the attention weights have no dropout.
+        stochastic_depth_rate: see `Encoder`.
+        layer_scale: see `TransformerModule`.
         pool: "cls" classifies the class token, "mean" the mean of all tokens (without
             a class token).
         representation_size: width of a tanh layer before the head; none if None.
@@ -134,6 +136,8 @@ class ViT(nn.Module):
     attention_dropout_rate: float = 0.0
     attention_implementation: AttentionImplementation = "own"
     embedding_dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    layer_scale: float | None = None
     pool: Pool = "cls"
     representation_size: int | None = None
     position_embedding: bool = True
@@ -190,6 +194,8 @@ class ViT(nn.Module):
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             attention_implementation=self.attention_implementation,
+            stochastic_depth_rate=self.stochastic_depth_rate,
+            layer_scale=self.layer_scale,
             remat=self.remat,
             scan=self.scan,
             num_outputs=self._num_outputs(),

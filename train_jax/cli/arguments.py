@@ -177,10 +177,18 @@ def silence_libraries() -> None:
     """Keep libraries from logging what is raised as well, or is of no consequence.
 
     Orbax logs what it raises, with tracebacks; Matplotlib that it cannot keep a list of
-    fonts.
+    fonts. After the first file that cannot be written, TensorStore reports on each of
+    the others to an event loop that is closed, with a traceback.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(unraisable: Any) -> None:
+    """Print an exception that nobody can catch, unless it is of a closed event loop."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def print_error(program: str, error: Exception) -> None:

@@ -2,16 +2,16 @@
 
 import ast
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from train_jax.config.fields import SECTIONS, TABLE, Config, Option
+from train_jax.config.fields import SECTIONS, TABLE, Config, GroupConfig, Option
 from train_jax.config.files import read_config_file as read_config_file
 from train_jax.config.files import split_argument as split_argument
+from train_jax.config.groups import resolve_groups, suggest
 from train_jax.config.rules import check
 from train_jax.config.signatures import all_options, optimizer_options
 from train_jax.data import canonical_name
@@ -79,10 +79,11 @@ def resolve(given: Mapping[str, Any]) -> Config:
         check(field, names[section], TABLE[field].rule)
     options = all_options(**names)
     for field in given:
-        if field.removeprefix("sweep.") not in options:
+        is_grouped = field.startswith("groups.")
+        if not is_grouped and field.removeprefix("sweep.") not in options:
             raise ValueError(
                 f"config.{field} is unknown"
-                + (_owners(field, names["optimizer"]) or _suggest(field, options))
+                + (_owners(field, names["optimizer"]) or suggest(field, options))
             )
     values, sweep = {}, {}
     for field, option in options.items():
@@ -97,7 +98,7 @@ def resolve(given: Mapping[str, Any]) -> Config:
         if given.get(f"sweep.{field}") is not None:
             sweep[field] = _check_sweep(field, given[f"sweep.{field}"], options)
     values["dataset.name"] = canonical_name(values["dataset.name"])
-    config = _build(values, sweep)
+    config = _build(values, sweep, resolve_groups(given, values))
     _check_together(config)
     return config
 
@@ -131,7 +132,11 @@ def default_of(field: str, *, model: str, optimizer: str) -> Any:
     return default
 
 
-def _build(values: Mapping[str, Any], sweep: Mapping[str, Any]) -> Config:
+def _build(
+    values: Mapping[str, Any],
+    sweep: Mapping[str, Any],
+    groups: Mapping[str, GroupConfig],
+) -> Config:
     """Put checked values into the dataclasses."""
     sections = {}
     for section, its_class in SECTIONS.items():
@@ -143,26 +148,34 @@ def _build(values: Mapping[str, Any], sweep: Mapping[str, Any]) -> Config:
                 (own if name in known else own["arguments"])[name] = value
         sections[section] = its_class(**own)
     rest = {field: value for field, value in values.items() if "." not in field}
-    return Config(**sections, **rest, sweep=sweep)
+    return Config(**sections, **rest, sweep=sweep, groups=groups)
 
 
 def _check_together(config: Config) -> None:
     """Raise ValueError for fields that do not fit together, whatever the data are."""
-    warmup_epochs, num_epochs = config.optimizer.warmup_epochs, config.num_epochs
-    if config.num_steps is None and warmup_epochs >= num_epochs:
-        raise ValueError(
-            "config.optimizer.warmup_epochs must be shorter than the training, got "
-            f"{warmup_epochs} of {num_epochs} epochs"
+    rules = {"optimizer": config.optimizer}
+    rules |= {f"groups.{name}": group for name, group in config.groups.items()}
+    for section, rule in rules.items():
+        num_epochs = getattr(rule, "num_epochs", None) or config.num_epochs
+        if config.num_steps is None and rule.warmup_epochs >= num_epochs:
+            raise ValueError(
+                f"config.{section}.warmup_epochs must be shorter than the training, "
+                f"got {rule.warmup_epochs} of {num_epochs} epochs"
+            )
+        rate, decay = (
+            max(config.sweep.get(f"{section}.{name}", (getattr(rule, name),)))
+            for name in ("learning_rate", "weight_decay")
         )
-    rate, decay = (
-        max(config.sweep.get(f"optimizer.{name}", (getattr(config.optimizer, name),)))
-        for name in ("learning_rate", "weight_decay")
-    )
-    if rate * decay >= 1:
+        if rate * decay >= 1:
+            raise ValueError(
+                f"config.{section}.weight_decay × config.{section}.learning_rate must "
+                "be below 1, the share of the parameters that a step takes away, got "
+                f"{decay} × {rate}"
+            )
+    if config.dataset.val_split is None and config.test_checkpoint == "best":
         raise ValueError(
-            "config.optimizer.weight_decay × config.optimizer.learning_rate must be "
-            "below 1, the share of the parameters that a step takes away, got "
-            f"{decay} × {rate}"
+            "config.test_checkpoint must be 'last' where config.dataset.val_split is "
+            "None, got 'best'"
         )
 
 
@@ -261,15 +274,3 @@ def _owners(field: str, optimizer: str) -> str:
         f": optimizer {optimizer!r} has {own}; {argument} is an argument of "
         f"{', '.join(owners)}"
     )
-
-
-def _suggest(field: str, known: Mapping[str, Any]) -> str:
-    """Name the closest known field, or the fields of the same section."""
-    section, _, key = field.rpartition(".")
-    siblings = [k for k in known if k.rpartition(".")[0] == section]
-    for candidates, cutoff in ((siblings, 0.7), (list(known), 0.8)):
-        names = {k.rpartition(".")[2]: k for k in candidates}
-        close = difflib.get_close_matches(key, names, n=1, cutoff=cutoff)
-        if close:
-            return f"; did you mean config.{names[close[0]]}?"
-    return "; known fields: " + ", ".join(f"config.{k}" for k in siblings or known)

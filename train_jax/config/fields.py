@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from train_jax.config.rules import (
     NUMBERS,
+    PATTERN,
     POSITIVE,
     POSITIVE_NUMBERS,
+    SHARES,
     Rule,
     integer,
     number,
@@ -67,6 +69,12 @@ class ModelConfig:
         "resnet18_imagenet",
         "resnet34_imagenet",
         "resnet50_imagenet",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "resnet110",
+        "airbench",
         "transformer",
     ] = _option("vit", "which model is trained")
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -80,7 +88,9 @@ class DatasetConfig:
     train_split: str = _option(
         "train[:90%]", "examples to train on: a split, or one slice of it"
     )
-    val_split: str = _option("train[90%:]", "examples to validate on after each epoch")
+    val_split: str | None = _option(
+        "train[90%:]", "examples to validate on after each epoch; None for none"
+    )
     test_split: str = _option("test", "examples to test on, once, at the end")
     data_dir: str | None = _option(
         None,
@@ -110,9 +120,22 @@ class AugmentConfig:
     """Random changes to the training images."""
 
     crop_padding: int = _option(
-        0, "pixels of zeros around an image before a random crop", integer(0)
+        0, "pixels around an image before a random crop", integer(0)
     )
-    flip: bool = _option(False, "whether images are mirrored, left to right, at random")
+    crop_fill: Literal["black", "reflection"] = _option(
+        "black", "what is around the image"
+    )
+    flip: Literal["random", "alternating"] | None = _option(
+        None,
+        "whether images are mirrored, left to right: at random, or each in every "
+        "second epoch",
+    )
+    trivial_augment: bool = _option(
+        False, "whether one random operation changes each image (TrivialAugment)"
+    )
+    erasing_rate: float = _option(
+        0.0, "share of the images in which a rectangle is erased", number(0, most=1)
+    )
     mixup_alpha: float = _option(
         0.0, "parameter of MixUp's Beta distribution; 0 for no MixUp", number(0)
     )
@@ -122,31 +145,70 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimiser: its name, what all of them share, and its own arguments."""
+class RuleConfig:
+    """How some parameters are updated."""
 
     # The keys of `optim.OPTIMIZERS`.
-    name: Literal["adamw", "adam", "sgd"] = _option(
+    name: Literal["adamw", "adam", "sgd", "muon"] = _option(
         "adamw", "which optimiser updates the parameters"
     )
     learning_rate: float = _option(
         1e-3, "learning rate after the warm-up", POSITIVE, sweepable=True
     )
-    schedule: Literal["constant", "cosine", "linear"] = _option(
-        "cosine", "course of the learning rate: constant, or falling to 0"
+    schedule: Literal["constant", "cosine", "linear", "steps"] = _option(
+        "cosine", "course of the learning rate: constant, falling to 0, or in steps"
+    )
+    milestones: tuple[float, ...] = _option(
+        (0.5, 0.75),
+        "shares of the training, after each of which the schedule 'steps' falls",
+        SHARES,
+    )
+    drop_factor: float = _option(
+        0.1, "what the schedule 'steps' multiplies the rate by", number(0, most=1)
     )
     warmup_epochs: float = _option(
         0.0, "epochs in which the learning rate grows from 0", number(0)
     )
     weight_decay: float = _option(
         0.0,
-        "coefficient of weight decay, decoupled with adamw, an L2 penalty otherwise",
+        "coefficient of weight decay: decoupled with adamw and muon, else an L2 penalty",
         number(0),
         sweepable=True,
     )
     decay: Literal["kernels", "all"] = _option(
         "kernels", "which parameters weight decay applies to"
     )
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupConfig(RuleConfig):
+    """A group of parameters; what it leaves out is as in `optimizer`.
+
+    `config.groups.NAME` declares it, with any name. A parameter is in the first group
+    that it fits.
+    """
+
+    params: str = _option(
+        dataclasses.MISSING,
+        "regular expression; it fits a part of the parameter's path, such as "
+        "'encoder/block_0/mlp/hidden/kernel'",
+        PATTERN,
+    )
+    learning_rate: float = _option(
+        1e-3, "learning rate after the warm-up; 0 freezes the parameters", number(0)
+    )
+    num_epochs: float | None = _option(
+        None,
+        "length of its schedule, after which its rate is 0; None for the training's",
+        or_none(POSITIVE),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(RuleConfig):
+    """The optimiser: its name, what all of them share, and its own arguments."""
+
     # With a lower norm Adam's eps, with a higher eps any gradient, is all that counts.
     clip_norm: float | None = _option(
         None,
@@ -154,7 +216,6 @@ class OptimizerConfig:
         or_none(number(1e-3)),
         sweepable=True,
     )
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +282,15 @@ class Config:
     test_checkpoint: Literal["last", "best"] = _option(
         "last", "which checkpoint is tested: the last, or the best on validation"
     )
+    test_augmentation: Literal["flip", "flip_shift"] | None = _option(
+        None,
+        "views of each test image whose outputs are averaged for a second result: "
+        "itself and mirrored, and both shifted by a pixel",
+    )
     # Dotted field → values: a run for each, trained in one program.
     sweep: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    # Name → group, in the order in which they are tried.
+    groups: Mapping[str, GroupConfig] = dataclasses.field(default_factory=dict)
 
 
 # Section → its class, in the order of `Config`.

@@ -21,6 +21,12 @@ IMAGE_MODELS = {
     "resnet18_imagenet": resnet_jax.ResNet18_ImageNet,
     "resnet34_imagenet": resnet_jax.ResNet34_ImageNet,
     "resnet50_imagenet": resnet_jax.ResNet50_ImageNet,
+    "resnet20": resnet_jax.ResNet20,
+    "resnet32": resnet_jax.ResNet32,
+    "resnet44": resnet_jax.ResNet44,
+    "resnet56": resnet_jax.ResNet56,
+    "resnet110": resnet_jax.ResNet110,
+    "airbench": resnet_jax.AirbenchNet,
 }
 SEQUENCE_MODELS = {
     "transformer": vit_jax.Seq2SeqTransformer,
@@ -30,7 +36,7 @@ MODELS = IMAGE_MODELS | SEQUENCE_MODELS
 # Set from elsewhere in the config, from the data or the device, or by the preset.
 _NOT_IN_CONFIG = {
     *("parent", "name", "dtype", "num_classes", "vocab_size"),
-    *("stage_sizes", "block", "conv_general_dilated"),
+    *("stage_sizes", "block", "conv_general_dilated", "whitening_init"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -49,6 +50,17 @@ def integer(low: int, high: float = math.inf) -> Rule:
     return Rule(passes, f"an integer{in_words}")
 
 
+def integers(count: int) -> Rule:
+    """Allow a tuple of so many integers above 0."""
+    each = integer(1, _LARGEST_SIZE)
+    return Rule(
+        lambda v: (
+            isinstance(v, tuple | list) and len(v) == count and all(map(each.passes, v))
+        ),
+        f"a tuple of {count} integers in [1, {_LARGEST_SIZE}]",
+    )
+
+
 def _is_number(value: Any) -> bool:
     """Whether it is a number that is finite in float32, which all of them become."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -94,6 +106,26 @@ POSITIVE_NUMBERS = Rule(
     "a tuple of positive numbers, one for each channel",
 )
 
+SHARES = Rule(
+    lambda v: (
+        isinstance(v, tuple | list)
+        and all(_is_number(x) and 0 < x < 1 for x in v)
+        and sorted(set(v)) == list(v)
+    ),
+    "a tuple of growing numbers between 0 and 1",
+)
+
+
+def _is_pattern(value: Any) -> bool:
+    """Whether it is a regular expression."""
+    try:
+        return TEXT.passes(value) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+PATTERN = Rule(_is_pattern, "a regular expression")
+
 
 def rule_of(name: str, annotation: Any) -> Rule:
     """Make the rule of a field or an argument from its annotation and its name.
@@ -112,6 +144,8 @@ def rule_of(name: str, annotation: Any) -> Rule:
         return TEXT
     if annotation is int:
         return integer(1, _MOST_BLOCKS if name.endswith("depth") else _LARGEST_SIZE)
+    if typing.get_origin(annotation) is tuple:
+        return integers(len(typing.get_args(annotation)))
     if annotation is not float:
         raise TypeError(f"no rule for {name!r} of type {annotation}")
     if name in ("b1", "b2", "momentum") or name.endswith("rate"):

@@ -6,12 +6,18 @@ Every function is pure: the same key gives the same images.
 import functools
 import re
 import zlib
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from train_jax.learning import trivial
+
 Array = jax.Array
+Fill = Literal["black", "reflection"]
+Flip = Literal["random", "alternating"]
+TestAugmentation = Literal["flip", "flip_shift"]
 
 # Mean and standard deviation of each channel over the training split, of pixels in
 # [0, 1]: the customary constants.
@@ -63,11 +69,14 @@ def normalize(
     return normalized
 
 
-def random_crop(key: Array, image_BHWC: Array, *, padding: int) -> Array:
-    """Pad with black on all sides and cut each image's own size out at random.
+def random_crop(
+    key: Array, image_BHWC: Array, *, padding: int, fill: Fill = "black"
+) -> Array:
+    """Pad on all sides and cut each image's own size out at random.
 
     Args:
         padding: pixels on each side, hence the largest shift.
+        fill: what is padded: "black", or the image's "reflection".
 
     Returns:
         image_BHWC: in the dtype given.
@@ -75,7 +84,7 @@ def random_crop(key: Array, image_BHWC: Array, *, padding: int) -> Array:
     chex.assert_rank(image_BHWC, 4)
     batch, height, width, channels = image_BHWC.shape
     sides = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-    padded = jnp.pad(image_BHWC, sides)
+    padded = jnp.pad(image_BHWC, sides, "constant" if fill == "black" else "reflect")
     offset_B2 = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
 
     def crop(image_HWC, offset_2):
@@ -94,6 +103,78 @@ def random_flip(key: Array, image_BHWC: Array) -> Array:
     flipped = jnp.where(is_flipped, image_BHWC[:, :, ::-1], image_BHWC)
     chex.assert_equal_shape([flipped, image_BHWC])
     return flipped
+
+
+def alternating_flip(index_B: Array, epoch: Array, image_BHWC: Array) -> Array:
+    """Mirror half of the images, left to right, and in the next epoch the others.
+
+    Within two epochs each image is seen both ways. The images of even epochs are
+    chosen by a hash of their index.
+
+    Args:
+        index_B: index of each image in the training split, integers.
+        epoch: a scalar, from 0.
+
+    References: arXiv:2404.00498, section 3.6.
+    """
+    chex.assert_rank([index_B, epoch, image_BHWC], [1, 0, 4])
+    chex.assert_equal_shape_prefix([index_B, image_BHWC], 1)
+    # Knuth's multiplicative hash: the highest bit of the product.
+    hashed_B = index_B.astype(jnp.uint32) * jnp.uint32(2654435761) >> 31
+    is_flipped = (hashed_B + epoch.astype(jnp.uint32)) % 2 == 1
+    flipped = jnp.where(
+        is_flipped[:, None, None, None], image_BHWC[:, :, ::-1], image_BHWC
+    )
+    chex.assert_equal_shape([flipped, image_BHWC])
+    return flipped
+
+
+def random_erasing(
+    key: Array,
+    image_BHWC: Array,
+    *,
+    rate: float,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Array:
+    """Set a rectangle of some images to zero.
+
+    A rectangle that is too high or too wide for the image is cut off at its side.
+
+    Args:
+        image_BHWC: normalised.
+        rate: share of the images that are changed.
+        area: smallest and largest share of the image that is erased.
+        ratio: smallest and largest ratio of height to width.
+
+    References: arXiv:1708.04896, algorithm 1.
+    """
+    chex.assert_rank(image_BHWC, 4)
+    batch, height, width, _ = image_BHWC.shape
+    keys = jax.random.split(key, 5)
+    is_changed_B = jax.random.bernoulli(keys[0], rate, (batch,))
+    area_B = jax.random.uniform(keys[1], (batch,), minval=area[0], maxval=area[1])
+    log_ratio = jnp.log(jnp.asarray(ratio))
+    ratio_B = jnp.exp(
+        jax.random.uniform(keys[2], (batch,), minval=log_ratio[0], maxval=log_ratio[1])
+    )
+    masks = []
+    for axis_key, length, root in (
+        (keys[3], height, jnp.sqrt(area_B * ratio_B)),
+        (keys[4], width, jnp.sqrt(area_B / ratio_B)),
+    ):
+        side_B = jnp.round(jnp.minimum(root, 1.0) * length)
+        start_B = jnp.floor(
+            jax.random.uniform(axis_key, (batch,)) * (length - side_B + 1)
+        )
+        place = jnp.arange(length)[None] - start_B[:, None]
+        masks.append((place >= 0) & (place < side_B[:, None]))
+    inside_BH, inside_BW = masks
+    inside = inside_BH[:, :, None] & inside_BW[:, None, :]
+    inside &= is_changed_B[:, None, None]
+    erased = jnp.where(inside[..., None], 0, image_BHWC)
+    chex.assert_equal_shape([erased, image_BHWC])
+    return erased
 
 
 def mixup(
@@ -163,8 +244,13 @@ def augment_batch(
     num_classes: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    index_B: Array | None = None,
+    epoch: Array | None = None,
     crop_padding: int = 0,
-    flip: bool = False,
+    crop_fill: Fill = "black",
+    flip: Flip | None = None,
+    trivial_augment: bool = False,
+    erasing_rate: float = 0.0,
     mixup_alpha: float = 0.0,
     cutmix_alpha: float = 0.0,
 ) -> tuple[Array, Array]:
@@ -175,6 +261,8 @@ def augment_batch(
     Args:
         image_BHWC: uint8.
         label_B: integers.
+        index_B: of each image in the training split; `alternating_flip` needs it.
+        epoch: a scalar, from 0; `alternating_flip` needs it.
 
     Returns:
         image_BHWC: float32, augmented and normalised.
@@ -184,10 +272,19 @@ def augment_batch(
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
     if crop_padding:
         crop_key = stream(key, "crop")
-        image_BHWC = random_crop(crop_key, image_BHWC, padding=crop_padding)
-    if flip:
+        image_BHWC = random_crop(
+            crop_key, image_BHWC, padding=crop_padding, fill=crop_fill
+        )
+    if flip == "random":
         image_BHWC = random_flip(stream(key, "flip"), image_BHWC)
+    elif flip == "alternating":
+        image_BHWC = alternating_flip(index_B, epoch, image_BHWC)
+    if trivial_augment:
+        image_BHWC = trivial.trivial_augment(stream(key, "trivial"), image_BHWC)
     image_BHWC = normalize(image_BHWC, mean=mean, std=std)
+    if erasing_rate:
+        erasing_key = stream(key, "erasing")
+        image_BHWC = random_erasing(erasing_key, image_BHWC, rate=erasing_rate)
     target_BY = jax.nn.one_hot(label_B, num_classes)
 
     mixes = [
@@ -201,6 +298,37 @@ def augment_batch(
     chex.assert_rank(image_BHWC, 4)
     chex.assert_shape(target_BY, (label_B.shape[0], num_classes))
     return image_BHWC, target_BY
+
+
+def test_views(image_BHWC: Array, name: TestAugmentation) -> list[tuple[float, Array]]:
+    """List the views of test images whose outputs are averaged, with their weights.
+
+    Args:
+        image_BHWC: normalised.
+        name: "flip" for the images and their mirror images; "flip_shift" for these, of
+            half the weight, and both shifted by one pixel up and left, and down and
+            right, the missing edge being reflected.
+
+    Returns:
+        (weight, image_BHWC) of each view; the weights sum to 1.
+
+    References: arXiv:2404.00498, section 3.5.
+    """
+    chex.assert_rank(image_BHWC, 4)
+    _, height, width, _ = image_BHWC.shape
+    shifted = [image_BHWC]
+    if name == "flip_shift":
+        sides = [(0, 0), (1, 1), (1, 1), (0, 0)]
+        padded = jnp.pad(image_BHWC, sides, "reflect")
+        shifted += [padded[:, i : height + i, i : width + i] for i in (0, 2)]
+    weights = (0.5,) if name == "flip" else (0.25, 0.125, 0.125)
+    views = [
+        (weight, view)
+        for weight, image in zip(weights, shifted, strict=True)
+        for view in (image, image[:, :, ::-1])
+    ]
+    chex.assert_equal_shape([image_BHWC, *(view for _, view in views)])
+    return views
 
 
 def stream(key: Array, name: str) -> Array:

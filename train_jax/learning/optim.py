@@ -4,26 +4,40 @@ Every number of an optimiser lies in its state (`optax.inject_hyperparams`), so 
 runs that are trained in one program can each have their own.
 """
 
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import chex
 import jax
 import optax
 
+from train_jax.learning import muon
+
 Array = jax.Array
 
-SCHEDULES = ("constant", "cosine", "linear")
+# Name of the group of all parameters that are in no other one.
+_REST = ""
 
 
 def make_schedule(
-    name: str, *, total_steps: int, warmup_steps: int = 0
+    name: str,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    milestones: Sequence[float] = (0.5, 0.75),
+    drop_factor: float = 0.1,
 ) -> optax.Schedule:
-    """Make a schedule: linear warm-up from 0, then constant, cosine or linear to 0.
+    """Make a schedule: linear warm-up from 0, then constant, or falling.
 
     Args:
-        name: "constant", "cosine" or "linear".
+        name: "constant", "cosine" or "linear" to 0, or "steps".
         total_steps: length of the training, warm-up included.
         warmup_steps: length of the warm-up.
+        milestones: shares of the training, after each of which "steps" multiplies the
+            rate by `drop_factor`.
+        drop_factor: see `milestones`.
 
     Returns:
         A function of the step: the share of the peak learning rate, in [0, 1].
@@ -41,6 +55,10 @@ def make_schedule(
         "constant": lambda: optax.constant_schedule(1.0),
         "cosine": lambda: optax.cosine_decay_schedule(1.0, decay_steps),
         "linear": lambda: optax.linear_schedule(1.0, 0.0, decay_steps),
+        "steps": lambda: optax.piecewise_constant_schedule(
+            1.0,
+            {round(m * total_steps) - warmup_steps: drop_factor for m in milestones},
+        ),
     }
     if name not in schedules:
         raise ValueError(f"schedule must be one of {', '.join(schedules)}, got {name}")
@@ -48,17 +66,6 @@ def make_schedule(
         return schedules[name]()
     warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
     return optax.join_schedules([warmup, schedules[name]()], [warmup_steps])
-
-
-def decay_mask(params: Any) -> Any:
-    """Mark the parameters that weight decay applies to: the kernels, nothing else.
-
-    Biases, the scales of normalisation layers and embeddings set a level, not a
-    capacity; they are left alone.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key == "kernel", params
-    )
 
 
 def adam(
@@ -88,31 +95,31 @@ def sgd(
     return optax.trace(momentum, nesterov)
 
 
-# With adamw, weight decay is decoupled (arXiv:1711.05101, algorithm 2). With the others
-# it is added to the gradient, as an L2 penalty.
-OPTIMIZERS = {"adamw": adam, "adam": adam, "sgd": sgd}
+# With adamw and muon, weight decay is decoupled (arXiv:1711.05101, algorithm 2). With
+# the others it is added to the gradient, as an L2 penalty.
+OPTIMIZERS = {"adamw": adam, "adam": adam, "sgd": sgd, "muon": muon.muon}
+_DECOUPLED = ("adamw", "muon")
 
 
-def make_optimizer(
+def make_rule(
     name: str,
     schedule: optax.Schedule,
     *,
     learning_rate: float,
     weight_decay: float = 0.0,
     decay: Literal["kernels", "all"] = "kernels",
-    clip_norm: float | None = None,
     **arguments: Any,
 ) -> optax.GradientTransformation:
-    """Chain clipping, the optimiser, weight decay and the learning rate.
+    """Chain an optimiser, weight decay and the learning rate.
 
     Args:
-        name: "adamw", "adam" or "sgd".
+        name: a key of `OPTIMIZERS`.
         schedule: step → share of the peak learning rate.
         learning_rate: the peak.
         weight_decay: the coefficient.
-        decay: "kernels", see `decay_mask`, or "all" parameters.
-        clip_norm: largest global norm of the gradient, before weight decay.
-        **arguments: of the optimiser, see `adam` and `sgd`.
+        decay: what weight decay applies to: "kernels" or "all" parameters. Biases, the
+            scales of normalisation layers and embeddings set a level, not a capacity.
+        **arguments: of the optimiser, see `adam`, `sgd` and `muon.muon`.
 
     Raises:
         ValueError: if a name is unknown.
@@ -124,14 +131,53 @@ def make_optimizer(
             f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name}"
         )
     inject = optax.inject_hyperparams
-    rule = inject(OPTIMIZERS[name])(**arguments)
+    last = [muon.keep_norm()] if arguments.pop("keep_norm", False) else []
+    function = OPTIMIZERS[name]
+    parameters = inspect.signature(function).parameters
+    counts = [k for k, p in parameters.items() if p.annotation is int]
+    rule = inject(function, static_args=counts)(**arguments)
     penalty = inject(optax.add_decayed_weights, static_args="mask")(
-        weight_decay, mask=decay_mask if decay == "kernels" else None
+        weight_decay, mask=muon.kernel_mask if decay == "kernels" else None
     )
-    clip = [] if clip_norm is None else [inject(optax.clip_by_global_norm)(clip_norm)]
-    ordered = [rule, penalty] if name == "adamw" else [penalty, rule]
+    ordered = [rule, penalty] if name in _DECOUPLED else [penalty, rule]
     descent = inject(_descend)(peak=learning_rate, share=schedule)
-    return optax.chain(*clip, *ordered, descent)
+    return optax.chain(*ordered, descent, *last)
+
+
+def make_optimizer(
+    rule: optax.GradientTransformation,
+    *,
+    clip_norm: float | None = None,
+    groups: Mapping[str, optax.GradientTransformation] | None = None,
+) -> optax.GradientTransformation:
+    """Clip the gradient, and update each group of parameters by its own rule.
+
+    Args:
+        rule: of the parameters that are in no group; see `make_rule`.
+        clip_norm: largest global norm of the gradient, before weight decay.
+        groups: regular expression → rule. A parameter, such as
+            "encoder/block_0/mlp/hidden/kernel", is in the first group whose expression
+            matches a part of its path.
+    """
+    clip = (
+        []
+        if clip_norm is None
+        else [optax.inject_hyperparams(optax.clip_by_global_norm)(clip_norm)]
+    )
+    if groups:
+        rules = {**groups, _REST: rule}
+        rule = optax.partition(rules, lambda params: label_groups(params, groups))
+    return optax.chain(*clip, rule)
+
+
+def label_groups(params: Any, patterns: Sequence[str] | Mapping[str, Any]) -> Any:
+    """Find the group of each parameter: a tree of patterns, "" where none matches."""
+
+    def label(path: Any, _: Array) -> str:
+        name = "/".join(key.key for key in path)
+        return next((p for p in patterns if re.search(p, name)), _REST)
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def _descend(peak: Array, share: Array) -> optax.GradientTransformation:
@@ -143,9 +189,14 @@ def last_learning_rate(opt_state: optax.OptState) -> Array:
     """Read the learning rate of the last step: a scalar, or (R,) of R runs.
 
     Args:
-        opt_state: of `make_optimizer`.
+        opt_state: of `make_optimizer`; of several groups, that of the rest counts.
     """
-    hyperparams = opt_state[-1].hyperparams  # type: ignore
+    rule_state = opt_state[-1]  # type: ignore
+    if isinstance(rule_state, optax.transforms.PartitionState):
+        rule_state = rule_state.inner_states[_REST].inner_state  # type: ignore
+    hyperparams = next(
+        s.hyperparams for s in rule_state if "peak" in getattr(s, "hyperparams", ())
+    )
     peak, share = hyperparams["peak"], hyperparams["share"]
     chex.assert_equal_shape([peak, share])
     return peak * share

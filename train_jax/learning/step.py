@@ -187,7 +187,9 @@ def batch_of_step(
     start = step % (order_M.shape[0] // batch_size) * batch_size
     index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
     index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
-    batch = make_batch(batch_key, *(array[index_B] for array in examples))
+    epoch = step // (order_M.shape[0] // batch_size)
+    chosen = (array[index_B] for array in examples)
+    batch = make_batch(batch_key, *chosen, index_B=index_B, epoch=epoch)
     chex.assert_tree_shape_prefix(batch, (batch_size,))
     return batch, dropout_key
 
@@ -206,7 +208,7 @@ def make_next_step(
 
     Args:
         train_step: see `make_train_step`.
-        make_batch: the function (key, *examples) → batch.
+        make_batch: the function (key, *examples, index_B=…, epoch=…) → batch.
         batch_size: number of examples in a batch, over all devices.
         batch_sharding: sharding of the batch.
 

@@ -30,15 +30,17 @@ def plot_curves(
     axes = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
     for axis, quantity, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
-        train_ER, val_ER = (
-            scale
-            * np.array([np.ravel(r[f"{split}_{quantity}"]) for r in records], float)
+        curves_ER = {
+            split: scale * np.array([np.ravel(r[name]) for r in records], float)
             for split in ("train", "val")
-        )
+            if (name := f"{split}_{quantity}") in records[0]
+        }
         style = {"marker": "o", "markersize": 4}
-        axis.plot(epochs, np.nanmean(train_ER, axis=1), label=training, **style)
-        for label, val_E in zip(validation, val_ER.T, strict=True):
-            axis.plot(epochs, val_E, label=label, **style)
+        train_E = np.nanmean(curves_ER["train"], axis=1)
+        axis.plot(epochs, train_E, label=training, **style)
+        if "val" in curves_ER:
+            for label, val_E in zip(validation, curves_ER["val"].T, strict=True):
+                axis.plot(epochs, val_E, label=label, **style)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)

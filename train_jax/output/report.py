@@ -21,7 +21,11 @@ from train_jax.output.metrics import (
 )
 from train_jax.output.summary import describe_devices
 
-_FORMS = (("test_accuracy", ".2%"), ("test_loss", ".4f"))
+_FORMS = (
+    ("test_accuracy", ".2%"),
+    ("test_loss", ".4f"),
+    ("test_accuracy_augmented", ".2%"),
+)
 
 # Between two lines of progress where there is no terminal to draw a bar on.
 _PLAIN_SECONDS = 30.0
@@ -121,12 +125,14 @@ class Report:
                         self._writer.add_scalar(f"{name}/{run_name}", of_run, step)
         self._writer.flush()
         width = len(str(self._epochs))
+        results = (
+            f"{split} loss {_format(record[f'{split}_loss'], '.4f')} "
+            f"acc {_format(record[f'{split}_accuracy'], '6.2%')}  "
+            for split in ("train", "val")
+            if f"{split}_loss" in record
+        )
         self._console.print(
-            f"epoch {record['epoch']:>{width}}/{self._epochs}  "
-            f"train loss {_format(record['train_loss'], '.4f')} "
-            f"acc {_format(record['train_accuracy'], '6.2%')}  "
-            f"val loss {_format(record['val_loss'], '.4f')} "
-            f"acc {_format(record['val_accuracy'], '6.2%')}  "
+            f"epoch {record['epoch']:>{width}}/{self._epochs}  {''.join(results)}"
             f"{record['images_per_second']:,.0f} img/s  {record['seconds']:.1f} s",
             soft_wrap=True,
         )
@@ -191,12 +197,15 @@ def print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
     if runs:
         _print_runs(runs)
     spread = {
-        k: f" ± {summary[f'{k}_std']:{form}}" if runs else "" for k, form in _FORMS
+        name: f" ± {summary[f'{name}_std']:{form}}" if runs else ""
+        for name, form in _FORMS
+        if name in summary
     }
     print(
         "  ".join(
             f"{name.replace('_', ' ')} {summary[name]:{form}}{spread[name]}"
             for name, form in _FORMS
+            if name in summary
         )
     )
     print(
@@ -208,7 +217,7 @@ def print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
 
 def _print_runs(runs: Sequence[dict[str, Any]]) -> None:
     """Print the table of several runs."""
-    results = ("val_accuracy", "test_accuracy", "test_loss")
+    results = [name for name in ("val_accuracy", *dict(_FORMS)) if name in runs[0]]
     hidden = {*results, "val_loss", "diverged_in_step"}
     fields = [name for name in runs[0] if name not in hidden]
     table = rich.table.Table(

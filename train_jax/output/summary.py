@@ -15,8 +15,7 @@ def summarize(
     fields: dict[str, Any],
     records: Sequence[dict[str, Any]],
     *,
-    test_accuracy_R: np.ndarray,
-    test_loss_R: np.ndarray,
+    results: Mapping[str, np.ndarray],
     test_step: int,
     finite_steps_R: np.ndarray,
     total_steps: int,
@@ -30,8 +29,8 @@ def summarize(
     Args:
         fields: the config.
         records: the lines of metrics.jsonl.
-        test_accuracy_R: in [0, 1].
-        test_loss_R: nats.
+        results: name → the results of the R runs on the test split: `test_accuracy`
+            in [0, 1], `test_loss` in nats, `test_accuracy_augmented`, if there is one.
         test_step: step of the state that was tested.
         finite_steps_R: number of steps before the loss was first not finite.
         total_steps: length of the training.
@@ -40,9 +39,10 @@ def summarize(
         swept: field → its value in each run.
     """
     tested = next(record for record in records if record["step"] == test_step)
-    results = {"test_accuracy": test_accuracy_R, "test_loss": test_loss_R}
+    results = dict(results)
     for name in ("val_accuracy", "val_loss"):
-        results[name] = metrics_from_json(tested[name])
+        if name in tested:
+            results[name] = metrics_from_json(tested[name])
     diverged = [None if n == total_steps else int(n) + 1 for n in finite_steps_R]
     # An extended run may have two records of the epoch in which it was to end before;
     # the later one includes the seconds of the earlier one.

@@ -2,24 +2,31 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
+from resnet_jax import whitening_kernel
 from train_jax.config.fields import (
     AugmentConfig,
     Config,
     DatasetConfig,
+    GroupConfig,
     OptimizerConfig,
+    RuleConfig,
 )
 from train_jax.config.models import IMAGE_MODELS, SEQUENCE_MODELS, create_model
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import policy
 from train_jax.learning import optim
-from train_jax.learning.augment import channel_statistics
+from train_jax.learning.augment import channel_statistics, normalize
 from train_jax.tasks import Classification, Task, Translation
 
 
@@ -95,6 +102,24 @@ def make_model(config: Config, task: Task) -> nn.Module:
     return model
 
 
+# Of so many training images the patches are whitened; airbench's code takes as many.
+_NUM_WHITENED = 5000
+
+
+def whiten(
+    model: nn.Module, task: Task, train: ImageSplit | SequenceSplit
+) -> nn.Module:
+    """Let a model that has a whitening layer start from the training images' patches."""
+    if not hasattr(model, "whitening_init"):
+        return model
+    assert isinstance(task, Classification) and isinstance(train, ImageSplit)
+    images = normalize(
+        jnp.asarray(train.image_BHWC[:_NUM_WHITENED]), mean=task.mean, std=task.std
+    )
+    kernel = np.asarray(whitening_kernel(images))
+    return model.clone(whitening_init=lambda key, shape, dtype: jnp.asarray(kernel))
+
+
 def init_variables(
     model: nn.Module, key: jax.Array, inputs: tuple[jax.Array, ...]
 ) -> Any:
@@ -104,15 +129,17 @@ def init_variables(
 
 def make_optimizer(
     optimizer: OptimizerConfig,
+    groups: Mapping[str, GroupConfig],
     swept: Mapping[str, Any],
     *,
     steps_per_epoch: int,
     total_steps: int,
 ) -> optax.GradientTransformation:
-    """Make the optimiser and its schedule.
+    """Make the optimiser and its schedules.
 
     Args:
         optimizer: the config's section.
+        groups: likewise.
         swept: dotted field → value, in place of the config's; may be traced.
         steps_per_epoch: number of steps in an epoch.
         total_steps: length of the training.
@@ -120,22 +147,71 @@ def make_optimizer(
     Raises:
         ValueError: if the warm-up does not fit.
     """
-    warmup_steps = round(optimizer.warmup_epochs * steps_per_epoch)
-    if warmup_steps >= total_steps:
+    lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+    return optim.make_optimizer(
+        _make_rule("optimizer", optimizer, swept, **lengths),
+        clip_norm=swept.get("optimizer.clip_norm", optimizer.clip_norm),
+        groups={
+            group.params: _make_rule(f"groups.{name}", group, swept, **lengths)
+            for name, group in groups.items()
+        },
+    )
+
+
+def _make_rule(
+    section: str,
+    rule: RuleConfig,
+    swept: Mapping[str, Any],
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+) -> optax.GradientTransformation:
+    """Make the update rule that a section describes."""
+    num_epochs = getattr(rule, "num_epochs", None)
+    length = total_steps
+    if num_epochs is not None:
+        length = min(max(round(num_epochs * steps_per_epoch), 1), total_steps)
+    warmup_steps = round(rule.warmup_epochs * steps_per_epoch)
+    if warmup_steps >= length:
         raise ValueError(
-            "config.optimizer.warmup_epochs must be shorter than the training, got "
-            f"{warmup_steps} of {total_steps} steps"
+            f"config.{section}.warmup_epochs must be shorter than the training, got "
+            f"{warmup_steps} of {length} steps"
         )
     schedule = optim.make_schedule(
-        optimizer.schedule, total_steps=total_steps, warmup_steps=warmup_steps
+        rule.schedule,
+        total_steps=length,
+        warmup_steps=warmup_steps,
+        milestones=rule.milestones,
+        drop_factor=rule.drop_factor,
     )
+    if length < total_steps:
+        parts = [schedule, optax.constant_schedule(0.0)]
+        schedule = optax.join_schedules(parts, [length])
     numbers = {
-        "learning_rate": optimizer.learning_rate,
-        "weight_decay": optimizer.weight_decay,
-        "clip_norm": optimizer.clip_norm,
-        **optimizer.arguments,
+        "learning_rate": rule.learning_rate,
+        "weight_decay": rule.weight_decay,
+        **rule.arguments,
     }
-    numbers = {k: swept.get(f"optimizer.{k}", v) for k, v in numbers.items()}
-    return optim.make_optimizer(
-        optimizer.name, schedule, decay=optimizer.decay, **numbers
-    )
+    numbers = {k: swept.get(f"{section}.{k}", v) for k, v in numbers.items()}
+    return optim.make_rule(rule.name, schedule, decay=rule.decay, **numbers)
+
+
+def check_groups(groups: Mapping[str, GroupConfig], params: Any) -> None:
+    """Raise ValueError unless every group has parameters, which are in no other one."""
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    owners: dict[str, str] = {}
+    for name, group in groups.items():
+        found = [path for path in flat if re.search(group.params, path)]
+        if not found:
+            raise ValueError(
+                f"config.groups.{name}.params must fit a parameter of the model, such "
+                f"as {list(flat)[-1]!r}, got {group.params!r}"
+            )
+        for path in found:
+            if path in owners:
+                raise ValueError(
+                    f"config.groups.{name}.params must fit no parameter of another "
+                    f"group, got {group.params!r}, which fits {path!r} as "
+                    f"config.groups.{owners[path]}.params does"
+                )
+            owners[path] = name

@@ -68,7 +68,7 @@ def find_first_nonfinite(
 
     Args:
         model: the module.
-        make_batch: (key, *examples) → batch.
+        make_batch: see `make_next_step`.
         examples: the arrays of the training split.
         state: that of one run, before the step that fails.
         order_key: key of the epochs' order.

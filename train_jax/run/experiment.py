@@ -1,6 +1,6 @@
 """Train and evaluate a model: from the config to the summary.
 
-The story of a run: check the folder → set up → train epoch by epoch → test → summarise.
+A run checks its folder, sets up, trains epoch by epoch, tests, and is summarised.
 """
 
 import functools
@@ -122,7 +122,7 @@ def _run(
     fields = to_json(config)
     how = {"overwrite": overwrite, "extend": extend}
     with wd.open_workdir(workdir, fields, **how) as check_lock:
-        sizes = [len(split) for split in (parts.train, parts.val, parts.test)]
+        sizes = [len(s or ()) for s in (parts.train, parts.val, parts.test)]
         report.print_start(fields, sizes, num_runs=len(parts.runs))
         print_layers(parts.model, parts.task.inputs())
         with open_checkpoints(
@@ -139,13 +139,16 @@ def _run(
                 best = _restore_best(checkpoints, parts.abstract_state, step)
                 step, variables = best or (step, variables)
             test = parts.evaluator(variables, parts.test)
+            results = {"test_accuracy": test.accuracy_R, "test_loss": test.loss_R}
+            if parts.view_evaluator is not None:
+                augmented = parts.view_evaluator(variables, parts.test)
+                results["test_accuracy_augmented"] = augmented.accuracy_R
             check_lock()
             _plot(workdir / wd.PLOTS, parts, variables, records, test)
             result = summary.summarize(
                 fields,
                 records,
-                test_accuracy_R=test.accuracy_R,
-                test_loss_R=test.loss_R,
+                results=results,
                 test_step=step,
                 finite_steps_R=np.atleast_1d(jax.device_get(last.finite_steps)),
                 total_steps=parts.trainer.total_steps,
@@ -197,7 +200,9 @@ def _train(
             state,
             records,
             trainer=trainer,
-            validate=lambda variables: parts.evaluator(variables, parts.val),
+            validate=lambda variables: (
+                parts.evaluator(variables, parts.val) if parts.val else None
+            ),
             report=progress,
             save=make_save(checkpoints, fields, parts.task, trainer, records),
             schedule=make_save_schedule(
@@ -266,7 +271,8 @@ def _plot(
         return
     folder.mkdir(exist_ok=True)
     plots.plot_curves(records, parts.runs.names, folder / "curves.png")
-    accuracy_R = metrics_from_json(records[-1]["val_accuracy"])
+    # Without validation there is no better one than the first.
+    accuracy_R = metrics_from_json(records[-1].get("val_accuracy", 0.0))
     best = int(np.nanargmax(accuracy_R))
     parts.task.plot(
         parts.model,

@@ -23,7 +23,7 @@ def train(
     records: list[Record],
     *,
     trainer: Trainer,
-    validate: Callable[[Any], Evaluation],
+    validate: Callable[[Any], Evaluation | None],
     report: Report,
     save: Callable[..., None],
     schedule: SaveSchedule,
@@ -35,7 +35,7 @@ def train(
         state: to go on from; is donated.
         records: the metrics of the epochs before; those of each epoch are appended.
         trainer: compiled; takes the steps.
-        validate: evaluates variables on the validation split.
+        validate: evaluates variables on the validation split, if there is one.
         report: shows the progress and logs the metrics.
         save: (step, state, score=score) saves a checkpoint.
         schedule: when to save; at the end, too.
@@ -70,12 +70,14 @@ def train(
     return state
 
 
-def _add_validation(record: Record, val: Evaluation) -> float:
-    """Add an evaluation to an epoch's metrics; returns the mean accuracy.
+def _add_validation(record: Record, val: Evaluation | None) -> float:
+    """Add an evaluation to an epoch's metrics; returns the mean accuracy, if any.
 
     Raises:
         NonFiniteError: if the loss is not finite in any run.
     """
+    if val is None:
+        return NOT_SCORED
     if not np.isfinite(val.loss_R).any():
         raise NonFiniteError(record["step"])
     record |= {"val_loss": val.loss_R, "val_accuracy": val.accuracy_R}

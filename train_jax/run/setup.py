@@ -15,9 +15,17 @@ from train_jax import data
 from train_jax.config.fields import MOST_STEPS, Config
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import compiler, policy, sharding
+from train_jax.learning.augment import TestAugmentation
 from train_jax.learning.state import TrainState
 from train_jax.learning.step import epoch_order, make_next_step, make_train_step
-from train_jax.run.build import init_variables, make_model, make_optimizer, make_task
+from train_jax.run.build import (
+    check_groups,
+    init_variables,
+    make_model,
+    make_optimizer,
+    make_task,
+    whiten,
+)
 from train_jax.run.epoch import Trainer
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.runs import Runs
@@ -31,7 +39,7 @@ class Parts:
 
     Attributes:
         train: the examples to learn from.
-        val: the examples to validate on.
+        val: the examples to validate on, if there are any.
         test: the examples to test on, once, at the end.
         task: how examples become batches, and which outputs are right.
         model: the module.
@@ -40,10 +48,12 @@ class Parts:
         init_state: draws the state to start from.
         trainer: takes the training steps.
         evaluator: evaluates models on a split.
+        view_evaluator: evaluates them on several views of each example, if the config
+            asks for that.
     """
 
     train: ImageSplit | SequenceSplit
-    val: ImageSplit | SequenceSplit
+    val: ImageSplit | SequenceSplit | None
     test: ImageSplit | SequenceSplit
     task: Task
     model: nn.Module
@@ -52,6 +62,7 @@ class Parts:
     init_state: Callable[[], TrainState]
     trainer: Trainer
     evaluator: Evaluator
+    view_evaluator: Evaluator | None
 
 
 def set_up(config: Config) -> Parts:
@@ -70,7 +81,7 @@ def set_up(config: Config) -> Parts:
 def make_parts(
     config: Config,
     train: ImageSplit | SequenceSplit,
-    val: ImageSplit | SequenceSplit,
+    val: ImageSplit | SequenceSplit | None,
     test: ImageSplit | SequenceSplit,
     *,
     model: nn.Module | None = None,
@@ -81,7 +92,7 @@ def make_parts(
     Args:
         config: names everything else.
         train: the examples to learn from.
-        val: the examples to validate on.
+        val: the examples to validate on, if there are any.
         test: the examples to test on.
         model: in place of the config's.
         devices: all of them if not given.
@@ -92,8 +103,11 @@ def make_parts(
     runs = make_runs(config, devices=devices)
     task = make_task(config.dataset, config.augment, train)
     model = make_model(config, task) if model is None else model
+    model = whiten(model, task, train)
     abstract_state, init_state = make_start(config, model, task, runs)
-    longest = max(len(val), len(test))  # a larger batch would be padding alone
+    # A batch larger than the longest split would be padding alone.
+    batch_size = min(config.eval_batch_size, max(len(val or ()), len(test)))
+    views = config.test_augmentation
     return Parts(
         train=train,
         val=val,
@@ -104,8 +118,11 @@ def make_parts(
         abstract_state=abstract_state,
         init_state=init_state,
         trainer=make_trainer(config, model, task, train, runs),
-        evaluator=make_evaluator(
-            model, task, runs, batch_size=min(config.eval_batch_size, longest)
+        evaluator=make_evaluator(model, task, runs, batch_size=batch_size),
+        view_evaluator=None
+        if views is None
+        else make_evaluator(
+            model, task, runs, batch_size=batch_size, augmentation=views
         ),
     )
 
@@ -120,7 +137,7 @@ def _check_without_data(config: Config) -> None:
     """Raise ValueError for what cannot work, whatever the data are."""
     num_devices = make_runs(config).mesh.shape[sharding.DATA_AXIS]
     for name in FIELDS:
-        data.parse_split(getattr(config.dataset, name))
+        data.parse_split(getattr(config.dataset, name) or "none")
     size, parts = config.batch_size, config.accumulation_steps
     if size % (num_devices * parts):
         raise ValueError(
@@ -128,6 +145,12 @@ def _check_without_data(config: Config) -> None:
             f"({num_devices} devices × {parts} accumulation_steps), got {size}"
         )
     if data.is_sequences(config.dataset.name):
+        if config.test_augmentation is not None:
+            raise ValueError(
+                "config.test_augmentation must be None for dataset "
+                f"{config.dataset.name!r}, which has no images, got "
+                f"{config.test_augmentation!r}"
+            )
         make_model(config, Translation(1, 1, 1))
     else:
         side = config.model.arguments.get("patch_size", 32)
@@ -165,13 +188,19 @@ def make_start(
     """
     # The structure of the optimiser's state does not depend on the schedule's length.
     make_tx = functools.partial(
-        make_optimizer, config.optimizer, steps_per_epoch=0, total_steps=1
+        make_optimizer,
+        config.optimizer,
+        config.groups,
+        steps_per_epoch=0,
+        total_steps=1,
     )
 
     def init(key: jax.Array, swept: Mapping[str, Any]) -> TrainState:
+        variables = init_variables(model, key, task.inputs())
+        check_groups(config.groups, variables["params"])
         return TrainState.create(
-            init_variables(model, key, task.inputs()),
-            make_tx(swept),
+            variables,
+            make_tx(swept=swept),
             label_smoothing=swept.get("label_smoothing", config.label_smoothing),
             ema_decay=swept.get("ema_decay", config.ema_decay),
         )
@@ -204,6 +233,7 @@ def make_trainer(
     steps_per_epoch, total_steps = count_steps(config, len(train))
     tx = make_optimizer(
         config.optimizer,
+        config.groups,
         # Each run's own values are in its state; these only make them be read there.
         {field: values[0] for field, values in runs.swept.items()},
         steps_per_epoch=steps_per_epoch,
@@ -237,10 +267,15 @@ def make_trainer(
 
 
 def make_evaluator(
-    model: nn.Module, task: Task, runs: Runs, *, batch_size: int
+    model: nn.Module,
+    task: Task,
+    runs: Runs,
+    *,
+    batch_size: int,
+    augmentation: TestAugmentation | None = None,
 ) -> Evaluator:
     """Make the evaluator of all runs."""
-    eval_step = task.make_eval_step(model)
+    eval_step = task.make_eval_step(model, augmentation)
     return Evaluator(
         runs.vmap_outputs(
             lambda variables, examples: eval_step(variables, *examples),

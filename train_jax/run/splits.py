@@ -3,6 +3,7 @@
 import functools
 import itertools
 import sys
+from collections.abc import Mapping
 
 import jax
 
@@ -14,19 +15,21 @@ from train_jax.devices import processes
 FIELDS = ("train_split", "val_split", "test_split")
 
 
-def load_splits(dataset: DatasetConfig) -> list[ImageSplit | SequenceSplit]:
-    """Load the three splits of a dataset.
+def load_splits(dataset: DatasetConfig) -> list[ImageSplit | SequenceSplit | None]:
+    """Load the three splits of a dataset; None for validation if there is none.
 
     Raises:
         ValueError: see `data.load_splits`.
     """
-    cuts = [getattr(dataset, name) for name in FIELDS]
-    wholes = [data.parse_split(cut)[0] for cut in cuts]
-    *splits, train, val, test = load(dataset, *cuts, *wholes)
+    cuts = {name: getattr(dataset, name) for name in FIELDS}
+    given = {name: cut for name, cut in cuts.items() if cut is not None}
+    wholes = [data.parse_split(cut)[0] for cut in given.values()]
+    loaded = load(dataset, *given.values(), *wholes)
+    splits = dict(zip(given, loaded, strict=False))
     if not dataset.allow_overlap and processes.is_main():
-        sizes = dict(zip(wholes, map(len, (train, val, test)), strict=True))
-        _warn_of_overlap(cuts, sizes)
-    return splits
+        sizes = dict(zip(wholes, map(len, loaded[len(given) :]), strict=True))
+        _warn_of_overlap(given, sizes)
+    return [splits.get(name) for name in FIELDS]
 
 
 def load(dataset: DatasetConfig, *splits: str) -> list[ImageSplit | SequenceSplit]:
@@ -43,14 +46,14 @@ def load(dataset: DatasetConfig, *splits: str) -> list[ImageSplit | SequenceSpli
     return load_all()
 
 
-def _warn_of_overlap(cuts: list[str], sizes: dict[str, int]) -> None:
+def _warn_of_overlap(cuts: Mapping[str, str], size_of: Mapping[str, int]) -> None:
     """Print a warning for each pair of splits that share examples."""
-    for a, b in itertools.combinations(range(len(FIELDS)), 2):
-        shared = data.count_shared(cuts[a], cuts[b], sizes)
+    for (name_a, a), (name_b, b) in itertools.combinations(cuts.items(), 2):
+        shared = data.count_shared(a, b, size_of)
         if shared:
             print(
-                f"warning: config.dataset.{FIELDS[a]} {cuts[a]!r} and "
-                f"config.dataset.{FIELDS[b]} {cuts[b]!r} share {shared:,} examples; "
-                "if that is meant, say so by config.dataset.allow_overlap=True",
+                f"warning: config.dataset.{name_a} {a!r} and config.dataset.{name_b} "
+                f"{b!r} share {shared:,} examples; if that is meant, say so by "
+                "config.dataset.allow_overlap=True",
                 file=sys.stderr,
             )

@@ -13,7 +13,12 @@ import numpy as np
 
 from train_jax.data import ImageSplit
 from train_jax.devices import compiler
-from train_jax.learning.augment import augment_batch, normalize
+from train_jax.learning.augment import (
+    TestAugmentation,
+    augment_batch,
+    normalize,
+    test_views,
+)
 from train_jax.learning.step import Batch, cross_entropy
 from train_jax.output import attention_plots, plots
 from train_jax.tasks.task import EvalStep
@@ -57,12 +62,22 @@ class Classification:
         """Make one image, (1, H, W, C), all zeros."""
         return (jnp.zeros((1, *self.image_shape)),)
 
-    def make_batch(self, key: Array, image_BHWC: Array, label_B: Array) -> Batch:
+    def make_batch(
+        self,
+        key: Array,
+        image_BHWC: Array,
+        label_B: Array,
+        *,
+        index_B: Array | None = None,
+        epoch: Array | None = None,
+    ) -> Batch:
         """Augment and normalise images; turn labels into class probabilities.
 
         Args:
             image_BHWC: uint8.
             label_B: integers.
+            index_B: see `augment_batch`.
+            epoch: see `augment_batch`.
 
         Returns:
             (image_BHWC,), target_BY: both float32.
@@ -75,19 +90,33 @@ class Classification:
             num_classes=self.num_classes,
             mean=self.mean,
             std=self.std,
+            index_B=index_B,
+            epoch=epoch,
             **self.augment,
         )
         chex.assert_shape(image_BHWC, (len(label_B), *self.image_shape))
         chex.assert_shape(target_BY, (len(label_B), self.num_classes))
         return (image_BHWC,), target_BY
 
-    def make_eval_step(self, model: nn.Module) -> EvalStep:
-        """Make the step; its output is the probability of each class, (B, Y)."""
+    def make_eval_step(
+        self, model: nn.Module, augmentation: TestAugmentation | None = None
+    ) -> EvalStep:
+        """Make the step; its output is the probability of each class, (B, Y).
+
+        Args:
+            augmentation: see `test_views`, whose logits are averaged.
+        """
 
         def eval_step(variables: Any, image_BHWC: Array, label_B: Array):
             self._check_examples(image_BHWC, label_B)
             image_BHWC = normalize(image_BHWC, mean=self.mean, std=self.std)
-            logits_BY: Array = model.apply(variables, image_BHWC, train=False)  # type: ignore
+            views = [(1.0, image_BHWC)]
+            if augmentation is not None:
+                views = test_views(image_BHWC, augmentation)
+            logits_BY: Array = sum(
+                weight * model.apply(variables, view, train=False)  # type: ignore
+                for weight, view in views
+            )
             loss_B = cross_entropy(logits_BY, jax.nn.one_hot(label_B, self.num_classes))
             hit_B = logits_BY.argmax(axis=-1) == label_B
             probability_BY = jax.nn.softmax(logits_BY)

@@ -28,14 +28,19 @@ class Task(Protocol):
 
     @property
     def make_batch(self) -> Callable[..., Batch]:
-        """The function (key, *examples) → batch: the model's inputs, and the target."""
+        """The function that makes a batch: the model's inputs, and the target.
+
+        It takes a key, the arrays of the examples, and by name `index_B`, the places of
+        the examples in the training split, and `epoch`, a scalar from 0.
+        """
         ...
 
-    def make_eval_step(self, model: nn.Module) -> EvalStep:
+    def make_eval_step(self, model: nn.Module, augmentation: Any = None) -> EvalStep:
         """Make the pure function (variables, *examples) → (loss_B, hit_B, output_B).
 
         For each example it gives the loss in nats, whether the output is correct, and
-        the output itself.
+        the output itself. With an augmentation, the outputs for several views of an
+        example are averaged.
         """
         ...
 

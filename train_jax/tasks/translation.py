@@ -52,18 +52,28 @@ class Translation:
         lengths = (self.source_length, self.target_length)
         return tuple(jnp.zeros((1, length), jnp.int32) for length in lengths)
 
-    def make_batch(self, key: Array, source_BS: Array, target_BT: Array) -> Batch:
+    def make_batch(
+        self,
+        key: Array,
+        source_BS: Array,
+        target_BT: Array,
+        *,
+        index_B: Array | None = None,
+        epoch: Array | None = None,
+    ) -> Batch:
         """Shift the targets right, so that each token is predicted from those before.
 
         Args:
             key: not used.
             source_BS: integers.
             target_BT: integers.
+            index_B: not used.
+            epoch: not used.
 
         Returns:
             (source_BS, shifted_BT), target_BTV: the latter class probabilities.
         """
-        del key
+        del key, index_B, epoch
         self._check_examples(source_BS, target_BT)
         target_BTV = jax.nn.one_hot(target_BT, self.vocab_size)
         shifted_BT = self._shift_right(target_BT)
@@ -71,11 +81,12 @@ class Translation:
         chex.assert_shape(target_BTV, (*target_BT.shape, self.vocab_size))
         return (source_BS, shifted_BT), target_BTV
 
-    def make_eval_step(self, model: nn.Module) -> EvalStep:
+    def make_eval_step(self, model: nn.Module, augmentation: None = None) -> EvalStep:
         """Make the step; its output is the decoded sequence, (B, T).
 
-        It is correct if every token is.
+        It is correct if every token is. There is no augmentation.
         """
+        del augmentation
 
         def eval_step(variables: Any, source_BS: Array, target_BT: Array):
             self._check_examples(source_BS, target_BT)

@@ -1,0 +1,35 @@
+"""ResNet-20 on CIFAR-10: the recipe of the ResNet paper (arXiv:1512.03385, section 4.2).
+
+    python train.py --config configs/resnet20_cifar10.py
+
+45,000 images, 64,000 steps of SGD; the rate falls to a tenth after 32,000 and 48,000.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {"name": "resnet20"},
+            "dataset": {
+                "name": "cifar10",
+                "train_split": "train[:45000]",
+                "val_split": "train[45000:]",
+            },
+            "augment": {"crop_padding": 4, "flip": "random"},
+            "optimizer": {
+                "name": "sgd",
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": False,
+                "schedule": "steps",
+                "milestones": (0.5, 0.75),
+                "weight_decay": 1e-4,
+                "decay": "all",
+            },
+            "batch_size": 128,
+            "num_steps": 64_000,
+            "checkpoint": {"every_epochs": 5},
+        }
+    )
