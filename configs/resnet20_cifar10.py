@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10: the recipe of the ResNet paper (arXiv:1512.03385, section 4.2).
+"""ResNet-20 on CIFAR-10: the ResNet paper's recipe (arXiv:1512.03385, section 4.2).
 
     python train.py --config configs/resnet20_cifar10.py
 

@@ -88,7 +88,7 @@ def whitening_kernel(image_BHWC: Array, *, epsilon: float = 5e-4) -> Array:
     # Not centred: the mean patch is one more component.
     moments = jnp.matmul(patches.T, patches, precision="highest") / len(patches)
     variances, components = jnp.linalg.eigh(moments)
-    scaled = components / jnp.sqrt(variances + epsilon)
+    scaled = components / jnp.sqrt(variances + epsilon)[None]
     kernel = jnp.concatenate([scaled, -scaled], axis=1)
     chex.assert_shape(kernel, (size, 2 * size))
     return kernel.reshape(side, side, channels, 2 * size)

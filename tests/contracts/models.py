@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax import BasicBlock, BatchNorm, BottleneckBlock, ResNet
+from resnet_jax import AirbenchNet, BasicBlock, BatchNorm, BottleneckBlock, ResNet
 from tests import modules
 from tests.contracts import Contract, resolve
 from vit_jax import (
@@ -35,8 +35,12 @@ EXEMPT = {
     "vit_jax.checks.is_known": "takes values of any shape",
     "vit_jax.dtypes.float32_or_wider": "takes a dtype",
     "vit_jax.layers.check_rates": "checks numbers",
+    "resnet_jax.blocks.ResidualBlock": "abstract; its subclasses are called",
+    "resnet_jax.blocks.check_at_least_1": "checks numbers",
+    "resnet_jax.blocks.make_conv": "makes a layer",
+    "resnet_jax.blocks.make_norm": "makes a layer",
     "resnet_jax.dtypes.float32_or_wider": "takes a dtype",
-    "resnet_jax.resnet.ResidualBlock": "abstract; its subclasses are called",
+    "resnet_jax.weights.from_torch": "takes arrays by their names",
 }
 
 
@@ -153,6 +157,12 @@ CONTRACTS = {
         "vit_jax.layers.draw_kept",
         _with("vit_jax.layers.dropout", rate=0.5),
     ),
+    "vit_jax.layers.stochastic_depth": Contract(
+        (KEY, X),
+        (KEY, X[0]),
+        "jax.numpy.where",
+        _with("vit_jax.layers.stochastic_depth", rate=0.5),
+    ),
     "vit_jax.layers.Dropout": Contract(
         (X,), (X[0, 0, 0],), "vit_jax.layers.dropout", _dropout
     ),
@@ -196,6 +206,22 @@ CONTRACTS = {
     "vit_jax.vit.ViT": Contract(
         (IMAGE,), (IMAGE[0],), DENSE, _init(_vit), layer="head"
     ),
+    "resnet_jax.airbench.max_pool": Contract(
+        (IMAGE, 2), (IMAGE[0], 2), "jax.numpy.maximum"
+    ),
+    "resnet_jax.airbench.whitening_kernel": Contract(
+        (IMAGE,), (IMAGE[0],), "jax.numpy.concatenate"
+    ),
+    "resnet_jax.airbench.AirbenchNet": Contract(
+        (jnp.ones((2, 9, 9, 3)),),
+        (IMAGE[0],),
+        DENSE,
+        _init(AirbenchNet(3, widths=(4, 4, 4))),
+        layer="head",
+    ),
+    "resnet_jax.blocks.pad_shortcut": Contract(
+        (IMAGE, 5, 2), (IMAGE[0], 5, 2), "jax.numpy.pad"
+    ),
     "resnet_jax.batch_norm.batch_statistics": Contract(
         (X,), (X[0, 0, 0],), "jax.numpy.square"
     ),
@@ -213,10 +239,10 @@ CONTRACTS = {
     "resnet_jax.cpu.winograd.conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.winograd._conv3x3"
     ),
-    "resnet_jax.resnet.BasicBlock": Contract(
+    "resnet_jax.blocks.BasicBlock": Contract(
         (IMAGE,), (IMAGE[0],), "flax.linen.relu", _init(BasicBlock(4))
     ),
-    "resnet_jax.resnet.BottleneckBlock": Contract(
+    "resnet_jax.blocks.BottleneckBlock": Contract(
         (IMAGE,), (IMAGE[0],), "flax.linen.relu", _init(BottleneckBlock(4))
     ),
     "resnet_jax.resnet.ResNet": Contract(

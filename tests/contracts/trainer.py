@@ -17,10 +17,14 @@ from vit_jax import Seq2SeqTransformer
 # Why a public function or method has no contract.
 EXEMPT = {
     "train_jax.learning.augment.channel_statistics": "takes a name",
+    "train_jax.learning.muon.keep_norm": "takes a tree of any shapes",
+    "train_jax.learning.muon.kernel_mask": "takes a tree of any shapes",
+    "train_jax.learning.muon.muon": "takes numbers",
     "train_jax.learning.optim.adam": "takes numbers",
-    "train_jax.learning.optim.decay_mask": "takes a tree of any shapes",
+    "train_jax.learning.optim.label_groups": "takes a tree of any shapes",
     "train_jax.learning.optim.last_learning_rate": "reads the optimiser's state",
     "train_jax.learning.optim.make_optimizer": "takes numbers",
+    "train_jax.learning.optim.make_rule": "takes numbers",
     "train_jax.learning.optim.make_schedule": "takes numbers",
     "train_jax.learning.optim.sgd": "takes numbers",
     "train_jax.learning.state.count_parameters": "takes a tree of any shapes",
@@ -114,6 +118,30 @@ CONTRACTS = {
     ),
     "train_jax.learning.augment.random_flip": Contract(
         (KEY, RAW), (KEY, RAW[0]), "jax.numpy.where"
+    ),
+    "train_jax.learning.augment.alternating_flip": Contract(
+        (LABEL, LABEL[0], RAW), (LABEL, LABEL, RAW), "jax.numpy.where"
+    ),
+    "train_jax.learning.augment.random_erasing": Contract(
+        (KEY, IMAGE),
+        (KEY, IMAGE[0]),
+        "jax.numpy.where",
+        lambda *arrays: augment.random_erasing(*arrays, rate=0.5),
+    ),
+    "train_jax.learning.augment.test_views": Contract(
+        (IMAGE,),
+        (IMAGE[0],),
+        "jax.numpy.pad",
+        lambda image: augment.test_views(image, "flip_shift"),
+        misshape=lambda x: x[:1],
+    ),
+    "train_jax.learning.trivial.trivial_augment": Contract(
+        (KEY, RAW), (KEY, RAW[0]), "train_jax.learning.trivial.apply_operations"
+    ),
+    "train_jax.learning.trivial.apply_operations": Contract(
+        (RAW, LABEL, LABEL / 3),
+        (RAW, RAW, LABEL / 3),
+        "train_jax.learning.trivial._apply",
     ),
     "train_jax.learning.augment.mixup": Contract(
         (KEY, IMAGE, TARGET),

@@ -214,7 +214,7 @@ def test_resnet_is_the_same_under_jit_and_is_traced_once():
 
 
 def test_resnet_rejects_an_unknown_stem():
-    message = "(?m)^stem must be 'small' or 'imagenet', got 'large'$"
+    message = r"(?m)^stem must be one of \('small', 'imagenet'\), got 'large'$"
     with pytest.raises(ValueError, match=message):
         modules.shapes(_resnet(stem="large"), 1, 8, 8, 3)
 

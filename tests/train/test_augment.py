@@ -80,7 +80,7 @@ def test_augment_batch_depends_on_the_key_alone():
         "mean": (0.5,) * 3,
         "std": (0.5,) * 3,
         "crop_padding": 1,
-        "flip": True,
+        "flip": "random",
         "mixup_alpha": 0.5,
         "cutmix_alpha": 0.5,
     }
@@ -108,8 +108,8 @@ def test_switching_one_augmentation_off_changes_no_other():
     both = augment.random_flip(flip_key, cropped)
     for pixels, options in (
         (cropped, {"crop_padding": 1}),
-        (flipped, {"flip": True}),
-        (both, {"crop_padding": 1, "flip": True}),
+        (flipped, {"flip": "random"}),
+        (both, {"crop_padding": 1, "flip": "random"}),
     ):
         np.testing.assert_array_equal(images(**options), normalized(pixels))
     alone = images(mixup_alpha=0.5)
@@ -135,3 +135,57 @@ def test_channel_statistics_have_a_default():
     for name in ("mnist", "mnist:3.0.1", "mnist/default:3.0.1"):
         assert augment.channel_statistics(name, 1) == ((0.1307,), (0.3081,))
     assert augment.channel_statistics("svhn_cropped", 3) == ((0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_reflected_crop_shows_what_lies_inside_the_edge():
+    image = jnp.arange(16, dtype=jnp.uint8).reshape(1, 4, 4, 1)
+    padded = np.pad(image[0, :, :, 0], 2, "reflect")
+    windows = {
+        padded[row : row + 4, column : column + 4].tobytes()
+        for row in range(5)
+        for column in range(5)
+    }
+    for seed in range(20):
+        cropped = augment.random_crop(
+            jax.random.key(seed), image, padding=2, fill="reflection"
+        )
+        assert np.asarray(cropped[0, :, :, 0]).tobytes() in windows
+
+
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs():
+    image, index_B = _images(), jnp.arange(64) + 1000
+    epochs = [
+        np.asarray(augment.alternating_flip(index_B, jnp.int32(epoch), image))
+        for epoch in range(3)
+    ]
+    is_flipped_B = (epochs[0] != np.asarray(image)).any(axis=(1, 2, 3))
+    assert 20 < is_flipped_B.sum() < 44
+    np.testing.assert_array_equal(epochs[1], epochs[0][:, :, ::-1])
+    np.testing.assert_array_equal(epochs[2], epochs[0])
+
+
+def test_erasing_sets_a_rectangle_of_some_images_to_zero():
+    image = jnp.ones((400, 20, 30, 1))
+    erased = np.asarray(augment.random_erasing(KEY, image, rate=0.25))[..., 0] == 0
+    is_changed_B = erased.any(axis=(1, 2))
+    assert 0.18 < is_changed_B.mean() < 0.32
+    for mask in erased[is_changed_B]:
+        rows, columns = mask.any(axis=1), mask.any(axis=0)
+        np.testing.assert_array_equal(mask, np.outer(rows, columns))
+        assert 0.01 < mask.mean() < 0.4
+    # Every pixel is erased now and then, those in the corners as well.
+    always = augment.random_erasing(KEY, jnp.ones((2000, 8, 8, 1)), rate=1.0)
+    assert (np.asarray(always) == 0).any(axis=0).all()
+
+
+def test_views_are_mirrored_and_shifted():
+    image = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    flip = augment.test_views(image, "flip")
+    assert [weight for weight, _ in flip] == [0.5, 0.5]
+    np.testing.assert_array_equal(flip[1][1], image[:, :, ::-1])
+    views = augment.test_views(image, "flip_shift")
+    assert sum(weight for weight, _ in views) == 1
+    padded = np.pad(image[0, :, :, 0], 1, "reflect")
+    np.testing.assert_array_equal(views[2][1][0, :, :, 0], padded[:4, :4])
+    np.testing.assert_array_equal(views[4][1][0, :, :, 0], padded[2:, 2:])
+    np.testing.assert_array_equal(views[5][1], views[4][1][:, :, ::-1])

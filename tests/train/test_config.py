@@ -35,7 +35,9 @@ EXPECTED = {
     "vit_digits": (152_202, Classification((8, 8, 1), DIGITS, mean=(0.5,), std=(0.5,))),
     "vit_mnist": (605_066, MNIST),
     "vit_mnist_reference": (605_066, MNIST),
-    "vit_cifar10": (8_335_114, CIFAR10),
+    "vit_cifar10": (2_697_226, CIFAR10),
+    "fast_cifar10": (1_971_640, CIFAR10),
+    "resnet20_cifar10": (269_722, CIFAR10),
     "resnet18_cifar10": (11_173_962, CIFAR10),
     "resnet18_mnist": (11_172_810, MNIST),
     "ablation_vit_mnist": (155_082, MNIST),
@@ -160,7 +162,7 @@ def test_load_config_applies_overrides(config_file):
     overrides = {
         "optimizer.learning_rate": "3e-4",
         "optimizer.clip_norm": "1",
-        "augment.flip": "true",
+        "augment.trivial_augment": "true",
         "num_steps": "None",
         "dataset.name": "cifar10",
         "model.stem": "imagenet",
@@ -168,7 +170,7 @@ def test_load_config_applies_overrides(config_file):
     config = load_config(config_file, overrides)
     assert config.optimizer.learning_rate == 3e-4
     assert config.optimizer.clip_norm == 1
-    assert config.augment.flip is True
+    assert config.augment.trivial_augment is True
     assert config.num_steps is None
     assert config.dataset.name == "cifar10"
     assert config.model.arguments["stem"] == "imagenet"
@@ -194,19 +196,23 @@ def test_load_config_applies_overrides(config_file):
             "config.num_epochs must be an integer in [1, 2147483647], got 0",
         ),
         ("seed", "-1", "config.seed must be an integer in [0, 2147483647], got -1"),
-        ("augment.flip", "1", "config.augment.flip must be True or False, got 1"),
+        (
+            "augment.flip",
+            "True",
+            "config.augment.flip must be one of random, alternating",
+        ),
         ("label_smoothing", "1.0", "must be a number in [0, 1), got 1.0"),
         ("ema_decay", "-0.1", "must be a number in [0, 1), or None, got -0.1"),
         ("dtype", "float16", "must be one of float32, bfloat16, got 'float16'"),
         (
             "optimizer.name",
             "lion",
-            "config.optimizer.name must be one of adamw, adam, sgd, got 'lion'",
+            "config.optimizer.name must be one of adamw, adam, sgd, muon, got 'lion'",
         ),
         (
             "optimizer.schedule",
             "step",
-            "config.optimizer.schedule must be one of constant, cosine, linear, got",
+            "config.optimizer.schedule must be one of constant, cosine, linear, steps",
         ),
         ("optimizer.learning_rate", "-1", "must be a number above 0, got -1"),
         ("optimizer.learning_rate", "1e999", "must be a number above 0, got inf"),

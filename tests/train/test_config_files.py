@@ -76,7 +76,7 @@ def test_references_follow_what_they_refer_to(referring):
     config = load_config(referring, given | {"optimizer.warmup_epochs": "1"})
     assert config.optimizer.warmup_epochs == 1  # of its own now
     # A field that the file does not mention, in a section that it does not have.
-    assert load_config(referring, given | {"augment.flip": "True"}).augment.flip
+    assert load_config(referring, given | {"augment.flip": "random"}).augment.flip
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from train_jax.learning import optim
+from train_jax.learning import muon, optim
 from vit_jax import ViT
 
 CONSTANT = optax.constant_schedule(1.0)
@@ -14,7 +14,12 @@ CONSTANT = optax.constant_schedule(1.0)
 
 @pytest.mark.parametrize(
     ("name", "middle", "end"),
-    [("constant", 1.0, 1.0), ("cosine", 0.5, 0.0), ("linear", 0.5, 0.0)],
+    [
+        ("constant", 1.0, 1.0),
+        ("cosine", 0.5, 0.0),
+        ("linear", 0.5, 0.0),
+        ("steps", 0.1, 0.01),
+    ],
 )
 def test_schedule_warms_up_and_decays(name, middle, end):
     schedule = optim.make_schedule(name, total_steps=110, warmup_steps=10)
@@ -30,7 +35,10 @@ def test_schedule_without_warmup_starts_at_the_peak():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "step", "total_steps": 5}, "constant, cosine, linear, got step"),
+        (
+            {"name": "step", "total_steps": 5},
+            "constant, cosine, linear, steps, got step",
+        ),
         (
             {"name": "cosine", "total_steps": 5, "warmup_steps": 5},
             "shorter than the training, got 5 of 5 steps",
@@ -45,20 +53,20 @@ def test_schedule_refuses(arguments, message):
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("lion", {}, "adamw, adam, sgd, got lion"),
+        ("lion", {}, "adamw, adam, sgd, muon, got lion"),
         ("sgd", {"decay": "biases"}, "kernels, all, got biases"),
     ],
 )
 def test_optimizer_refuses(name, fields, message):
     with pytest.raises(ValueError, match=message):
-        optim.make_optimizer(name, CONSTANT, learning_rate=1.0, **fields)
+        optim.make_rule(name, CONSTANT, learning_rate=1.0, **fields)
 
 
-def test_decay_mask_marks_the_kernels_and_nothing_else():
+def test_kernel_mask_marks_the_kernels_and_nothing_else():
     model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2)
     image_BHWC = jnp.zeros((1, 8, 8, 1))
     variables = jax.eval_shape(model.init, jax.random.key(0), image_BHWC)
-    mask = optim.decay_mask(variables["params"])
+    mask = muon.kernel_mask(variables["params"])
     marked = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, value in jax.tree_util.tree_leaves_with_path(mask)
@@ -69,12 +77,13 @@ def test_decay_mask_marks_the_kernels_and_nothing_else():
     assert len(marked) == 8  # embedding, 4 of attention, 2 of the MLP, head
 
 
-PARAMS = {"layer": {"kernel": jnp.full((2,), 2.0), "bias": jnp.full((2,), 3.0)}}
-GRADS = {"layer": {"kernel": jnp.full((2,), 0.5), "bias": jnp.full((2,), -0.25)}}
+PARAMS = {"layer": {"kernel": jnp.full((1, 2), 2.0), "bias": jnp.full((2,), 3.0)}}
+GRADS = {"layer": {"kernel": jnp.full((1, 2), 0.5), "bias": jnp.full((2,), -0.25)}}
 
 
-def _update(name, steps=3, **fields):
-    tx = optim.make_optimizer(name, CONSTANT, learning_rate=0.1, **fields)
+def _update(name, steps=3, clip_norm=None, **fields):
+    rule = optim.make_rule(name, CONSTANT, learning_rate=0.1, **fields)
+    tx = optim.make_optimizer(rule, clip_norm=clip_norm)
     params, state = PARAMS, tx.init(PARAMS)
     for _ in range(steps):
         updates, state = tx.update(GRADS, state, params)
@@ -103,7 +112,7 @@ def test_adamw_is_that_of_optax():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, params)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_weight_decay_spares_the_bias(name):
     plain, decayed = _update(name), _update(name, weight_decay=0.1)
     everywhere = _update(name, weight_decay=0.1, decay="all")

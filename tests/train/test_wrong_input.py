@@ -22,19 +22,20 @@ SMALL = {field: str(value) for field, value in TINY.items()}
 
 MODELS = (
     "vit, vit_ti16, vit_s16, vit_b16, vit_b32, vit_l16, resnet18, resnet34, "
-    "resnet18_imagenet, resnet34_imagenet, resnet50_imagenet, transformer"
+    "resnet18_imagenet, resnet34_imagenet, resnet50_imagenet, resnet20, "
+    "resnet32, resnet44, resnet56, resnet110, airbench, transformer"
 )
 TOP_LEVEL = (
     "config.batch_size, config.eval_batch_size, config.accumulation_steps, "
     "config.num_epochs, config.num_steps, config.label_smoothing, config.ema_decay, "
     "config.dtype, config.seed, config.num_seeds, config.fsdp, config.debug_nans, "
-    "config.test_checkpoint"
+    "config.test_checkpoint, config.test_augmentation"
 )
 SWEEPABLE = (
     "optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm, "
     "optimizer.b1, optimizer.b2, optimizer.eps, label_smoothing, ema_decay"
 )
-MOMENTUM = "optimizer 'adamw' has b1, b2, eps; momentum is an argument of sgd"
+MOMENTUM = "optimizer 'adamw' has b1, b2, eps; momentum is an argument of sgd, muon"
 SPLIT = (
     "allowed: a name such as 'train', or one slice of it: 'train[:90%]', "
     "'train[55000:]', 'train[10%:20%]'"
@@ -100,7 +101,7 @@ FIELDS = {
     "model.scan=2": ".model.scan must be True or False, got 2",
     "model.residual=maybe": ".model.residual must be True or False, got 'maybe'",
     "optimizer.name=lion": (
-        ".optimizer.name must be one of adamw, adam, sgd, got 'lion'"
+        ".optimizer.name must be one of adamw, adam, sgd, muon, got 'lion'"
     ),
     "optimizer.learning_rate=-1": (
         ".optimizer.learning_rate must be a number above 0, got -1"
@@ -148,7 +149,7 @@ FIELDS = {
         ".optimizer.b2 must be a number in [0, 1), got 0.999999999 (in float32: 1)"
     ),
     "optimizer.schedule=step": (
-        ".optimizer.schedule must be one of constant, cosine, linear, got 'step'"
+        ".optimizer.schedule must be one of constant, cosine, linear, steps, got 'step'"
     ),
     "optimizer.warmup_epochs=9": (
         ".optimizer.warmup_epochs must be shorter than the training, got 9 of 4 epochs"
@@ -168,7 +169,41 @@ FIELDS = {
     "augment.crop_padding=8": (
         ".augment.crop_padding must be less than 8, the side of an image, got 8"
     ),
-    "augment.flip=1": ".augment.flip must be True or False, got 1",
+    "augment.flip=True": ".augment.flip must be one of random, alternating, or None, got True",
+    "augment.crop_fill=white": (
+        ".augment.crop_fill must be one of black, reflection, got 'white'"
+    ),
+    "augment.trivial_augment=1": (
+        ".augment.trivial_augment must be True or False, got 1"
+    ),
+    "augment.erasing_rate=1.5": (
+        ".augment.erasing_rate must be a number in [0, 1], got 1.5"
+    ),
+    "optimizer.milestones=(0.5,0.2)": (
+        ".optimizer.milestones must be a tuple of growing numbers between 0 and 1, got "
+        "(0.5, 0.2)"
+    ),
+    "optimizer.drop_factor=2": (
+        ".optimizer.drop_factor must be a number in [0, 1], got 2"
+    ),
+    "model.stochastic_depth_rate=1": (
+        ".model.stochastic_depth_rate must be a number in [0, 1), got 1"
+    ),
+    "model.layer_scale=-1": (
+        ".model.layer_scale must be a number at least 0, or None, got -1"
+    ),
+    "test_augmentation=crop": (
+        ".test_augmentation must be one of flip, flip_shift, or None, got 'crop'"
+    ),
+    "groups.head=3": ".groups.head must be a section with the field params",
+    "groups.head.learning_rate=1": (
+        ".groups.head.params is missing: a regular expression"
+    ),
+    "groups.head.params=(": ".groups.head.params must be a regular expression, got '('",
+    "groups.head.params=hat": (
+        ".groups.head.params must fit a parameter of the model, such as 'pos_embedding', "
+        "got 'hat'"
+    ),
     "augment.mixup_alpha=-1": (
         ".augment.mixup_alpha must be a number at least 0, got -1"
     ),

@@ -5,7 +5,14 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 
-from train_jax.config.fields import SECTIONS, TABLE, Config, Option, options_of
+from train_jax.config.fields import (
+    SECTIONS,
+    TABLE,
+    Config,
+    GroupConfig,
+    Option,
+    options_of,
+)
 from train_jax.config.files import bundled_configs
 
 _HINT = """\
@@ -23,7 +30,8 @@ def describe_config(overrides: Mapping[str, str]) -> str:
     """
     names = f"bundled configs: {', '.join(bundled_configs())}"
     parts = [textwrap.fill(names, 88, subsequent_indent="  "), _HINT]
-    for section, its_class in [*SECTIONS.items(), ("", Config)]:
+    groups = ("groups.NAME", GroupConfig)
+    for section, its_class in [*SECTIONS.items(), groups, ("", Config)]:
         options = options_of(its_class) | _arguments(section, overrides)
         rows = [_row(f"{section}.{k}".lstrip("."), row) for k, row in options.items()]
         parts.append("\n".join([str(inspect.getdoc(its_class)), *rows]))

@@ -171,7 +171,7 @@ class RuleConfig:
     )
     weight_decay: float = _option(
         0.0,
-        "coefficient of weight decay: decoupled with adamw and muon, else an L2 penalty",
+        "coefficient of weight decay: decoupled (adamw, muon), else an L2 penalty",
         number(0),
         sweepable=True,
     )

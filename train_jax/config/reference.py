@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Mapping
 
-from train_jax.config.fields import SECTIONS, Config, Option, options_of
+from train_jax.config.fields import SECTIONS, Config, GroupConfig, Option, options_of
 from train_jax.config.models import MODELS
 from train_jax.config.signatures import model_options, optimizer_options, unwrap
 from train_jax.learning.optim import OPTIMIZERS
@@ -39,6 +39,10 @@ def render() -> str:
                 + _table(optimizer_options(name), prefix="optimizer.")
                 for name in OPTIMIZERS
             ]
+            parts.append(
+                _section("`groups.NAME`", GroupConfig, prefix="groups.NAME.")
+                + "\nand the arguments of its optimiser, as above.\n"
+            )
     parts.append(_section("Training", Config, prefix=""))
     return "\n".join(parts)
 

@@ -278,6 +278,7 @@ def augment_batch(
     if flip == "random":
         image_BHWC = random_flip(stream(key, "flip"), image_BHWC)
     elif flip == "alternating":
+        assert index_B is not None and epoch is not None
         image_BHWC = alternating_flip(index_B, epoch, image_BHWC)
     if trivial_augment:
         image_BHWC = trivial.trivial_augment(stream(key, "trivial"), image_BHWC)

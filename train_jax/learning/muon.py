@@ -1,6 +1,7 @@
 """Muon: momentum whose update is an orthogonal matrix, made of optax."""
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,13 +74,12 @@ def _scale_by_shape(consistent_rms: float | None) -> optax.GradientTransformatio
     """Give each orthogonal update of a kernel the same root mean square."""
     if consistent_rms is None:
         return optax.identity()
-    return optax.contrib.scale_by_shape(
-        weight_dimension_numbers=_dimension_numbers, consistent_rms=consistent_rms
-    )
 
+    def scale(update: jax.Array) -> jax.Array:
+        rows = math.prod(update.shape[:-1]) // (len(update) if update.ndim == 3 else 1)
+        return update * consistent_rms * max(rows, update.shape[-1]) ** 0.5
 
-class KeepNormState(NamedTuple):
-    """`keep_norm` has no state."""
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
 
 
 def keep_norm() -> optax.GradientTransformation:
@@ -91,7 +91,7 @@ def keep_norm() -> optax.GradientTransformation:
     References: arXiv:2404.00498 and its public repository, airbench94_muon.
     """
 
-    def update(updates: PyTree, state: KeepNormState, params: PyTree = None):
+    def update(updates: PyTree, params: PyTree) -> PyTree:
         def scale(path: Any, update: jax.Array, param: jax.Array) -> jax.Array:
             if path[-1].key != "kernel":
                 return update
@@ -99,6 +99,6 @@ def keep_norm() -> optax.GradientTransformation:
             wanted = jnp.where(norm > 0, param.shape[-1] ** 0.5, norm)
             return update + param * (wanted / jnp.where(norm > 0, norm, 1) - 1)
 
-        return jax.tree_util.tree_map_with_path(scale, updates, params), state
+        return jax.tree_util.tree_map_with_path(scale, updates, params)
 
-    return optax.GradientTransformation(lambda params: KeepNormState(), update)
+    return optax.stateless(update)

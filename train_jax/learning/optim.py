@@ -21,6 +21,9 @@ Array = jax.Array
 _REST = ""
 
 
+SCHEDULES = ("constant", "cosine", "linear", "steps")
+
+
 def make_schedule(
     name: str,
     *,
@@ -165,12 +168,14 @@ def make_optimizer(
         else [optax.inject_hyperparams(optax.clip_by_global_norm)(clip_norm)]
     )
     if groups:
-        rules = {**groups, _REST: rule}
-        rule = optax.partition(rules, lambda params: label_groups(params, groups))
+        patterns = tuple(groups)
+        rule = optax.partition(
+            {**groups, _REST: rule}, lambda params: label_groups(params, patterns)
+        )
     return optax.chain(*clip, rule)
 
 
-def label_groups(params: Any, patterns: Sequence[str] | Mapping[str, Any]) -> Any:
+def label_groups(params: Any, patterns: Sequence[str]) -> Any:
     """Find the group of each parameter: a tree of patterns, "" where none matches."""
 
     def label(path: Any, _: Array) -> str:
@@ -191,7 +196,7 @@ def last_learning_rate(opt_state: optax.OptState) -> Array:
     Args:
         opt_state: of `make_optimizer`; of several groups, that of the rest counts.
     """
-    rule_state = opt_state[-1]  # type: ignore
+    rule_state: Any = opt_state[-1]  # type: ignore
     if isinstance(rule_state, optax.transforms.PartitionState):
         rule_state = rule_state.inner_states[_REST].inner_state  # type: ignore
     hyperparams = next(

@@ -109,7 +109,7 @@ _NUM_WHITENED = 5000
 def whiten(
     model: nn.Module, task: Task, train: ImageSplit | SequenceSplit
 ) -> nn.Module:
-    """Let a model that has a whitening layer start from the training images' patches."""
+    """Let a model with a whitening layer start from the training images' patches."""
     if not hasattr(model, "whitening_init"):
         return model
     assert isinstance(task, Classification) and isinstance(train, ImageSplit)

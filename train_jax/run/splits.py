@@ -12,10 +12,11 @@ from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import processes
 
+Split = ImageSplit | SequenceSplit
 FIELDS = ("train_split", "val_split", "test_split")
 
 
-def load_splits(dataset: DatasetConfig) -> list[ImageSplit | SequenceSplit | None]:
+def load_splits(dataset: DatasetConfig) -> tuple[Split, Split | None, Split]:
     """Load the three splits of a dataset; None for validation if there is none.
 
     Raises:
@@ -29,7 +30,7 @@ def load_splits(dataset: DatasetConfig) -> list[ImageSplit | SequenceSplit | Non
     if not dataset.allow_overlap and processes.is_main():
         sizes = dict(zip(wholes, map(len, loaded[len(given) :]), strict=True))
         _warn_of_overlap(given, sizes)
-    return [splits.get(name) for name in FIELDS]
+    return splits["train_split"], splits.get("val_split"), splits["test_split"]
 
 
 def load(dataset: DatasetConfig, *splits: str) -> list[ImageSplit | SequenceSplit]:
