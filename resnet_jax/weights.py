@@ -24,6 +24,9 @@ _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 def from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Turn the state dict of a residual network in PyTorch into variables.
 
+    >>> from_torch({"fc.weight": np.ones((10, 64))})["params"]["head"]["kernel"].shape
+    (64, 10)
+
     Args:
         state_dict: names as torchvision's or those of the customary implementations
             for CIFAR, with or without "module." before them; tensors or arrays.

@@ -39,6 +39,11 @@ COUNTS = {
     "ResNet18_ImageNet": (224, 1000, 11_689_512),
     "ResNet34_ImageNet": (224, 1000, 21_797_672),
     "ResNet50_ImageNet": (224, 1000, 25_557_032),
+    "ResNet20": (32, 10, 269_722),
+    "ResNet32": (32, 10, 464_154),
+    "ResNet44": (32, 10, 658_586),
+    "ResNet56": (32, 10, 853_018),
+    "ResNet110": (32, 10, 1_727_962),
 }
 
 
@@ -57,7 +62,8 @@ def test_without_classes_it_gives_the_features_that_the_head_reads(name):
         jax.random.key(0),
         jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
     )
-    assert out.shape == (2, 2048 if "50" in name else 512)
+    small = {"ResNet20", "ResNet32", "ResNet44", "ResNet56", "ResNet110"}
+    assert out.shape == (2, 64 if name in small else 2048 if "50" in name else 512)
     variables = _variables()
     features_BF = _resnet(num_classes=None).apply(variables, IMAGE_BHWC)
     head = variables["params"]["head"]

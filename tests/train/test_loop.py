@@ -165,8 +165,8 @@ def test_batchnorm_resumes_and_models_without_attention_draw_none(
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     make_batch = Classification.make_batch
 
-    def overflow(task, key, *examples):
-        (image_BHWC,), target_BY = make_batch(task, key, *examples)
+    def overflow(task, key, *examples, **places):
+        (image_BHWC,), target_BY = make_batch(task, key, *examples, **places)
         return (image_BHWC / 1e-38 / 1e-38,), target_BY
 
     monkeypatch.setattr(Classification, "make_batch", overflow)

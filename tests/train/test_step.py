@@ -54,7 +54,7 @@ def test_finite_steps_are_those_before_the_first_that_is_not():
 
     next_step = make_next_step(
         train_step,
-        lambda key, x: x,
+        lambda key, x, **places: x,
         batch_size=8,
         batch_sharding=sharding.batch_sharding(sharding.make_mesh(1)),
     )

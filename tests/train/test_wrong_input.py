@@ -169,7 +169,9 @@ FIELDS = {
     "augment.crop_padding=8": (
         ".augment.crop_padding must be less than 8, the side of an image, got 8"
     ),
-    "augment.flip=True": ".augment.flip must be one of random, alternating, or None, got True",
+    "augment.flip=True": (
+        ".augment.flip must be one of random, alternating, or None, got True"
+    ),
     "augment.crop_fill=white": (
         ".augment.crop_fill must be one of black, reflection, got 'white'"
     ),
@@ -201,8 +203,8 @@ FIELDS = {
     ),
     "groups.head.params=(": ".groups.head.params must be a regular expression, got '('",
     "groups.head.params=hat": (
-        ".groups.head.params must fit a parameter of the model, such as 'pos_embedding', "
-        "got 'hat'"
+        ".groups.head.params must fit a parameter of the model, such as "
+        "'pos_embedding', got 'hat'"
     ),
     "augment.mixup_alpha=-1": (
         ".augment.mixup_alpha must be a number at least 0, got -1"
