@@ -2,10 +2,15 @@
 
     python train.py --config configs/fast_cifar10.py
 
-On a GPU, its own batch size: configs/fast_cifar10.py:2000.
+Eight epochs on all 50,000 training images, without validation; the paper's 94 % are
+with test-time augmentation (arXiv:2404.00498), which the summary reports apart.
 
-Protocol: train on all 50,000 training images, 8 epochs, no validation; the result of
-the paper is that with test-time augmentation (arXiv:2404.00498).
+On a GPU, with the batches of the paper's code:
+
+    python train.py --config configs/fast_cifar10.py:2000 --config.dtype=bfloat16
+
+94.03 ± 0.07 % (93.16 ± 0.05 % without augmentation; seeds 0-2) after 1.39 s of training
+on an H200 (288,000 images a second); its first start compiles for 27 s, later ones for 1 s.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     python train.py --config configs/vit_cifar10.py
 
-2.7 million parameters, 300 epochs on all 50,000 images. Made for a GPU or TPU; to try
+2.7 million parameters, 300 epochs on all 50,000 images. With `--config.dtype=bfloat16`
+on an H200: 91.29 % test accuracy (seed 0) after 237 s (62,800 images a second). To try
 it on a CPU, add `--config.num_steps=20 --config.optimizer.warmup_epochs=0`.
 """
 
