@@ -1,6 +1,7 @@
 """Each benchmark runs on tiny models; the documentation shows what was measured."""
 
 import json
+import sys
 
 import pytest
 
@@ -12,6 +13,16 @@ from benchmarks.timing import Timing, take_turns
 def no_rest(monkeypatch):
     """Let programs follow on each other at once."""
     monkeypatch.setattr(timing, "_REST_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_triton(monkeypatch):
+    """Keep torch's optimisers from importing Triton, which no CPU needs.
+
+    Where TensorFlow was imported before, the import of Triton ends the process.
+    """
+    if "triton" not in sys.modules:
+        monkeypatch.setitem(sys.modules, "triton", None)
 
 
 def test_each_program_runs_twice_in_its_turn(no_rest):
