@@ -5,21 +5,20 @@ import os
 import shutil
 import tempfile
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # Thousands of tiny programs are compiled, and each runs a few times. Without
-        # these flags the suite takes twice as long. Commands in processes of their own
-        # are compiled as usual.
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-    ][: 4 if os.environ["JAX_PLATFORMS"] == "cpu" else 2]
-)
-
 import jax
 import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flags = ["--xla_force_host_platform_device_count=8"]
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Thousands of tiny programs are compiled, and each runs a few times. Without these
+    # flags the suite takes twice as long. Commands in processes of their own are
+    # compiled as usual.
+    _flags += ["--xla_backend_optimization_level=0"]
+    if jax.__version_info__ < (0, 11):  # later ones do not know it
+        _flags += ["--xla_cpu_use_fusion_emitters=false"]
+# XLA reads them when it is first used.
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_flags])
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
