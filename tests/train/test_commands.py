@@ -93,6 +93,7 @@ def results(workdir):
     return {k: v for k, v in summary.items() if k not in timing}
 
 
+@pytest.mark.slow  # two starts, one of them without compiled programs
 def test_the_module_does_what_train_py_does(finished, compiled, tmp_path):
     workdir = tmp_path / "run"
     arguments = ["--config", "vit_digits", "--workdir", str(workdir)]

@@ -14,6 +14,7 @@ VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
 ACCUMULATION = {"accumulation_steps": 2, "ema_decay": 0.9}
 
 
+@pytest.mark.slow  # compiles for four numbers of devices
 @pytest.mark.parametrize(
     "changes", [VIT, RESNET, ACCUMULATION], ids=["vit", "resnet", "accumulation"]
 )

@@ -64,6 +64,7 @@ def assert_equals_single_runs(tmp_path, together, singles, capsys):
     assert "±  " not in printed
 
 
+@pytest.mark.slow  # five runs, each compiled
 def test_four_seeds_equal_four_runs(tmp_path, capsys):
     together = EVERYTHING | {"num_seeds": 4, "seed": 3}
     singles = [EVERYTHING | {"seed": seed} for seed in (3, 4, 5, 6)]
@@ -96,6 +97,7 @@ def test_seeds_of_a_resnet_equal_single_runs():
     assert jax.tree.leaves(state.batch_stats)[0].shape[0] == 2
 
 
+@pytest.mark.slow  # compiles four programs of everything
 def test_a_sweep_equals_its_runs():
     rates = (1e-3, 3e-3, 1e-2)
     together = EVERYTHING | {"sweep.optimizer.learning_rate": rates}
