@@ -10,7 +10,8 @@ On a GPU, with the batches of the paper's code:
     python train.py --config configs/fast_cifar10.py:2000 --config.dtype=bfloat16
 
 94.03 ± 0.07 % (93.16 ± 0.05 % without augmentation; seeds 0-2) after 1.39 s of training
-on an H200 (288,000 images a second); its first start compiles for 27 s, later ones for 1 s.
+on an H200 (288,000 images a second). The first start compiles for 27 s, later ones for
+1 s.
 """
 
 from ml_collections import ConfigDict

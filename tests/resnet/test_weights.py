@@ -1,5 +1,6 @@
 """Weights that others trained: their published test errors."""
 
+import functools
 import os
 import pathlib
 
@@ -13,6 +14,8 @@ from resnet_jax import from_torch
 
 # The folder with akamaster's files (github.com/akamaster/pytorch_resnet_cifar10).
 FOLDER = os.environ.get("CIFAR_RESNETS")
+# The suite compiles without optimisation, which this would take too long with.
+OPTIONS = {"xla_backend_optimization_level": 3}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -31,10 +34,9 @@ def test_published_weights_have_their_published_error(name, num_errors):
     (path,) = pathlib.Path(str(FOLDER)).glob(f"{name.lower()}-*.th")
     file = torch.load(path, weights_only=True, map_location="cpu")
     variables = from_torch(file["state_dict"])
-    convolve = resnet_jax.conv_general_dilated
-    model = getattr(resnet_jax, name)(10, conv_general_dilated=convolve)
+    model = getattr(resnet_jax, name)(10)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIONS)
     def classify(image_BHWC):
         image_BHWC = normalize(image_BHWC, mean=MEAN, std=STD)
         return model.apply(variables, image_BHWC).argmax(axis=-1)

@@ -33,9 +33,11 @@ INTEGERS = {
     "model.representation_size": (R, M, R),
 }
 NUMBERS = {
+    "augment.erasing_rate": (M, M, R),
     "augment.mixup_alpha": (M, M, M),
     "augment.cutmix_alpha": (M, M, M),
     "optimizer.learning_rate": (R, T, T),
+    "optimizer.drop_factor": (M, M, R),
     "optimizer.warmup_epochs": (M, M, R),
     "optimizer.weight_decay": (M, M, R),
     "optimizer.clip_norm": (R, R, M),
@@ -49,6 +51,8 @@ NUMBERS = {
     "model.dropout_rate": (M, M, R),
     "model.attention_dropout_rate": (M, M, R),
     "model.embedding_dropout_rate": (M, M, R),
+    "model.stochastic_depth_rate": (M, M, R),
+    "model.layer_scale": (M, M, T),
     "model.position_std": (M, M, T),
     "model.norm_epsilon": (R, M, R),
 }
