@@ -2,7 +2,10 @@
 
 import pytest
 
+import resnet_jax
+import vit_jax
 from tests.train.tiny import tiny_config
+from train_jax.devices import policy
 from train_jax.run import build
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_splits
@@ -66,3 +69,12 @@ def test_what_cudnn_does_not_support_is_said_in_a_line(monkeypatch):
     monkeypatch.setattr(build, "init_variables", refuse_to_trace)
     with pytest.raises(ValueError, match=r"config\.model: The head dim must be"):
         set_up(tiny_config())
+
+
+def test_steps_run_in_a_loop_unless_xla_convolves_on_a_cpu():
+    convolve = resnet_jax.conv_general_dilated
+    assert not policy.runs_steps_in_a_loop(resnet_jax.ResNet18(10))
+    assert policy.runs_steps_in_a_loop(
+        resnet_jax.ResNet18(10, conv_general_dilated=convolve)
+    )
+    assert policy.runs_steps_in_a_loop(vit_jax.ViT_S16(10))
