@@ -68,9 +68,7 @@ class Encoder(TransformerModule, kw_only=True):
         x_BTD = x_BTD.astype(self.dtype)
         rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)
 
-        def encode(
-            block: EncoderBlock, x_BTD: Array, rate: Array | None
-        ) -> tuple[Array, None]:
+        def encode(block: EncoderBlock, x_BTD: Array, rate: Array | None):
             return block(x_BTD, mask, depth_rate=rate, train=train), None
 
         if self.remat:

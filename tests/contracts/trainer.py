@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tests.contracts import Contract
-from train_jax.learning import augment, step
+from train_jax.learning import augment, mixing, step
 from train_jax.learning.state import TrainState
 from train_jax.tasks import Classification, Translation
 from vit_jax import Seq2SeqTransformer
@@ -143,18 +143,24 @@ CONTRACTS = {
         (RAW, RAW, LABEL / 3),
         "train_jax.learning.trivial._apply",
     ),
-    "train_jax.learning.augment.mixup": Contract(
+    "train_jax.learning.mixing.mixup": Contract(
         (KEY, IMAGE, TARGET),
         (KEY, IMAGE, LABEL),
         "jax.random.beta",
-        lambda *arrays: augment.mixup(*arrays, alpha=1.0),
+        lambda *arrays: mixing.mixup(*arrays, alpha=1.0),
         misshape=lambda x: x.reshape((1,) * 5),
     ),
-    "train_jax.learning.augment.cutmix": Contract(
+    "train_jax.learning.mixing.mix": Contract(
+        (KEY, IMAGE, TARGET),
+        (KEY, IMAGE, LABEL),
+        "train_jax.learning.mixing.mixup",
+        lambda *arrays: mixing.mix(*arrays, mixup_alpha=1.0),
+    ),
+    "train_jax.learning.mixing.cutmix": Contract(
         (KEY, IMAGE, TARGET),
         (KEY, IMAGE, LABEL),
         "jax.numpy.where",
-        lambda *arrays: augment.cutmix(*arrays, alpha=1.0),
+        lambda *arrays: mixing.cutmix(*arrays, alpha=1.0),
     ),
     "train_jax.learning.augment.augment_batch": Contract(
         (KEY, RAW, LABEL),
@@ -162,7 +168,7 @@ CONTRACTS = {
         "train_jax.learning.augment.normalize",
         lambda *arrays: augment.augment_batch(*arrays, num_classes=3, **STATISTICS),
     ),
-    "train_jax.learning.augment.stream": Contract(
+    "train_jax.learning.streams.stream": Contract(
         (KEY, "flip"), (KEYS, "flip"), "jax.random.fold_in"
     ),
     "train_jax.learning.step.cross_entropy": Contract(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train_jax.learning import augment
+from train_jax.learning import augment, mixing
+from train_jax.learning.streams import stream
 
 KEY = jax.random.key(0)
 
@@ -53,7 +54,7 @@ def test_random_flip_mirrors_about_half_of_the_images():
 def test_mixup_blends_images_and_targets_alike():
     image = _images(batch=4).astype(jnp.float32)
     target = jnp.eye(4)
-    mixed, mixed_target = augment.mixup(KEY, image, target, alpha=1.0)
+    mixed, mixed_target = mixing.mixup(KEY, image, target, alpha=1.0)
     share = float(mixed_target[0, 0])
     assert 0 < share < 1
     np.testing.assert_allclose(
@@ -66,7 +67,7 @@ def test_mixup_blends_images_and_targets_alike():
 def test_cutmix_mixes_targets_by_the_area_pasted(seed):
     zeros, ones = jnp.zeros((1, 16, 16, 1)), jnp.ones((1, 16, 16, 1))
     image = jnp.concatenate([zeros, ones])
-    mixed, target = augment.cutmix(jax.random.key(seed), image, jnp.eye(2), alpha=1.0)
+    mixed, target = mixing.cutmix(jax.random.key(seed), image, jnp.eye(2), alpha=1.0)
     pasted = np.asarray(mixed[0, :, :, 0])
     np.testing.assert_allclose(target[0], [1 - pasted.mean(), pasted.mean()], atol=1e-6)
     rows, columns = pasted.any(axis=1), pasted.any(axis=0)
@@ -102,7 +103,7 @@ def test_switching_one_augmentation_off_changes_no_other():
     def normalized(pixels):
         return augment.normalize(pixels, mean=how["mean"], std=how["std"])
 
-    crop_key, flip_key = (augment.stream(KEY, name) for name in ("crop", "flip"))
+    crop_key, flip_key = (stream(KEY, name) for name in ("crop", "flip"))
     cropped = augment.random_crop(crop_key, image, padding=1)
     flipped = augment.random_flip(flip_key, image)
     both = augment.random_flip(flip_key, cropped)
@@ -113,8 +114,8 @@ def test_switching_one_augmentation_off_changes_no_other():
     ):
         np.testing.assert_array_equal(images(**options), normalized(pixels))
     alone = images(mixup_alpha=0.5)
-    mixup_key = augment.stream(KEY, "mixup")
-    expected, _ = augment.mixup(
+    mixup_key = stream(KEY, "mixup")
+    expected, _ = mixing.mixup(
         mixup_key, normalized(image), jax.nn.one_hot(label, 10), alpha=0.5
     )
     np.testing.assert_allclose(alone, expected, rtol=1e-6)

@@ -8,10 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from train_jax.config.fields import SECTIONS, TABLE, Config, GroupConfig, Option
+from train_jax.config.fields import SECTIONS, TABLE, Config, GroupConfig
 from train_jax.config.files import read_config_file as read_config_file
 from train_jax.config.files import split_argument as split_argument
 from train_jax.config.groups import resolve_groups, suggest
+from train_jax.config.options import Option
 from train_jax.config.rules import check
 from train_jax.config.signatures import all_options, optimizer_options
 from train_jax.data import canonical_name

@@ -9,47 +9,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from train_jax.config.options import Option, option, options_of
 from train_jax.config.rules import (
     NUMBERS,
     PATTERN,
     POSITIVE,
     POSITIVE_NUMBERS,
     SHARES,
-    Rule,
     integer,
     number,
     or_none,
-    rule_of,
 )
 
 # Steps are counted in int32.
 MOST_STEPS = 2**31 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """A row of the table.
-
-    Attributes:
-        default: the default; `dataclasses.MISSING` if the field has to be given.
-        rule: what is allowed.
-        meaning: one line.
-        sweepable: whether `config.sweep` may give several values, as a compiled step
-            takes it as an argument.
-    """
-
-    default: Any
-    rule: Rule
-    meaning: str
-    sweepable: bool = False
-
-
-def _option(
-    default: Any, meaning: str, rule: Rule | None = None, *, sweepable: bool = False
-) -> Any:
-    """Define a field; without a rule, it has that of its annotation."""
-    metadata = {"meaning": meaning, "rule": rule, "sweepable": sweepable}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +49,7 @@ class ModelConfig:
         "resnet110",
         "airbench",
         "transformer",
-    ] = _option("vit", "which model is trained")
+    ] = option("vit", "which model is trained")
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -84,33 +57,33 @@ class ModelConfig:
 class DatasetConfig:
     """The data and their splits."""
 
-    name: str = _option("digits", "'digits', 'reverse', or an image set of TFDS")
-    train_split: str = _option(
+    name: str = option("digits", "'digits', 'reverse', or an image set of TFDS")
+    train_split: str = option(
         "train[:90%]", "examples to train on: a split, or one slice of it"
     )
-    val_split: str | None = _option(
+    val_split: str | None = option(
         "train[90%:]", "examples to validate on after each epoch; None for none"
     )
-    test_split: str = _option("test", "examples to test on, once, at the end")
-    data_dir: str | None = _option(
+    test_split: str = option("test", "examples to test on, once, at the end")
+    data_dir: str | None = option(
         None,
         "folder of prepared TFDS sets; None for $TFDS_DATA_DIR, else "
         "~/tensorflow_datasets",
     )
-    manual_dir: str | None = _option(
+    manual_dir: str | None = option(
         None, "folder with a set's original archives, to prepare it without internet"
     )
-    mean: tuple[float, ...] | None = _option(
+    mean: tuple[float, ...] | None = option(
         None,
         "mean of the pixels in [0, 1]; None for that of the data set, if known, or 0.5",
         or_none(NUMBERS),
     )
-    std: tuple[float, ...] | None = _option(
+    std: tuple[float, ...] | None = option(
         None,
         "standard deviation of the pixels; None as for the mean",
         or_none(POSITIVE_NUMBERS),
     )
-    allow_overlap: bool = _option(
+    allow_overlap: bool = option(
         False, "whether splits may share examples without a warning"
     )
 
@@ -119,27 +92,27 @@ class DatasetConfig:
 class AugmentConfig:
     """Random changes to the training images."""
 
-    crop_padding: int = _option(
+    crop_padding: int = option(
         0, "pixels around an image before a random crop", integer(0)
     )
-    crop_fill: Literal["black", "reflection"] = _option(
+    crop_fill: Literal["black", "reflection"] = option(
         "black", "what is around the image"
     )
-    flip: Literal["random", "alternating"] | None = _option(
+    flip: Literal["random", "alternating"] | None = option(
         None,
         "whether images are mirrored, left to right: at random, or each in every "
         "second epoch",
     )
-    trivial_augment: bool = _option(
+    trivial_augment: bool = option(
         False, "whether one random operation changes each image (TrivialAugment)"
     )
-    erasing_rate: float = _option(
+    erasing_rate: float = option(
         0.0, "share of the images in which a rectangle is erased", number(0, most=1)
     )
-    mixup_alpha: float = _option(
+    mixup_alpha: float = option(
         0.0, "parameter of MixUp's Beta distribution; 0 for no MixUp", number(0)
     )
-    cutmix_alpha: float = _option(
+    cutmix_alpha: float = option(
         0.0, "parameter of CutMix's Beta distribution; 0 for no CutMix", number(0)
     )
 
@@ -149,33 +122,33 @@ class RuleConfig:
     """How some parameters are updated."""
 
     # The keys of `optim.OPTIMIZERS`.
-    name: Literal["adamw", "adam", "sgd", "muon"] = _option(
+    name: Literal["adamw", "adam", "sgd", "muon"] = option(
         "adamw", "which optimiser updates the parameters"
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         1e-3, "learning rate after the warm-up", POSITIVE, sweepable=True
     )
-    schedule: Literal["constant", "cosine", "linear", "steps"] = _option(
+    schedule: Literal["constant", "cosine", "linear", "steps"] = option(
         "cosine", "course of the learning rate: constant, falling to 0, or in steps"
     )
-    milestones: tuple[float, ...] = _option(
+    milestones: tuple[float, ...] = option(
         (0.5, 0.75),
         "shares of the training, after each of which the schedule 'steps' falls",
         SHARES,
     )
-    drop_factor: float = _option(
+    drop_factor: float = option(
         0.1, "what the schedule 'steps' multiplies the rate by", number(0, most=1)
     )
-    warmup_epochs: float = _option(
+    warmup_epochs: float = option(
         0.0, "epochs in which the learning rate grows from 0", number(0)
     )
-    weight_decay: float = _option(
+    weight_decay: float = option(
         0.0,
         "coefficient of weight decay: decoupled (adamw, muon), else an L2 penalty",
         number(0),
         sweepable=True,
     )
-    decay: Literal["kernels", "all"] = _option(
+    decay: Literal["kernels", "all"] = option(
         "kernels", "which parameters weight decay applies to"
     )
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -189,16 +162,16 @@ class GroupConfig(RuleConfig):
     that it fits.
     """
 
-    params: str = _option(
+    params: str = option(
         dataclasses.MISSING,
         "regular expression; it fits a part of the parameter's path, such as "
         "'encoder/block_0/mlp/hidden/kernel'",
         PATTERN,
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         1e-3, "learning rate after the warm-up; 0 freezes the parameters", number(0)
     )
-    num_epochs: float | None = _option(
+    num_epochs: float | None = option(
         None,
         "length of its schedule, after which its rate is 0; None for the training's",
         or_none(POSITIVE),
@@ -210,7 +183,7 @@ class OptimizerConfig(RuleConfig):
     """The optimiser: its name, what all of them share, and its own arguments."""
 
     # With a lower norm Adam's eps, with a higher eps any gradient, is all that counts.
-    clip_norm: float | None = _option(
+    clip_norm: float | None = option(
         None,
         "largest global norm of the gradient; None for no clipping",
         or_none(number(1e-3)),
@@ -222,14 +195,14 @@ class OptimizerConfig(RuleConfig):
 class CheckpointConfig:
     """When to save a checkpoint, and how many to keep."""
 
-    every_epochs: int = _option(1, "save after so many epochs", integer(1))
-    every_steps: int | None = _option(
+    every_epochs: int = option(1, "save after so many epochs", integer(1))
+    every_steps: int | None = option(
         None, "save after so many steps as well", or_none(integer(1))
     )
-    every_minutes: float | None = _option(
+    every_minutes: float | None = option(
         None, "save after so many minutes as well", or_none(POSITIVE)
     )
-    keep: int = _option(2, "how many of the newest checkpoints are kept", integer(1))
+    keep: int = option(2, "how many of the newest checkpoints are kept", integer(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,48 +214,48 @@ class Config:
     augment: AugmentConfig
     optimizer: OptimizerConfig
     checkpoint: CheckpointConfig
-    batch_size: int = _option(128, "examples in a training step", integer(1))
-    eval_batch_size: int = _option(256, "examples in an evaluation step", integer(1))
-    accumulation_steps: int = _option(
+    batch_size: int = option(128, "examples in a training step", integer(1))
+    eval_batch_size: int = option(256, "examples in an evaluation step", integer(1))
+    accumulation_steps: int = option(
         1, "parts of a batch, one after the other, to save memory", integer(1)
     )
-    num_epochs: int = _option(
+    num_epochs: int = option(
         10, "passes over the training split", integer(1, MOST_STEPS)
     )
-    num_steps: int | None = _option(
+    num_steps: int | None = option(
         None,
         "length of the training in steps; takes the place of num_epochs",
         or_none(integer(1, MOST_STEPS)),
     )
-    label_smoothing: float = _option(
+    label_smoothing: float = option(
         0.0,
         "share of the target that is spread over all classes",
         number(0, below=1),
         sweepable=True,
     )
-    ema_decay: float | None = _option(
+    ema_decay: float | None = option(
         None,
         "decay of the parameters' moving average, which is evaluated; None for none",
         or_none(number(0, below=1)),
         sweepable=True,
     )
-    dtype: Literal["float32", "bfloat16"] = _option(
+    dtype: Literal["float32", "bfloat16"] = option(
         "float32", "dtype of the computation; parameters stay float32"
     )
-    seed: int = _option(
+    seed: int = option(
         0, "seed of all randomness; the first one of num_seeds", integer(0, 2**31 - 1)
     )
-    num_seeds: int = _option(
+    num_seeds: int = option(
         1, "runs with consecutive seeds, trained in one program", integer(1, 1024)
     )
-    fsdp: bool = _option(False, "whether parameters are sharded over the devices")
-    debug_nans: bool = _option(
+    fsdp: bool = option(False, "whether parameters are sharded over the devices")
+    debug_nans: bool = option(
         False, "whether a loss that is not finite is traced to the array it comes from"
     )
-    test_checkpoint: Literal["last", "best"] = _option(
+    test_checkpoint: Literal["last", "best"] = option(
         "last", "which checkpoint is tested: the last, or the best on validation"
     )
-    test_augmentation: Literal["flip", "flip_shift"] | None = _option(
+    test_augmentation: Literal["flip", "flip_shift"] | None = option(
         None,
         "views of each test image whose outputs are averaged for a second result: "
         "itself and mirrored, and both shifted by a pixel",
@@ -299,17 +272,6 @@ SECTIONS: dict[str, Any] = {
     for field in dataclasses.fields(Config)
     if dataclasses.is_dataclass(field.type)
 }
-
-
-def options_of(section: Any) -> dict[str, Option]:
-    """List the options of a section's class: name → row of the table."""
-    options = {}
-    for field in dataclasses.fields(section):
-        if field.metadata:
-            row = dict(field.metadata)
-            row["rule"] = row["rule"] or rule_of(field.name, field.type)
-            options[field.name] = Option(field.default, **row)
-    return options
 
 
 # Dotted name → row, without the fields of models and the arguments of optimisers.

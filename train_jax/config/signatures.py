@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from train_jax.config.fields import SECTIONS, Config, Option, options_of
+from train_jax.config.fields import SECTIONS, Config
 from train_jax.config.models import MODELS, model_fields
+from train_jax.config.options import Option, options_of
 from train_jax.config.rules import rule_of
 from train_jax.learning.optim import OPTIMIZERS
 

@@ -3,9 +3,7 @@
 Every function is pure: the same key gives the same images.
 """
 
-import functools
 import re
-import zlib
 from typing import Literal
 
 import chex
@@ -13,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from train_jax.learning import trivial
+from train_jax.learning.mixing import mix
+from train_jax.learning.streams import stream
 
 Array = jax.Array
 Fill = Literal["black", "reflection"]
@@ -177,65 +177,6 @@ def random_erasing(
     return erased
 
 
-def mixup(
-    key: Array, image_BHWC: Array, target_BY: Array, *, alpha: float
-) -> tuple[Array, Array]:
-    """Blend every image, and its target, with another one of the batch.
-
-    Args:
-        image_BHWC: normalised.
-        target_BY: class probabilities.
-        alpha: of the distribution Beta(α, α) that the share is drawn from, once for
-            the batch.
-
-    References: arXiv:1710.09412, section 2.
-    """
-    _check_mixed(image_BHWC, target_BY)
-    share = jax.random.beta(key, alpha, alpha)
-    image, target = (share * x + (1 - share) * x[::-1] for x in (image_BHWC, target_BY))
-    chex.assert_trees_all_equal_shapes((image, target), (image_BHWC, target_BY))
-    return image, target
-
-
-def cutmix(
-    key: Array, image_BHWC: Array, target_BY: Array, *, alpha: float
-) -> tuple[Array, Array]:
-    """Paste a rectangle of another image of the batch into every image.
-
-    Args:
-        image_BHWC: normalised.
-        target_BY: class probabilities, mixed in proportion to the area.
-        alpha: of the distribution Beta(α, α) that the area is drawn from, once for
-            the batch.
-
-    References: arXiv:1905.04899, eq. 1 and 2.
-    """
-    _check_mixed(image_BHWC, target_BY)
-    _, height, width, _ = image_BHWC.shape
-    share_key, row_key, column_key = jax.random.split(key, 3)
-    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
-    inside_H = _span(row_key, height, side)
-    inside_W = _span(column_key, width, side)
-    inside_HW = inside_H[:, None] & inside_W[None, :]
-    area = inside_HW.mean()
-    image = jnp.where(inside_HW[None, :, :, None], image_BHWC[::-1], image_BHWC)
-    target = (1 - area) * target_BY + area * target_BY[::-1]
-    chex.assert_trees_all_equal_shapes((image, target), (image_BHWC, target_BY))
-    return image, target
-
-
-def _check_mixed(image_BHWC: Array, target_BY: Array) -> None:
-    """Assert that there is a target for each image."""
-    chex.assert_rank([image_BHWC, target_BY], [4, 2])
-    chex.assert_equal_shape_prefix([image_BHWC, target_BY], 1)
-
-
-def _span(key: Array, length: int, fraction: Array) -> Array:
-    """Mark a random stretch of an axis, cut off at the ends: bool (length,)."""
-    centre = jax.random.uniform(key) * length
-    return jnp.abs(jnp.arange(length) + 0.5 - centre) <= fraction * length / 2
-
-
 def augment_batch(
     key: Array,
     image_BHWC: Array,
@@ -256,13 +197,11 @@ def augment_batch(
 ) -> tuple[Array, Array]:
     """Turn raw images and labels into what the model trains on.
 
-    With both mixup and cutmix, each batch gets one of them, either equally likely.
-
     Args:
         image_BHWC: uint8.
         label_B: integers.
-        index_B: of each image in the training split; `alternating_flip` needs it.
-        epoch: a scalar, from 0; `alternating_flip` needs it.
+        index_B: see `alternating_flip`, which alone needs it.
+        epoch: likewise.
 
     Returns:
         image_BHWC: float32, augmented and normalised.
@@ -271,15 +210,10 @@ def augment_batch(
     chex.assert_rank([image_BHWC, label_B], [4, 1])
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
     if crop_padding:
-        crop_key = stream(key, "crop")
-        image_BHWC = random_crop(
-            crop_key, image_BHWC, padding=crop_padding, fill=crop_fill
-        )
-    if flip == "random":
-        image_BHWC = random_flip(stream(key, "flip"), image_BHWC)
-    elif flip == "alternating":
-        assert index_B is not None and epoch is not None
-        image_BHWC = alternating_flip(index_B, epoch, image_BHWC)
+        how = {"padding": crop_padding, "fill": crop_fill}
+        image_BHWC = random_crop(stream(key, "crop"), image_BHWC, **how)
+    if flip is not None:
+        image_BHWC = _flip(key, image_BHWC, flip, index_B, epoch)
     if trivial_augment:
         image_BHWC = trivial.trivial_augment(stream(key, "trivial"), image_BHWC)
     image_BHWC = normalize(image_BHWC, mean=mean, std=std)
@@ -287,18 +221,22 @@ def augment_batch(
         erasing_key = stream(key, "erasing")
         image_BHWC = random_erasing(erasing_key, image_BHWC, rate=erasing_rate)
     target_BY = jax.nn.one_hot(label_B, num_classes)
-
-    mixes = [
-        functools.partial(function, stream(key, function.__name__), alpha=alpha)
-        for function, alpha in ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
-        if alpha
-    ]
-    if mixes:
-        choice = jax.random.randint(stream(key, "mix"), (), 0, len(mixes))
-        image_BHWC, target_BY = jax.lax.switch(choice, mixes, image_BHWC, target_BY)
+    image_BHWC, target_BY = mix(
+        key, image_BHWC, target_BY, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
+    )
     chex.assert_rank(image_BHWC, 4)
     chex.assert_shape(target_BY, (label_B.shape[0], num_classes))
     return image_BHWC, target_BY
+
+
+def _flip(
+    key: Array, image_BHWC: Array, how: Flip, index_B: Array | None, epoch: Array | None
+) -> Array:
+    """Mirror images at random, or in every second epoch."""
+    if how == "random":
+        return random_flip(stream(key, "flip"), image_BHWC)
+    assert index_B is not None and epoch is not None
+    return alternating_flip(index_B, epoch, image_BHWC)
 
 
 def test_views(image_BHWC: Array, name: TestAugmentation) -> list[tuple[float, Array]]:
@@ -330,14 +268,3 @@ def test_views(image_BHWC: Array, name: TestAugmentation) -> list[tuple[float, A
     ]
     chex.assert_equal_shape([image_BHWC, *(view for _, view in views)])
     return views
-
-
-def stream(key: Array, name: str) -> Array:
-    """Derive the key of a named stream of random numbers.
-
-    Each augmentation has one of its own, so that switching one off changes no other.
-    """
-    chex.assert_shape(key, ())
-    stream_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    chex.assert_shape(stream_key, ())
-    return stream_key

@@ -122,8 +122,7 @@ def _run(
     fields = to_json(config)
     how = {"overwrite": overwrite, "extend": extend}
     with wd.open_workdir(workdir, fields, **how) as check_lock:
-        sizes = [len(s or ()) for s in (parts.train, parts.val, parts.test)]
-        report.print_start(fields, sizes, num_runs=len(parts.runs))
+        report.print_start(fields, parts.sizes, num_runs=len(parts.runs))
         print_layers(parts.model, parts.task.inputs())
         with open_checkpoints(
             workdir / wd.CHECKPOINTS,
@@ -138,11 +137,7 @@ def _run(
             if config.test_checkpoint == "best":
                 best = _restore_best(checkpoints, parts.abstract_state, step)
                 step, variables = best or (step, variables)
-            test = parts.evaluator(variables, parts.test)
-            results = {"test_accuracy": test.accuracy_R, "test_loss": test.loss_R}
-            if parts.view_evaluator is not None:
-                augmented = parts.view_evaluator(variables, parts.test)
-                results["test_accuracy_augmented"] = augmented.accuracy_R
+            test, results = _test(parts, variables)
             check_lock()
             _plot(workdir / wd.PLOTS, parts, variables, records, test)
             result = summary.summarize(
@@ -200,9 +195,7 @@ def _train(
             state,
             records,
             trainer=trainer,
-            validate=lambda variables: (
-                parts.evaluator(variables, parts.val) if parts.val else None
-            ),
+            validate=parts.validate,
             report=progress,
             save=make_save(checkpoints, fields, parts.task, trainer, records),
             schedule=make_save_schedule(
@@ -217,6 +210,16 @@ def _train(
             "the same command resumes from there"
         )
     return state, records
+
+
+def _test(parts: Parts, variables: Any) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """Evaluate on the test split; the results have names as in the summary."""
+    test = parts.evaluator(variables, parts.test)
+    results = {"test_accuracy": test.accuracy_R, "test_loss": test.loss_R}
+    if parts.view_evaluator is not None:
+        augmented = parts.view_evaluator(variables, parts.test)
+        results["test_accuracy_augmented"] = augmented.accuracy_R
+    return test, results
 
 
 def _restore_best(

@@ -27,7 +27,7 @@ from train_jax.run.build import (
     whiten,
 )
 from train_jax.run.epoch import Trainer
-from train_jax.run.evaluate import Evaluator
+from train_jax.run.evaluate import Evaluation, Evaluator
 from train_jax.run.runs import Runs
 from train_jax.run.splits import FIELDS, load_splits
 from train_jax.tasks import Classification, Task, Translation
@@ -63,6 +63,15 @@ class Parts:
     trainer: Trainer
     evaluator: Evaluator
     view_evaluator: Evaluator | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of examples of the training, validation and test split."""
+        return [len(split or ()) for split in (self.train, self.val, self.test)]
+
+    def validate(self, variables: Any) -> Evaluation | None:
+        """Evaluate models on the validation split, if there is one."""
+        return None if self.val is None else self.evaluator(variables, self.val)
 
 
 def set_up(config: Config) -> Parts:
