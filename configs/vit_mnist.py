@@ -2,8 +2,8 @@
 
     python train.py --config configs/vit_mnist.py
 
-Test accuracy 99.13 and 99.13 % (seeds 0 and 1); the whole command took 187 and 190 s on
-two cores of an AMD EPYC (AVX-512).
+Test accuracy 99.18 and 98.94 % (seeds 0 and 1); the whole command took 118 s on two
+cores of an AMD EPYC (AVX-512).
 """
 
 from ml_collections import ConfigDict

@@ -165,7 +165,7 @@ CONTRACTS = {
     "train_jax.learning.augment.augment_batch": Contract(
         (KEY, RAW, LABEL),
         (KEY, RAW[0], LABEL[:2]),
-        "train_jax.learning.augment.normalize",
+        "train_jax.learning.augment.mix",
         lambda *arrays: augment.augment_batch(*arrays, num_classes=3, **STATISTICS),
     ),
     "train_jax.learning.streams.stream": Contract(
