@@ -22,6 +22,7 @@ def get_config(batch_size: str = "1000") -> ConfigDict:
     # Sums over a batch of the paper's rates for 2,000 images, hence times the size.
     bias_rate, head_rate, decay = 0.053 * size, 0.67 * size, 2e-6 * size
     sgd = {"name": "sgd", "momentum": 0.85, "decay": "all"}
+    bias = {**sgd, "learning_rate": bias_rate, "weight_decay": decay / bias_rate}
     return ConfigDict(
         {
             "model": {"name": "airbench"},
@@ -47,19 +48,8 @@ def get_config(batch_size: str = "1000") -> ConfigDict:
                     "learning_rate": head_rate,
                     "weight_decay": decay / head_rate,
                 },
-                "norms": {
-                    **sgd,
-                    "params": "norm./bias",
-                    "learning_rate": bias_rate,
-                    "weight_decay": decay / bias_rate,
-                },
-                "whitening": {
-                    **sgd,
-                    "params": "whitening_bias",
-                    "learning_rate": bias_rate,
-                    "weight_decay": decay / bias_rate,
-                    "num_epochs": 3,
-                },
+                "norms": {**bias, "params": "norm./bias"},
+                "whitening": {**bias, "params": "whitening_bias", "num_epochs": 3},
             },
             "batch_size": size,
             "eval_batch_size": 1000,

@@ -133,8 +133,7 @@ class AirbenchNet(nn.Module):
         whitening_init: initialiser of the frozen convolution; the one it is made for
             returns the `whitening_kernel` of the training images.
         dtype: dtype of the computation; parameters and running statistics stay float32.
-        conv_general_dilated: function that computes the convolutions; on a CPU
-            `resnet_jax.conv_general_dilated` is more than twice as fast as XLA's.
+        conv_general_dilated: function that computes the convolutions; see `ResNet`.
 
     References: arXiv:2404.00498, section 3 and listing 4.
     """

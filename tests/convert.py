@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax import from_torch
+
 State = dict[str, np.ndarray]
 Tree = dict[str, Any]
 
@@ -128,17 +130,8 @@ def resnet(state: State) -> tuple[Tree, Tree]:
     Returns:
         params and batch_stats, the latter empty for gradients.
     """
-    names = {"conv1": "stem_conv", "bn1": "stem_norm", "fc": "head"}
-    params, batch_stats = _with_statistics(
-        {name: x for name, x in state.items() if not name.startswith("layer")},
-        lambda name: names[name],
-    )
-    blocks = {tuple(name.split(".")[:2]) for name in state if name.startswith("layer")}
-    for layer_name, index in blocks:
-        name = f"stage{layer_name.removeprefix('layer')}_block{int(index) + 1}"
-        block = resnet_block(below(state, f"{layer_name}.{index}"))
-        params[name], batch_stats[name] = block
-    return params, {name: stats for name, stats in batch_stats.items() if stats}
+    variables = from_torch(state)
+    return variables["params"], variables["batch_stats"]
 
 
 def _norm(name: str) -> str:

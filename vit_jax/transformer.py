@@ -66,7 +66,9 @@ class Encoder(TransformerModule, kw_only=True):
         check_at_least(0, depth=self.depth)
         check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
-        rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)
+        rate_L = None
+        if train and self.stochastic_depth_rate > 0:
+            rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)
 
         def encode(block: EncoderBlock, x_BTD: Array, rate: Array | None):
             return block(x_BTD, mask, depth_rate=rate, train=train), None
@@ -80,16 +82,15 @@ class Encoder(TransformerModule, kw_only=True):
                 split_rngs={"params": True, "dropout": True},
                 length=self.depth,
             )
-        is_dropped = train and self.stochastic_depth_rate > 0
         names = [f"block_{layer}" for layer in range(self.depth)]
-        parts = [("blocks", rate_L)] if self.scan else zip(names, rate_L, strict=True)
-        for name, rate in parts:
+        for layer, name in enumerate(["blocks"] if self.scan else names):
             block = EncoderBlock(
                 num_outputs=self.num_outputs if name in names[-1:] else None,
                 **self._shared_fields(),
                 name=name,
             )
-            x_BTD, _ = encode(block, x_BTD, rate if is_dropped else None)
+            rate = rate_L if rate_L is None or self.scan else rate_L[layer]
+            x_BTD, _ = encode(block, x_BTD, rate)
         out_BTD = x_BTD[:, : self.num_outputs]
         if self.final_norm:
             out_BTD = self._normalize("norm", out_BTD)

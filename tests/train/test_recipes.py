@@ -18,7 +18,10 @@ GROUPS = {
     "groups.head.params": "head/",
     "groups.head.name": "sgd",
     "groups.head.num_epochs": 1,
+    "optimizer.keep_norm": True,
     "groups.position.params": "pos_embedding",
+    "groups.frozen.params": "block_0/mlp/hidden",
+    "groups.frozen.learning_rate": 0,
     "groups.position.learning_rate": 0,
 }
 ALL = {
@@ -70,8 +73,11 @@ def test_groups_follow_their_own_schedules():
         ("embedding", [True, True]),
         ("head", [True, False]),  # its schedule ends with the first epoch
         ("pos_embedding", [False, False]),
+        ("encoder", [False, False]),
     ):
-        kernels = [jax.tree.leaves(tree[name])[-1] for tree in params]
+        if name == "encoder":  # a kernel, whose norm Muon would keep
+            params = [tree["encoder"]["block_0"]["mlp"]["hidden"] for tree in params]
+        kernels = [jax.tree.leaves(tree.get(name, tree))[-1] for tree in params]
         pairs = itertools.pairwise(kernels)
         assert [not np.array_equal(a, b) for a, b in pairs] == changes, name
 

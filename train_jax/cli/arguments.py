@@ -178,9 +178,10 @@ def silence_libraries() -> None:
 
     Orbax logs what it raises, with tracebacks; Matplotlib that it cannot keep a list of
     fonts. After the first file that cannot be written, TensorStore reports on each of
-    the others to an event loop that is closed, with a traceback.
+    the others, and does so to an event loop that is closed, with tracebacks.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     sys.unraisablehook = _print_unraisable
 

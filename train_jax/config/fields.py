@@ -158,8 +158,7 @@ class RuleConfig:
 class GroupConfig(RuleConfig):
     """A group of parameters; what it leaves out is as in `optimizer`.
 
-    `config.groups.NAME` declares it, with any name. A parameter is in the first group
-    that it fits.
+    `config.groups.NAME` declares it, with any name. No parameter may fit two groups.
     """
 
     params: str = option(

@@ -179,7 +179,7 @@ def label_groups(params: Any, patterns: Sequence[str]) -> Any:
     """Find the group of each parameter: a tree of patterns, "" where none matches."""
 
     def label(path: Any, _: Array) -> str:
-        name = "/".join(key.key for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return next((p for p in patterns if re.search(p, name)), _REST)
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -153,6 +153,8 @@ def make_optimizer(
         clip_norm=swept.get("optimizer.clip_norm", optimizer.clip_norm),
         groups={
             group.params: _make_rule(f"groups.{name}", group, swept, **lengths)
+            if group.learning_rate
+            else optax.set_to_zero()
             for name, group in groups.items()
         },
     )

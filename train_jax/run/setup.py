@@ -116,6 +116,9 @@ def make_parts(
     abstract_state, init_state = make_start(config, model, task, runs)
     # A batch larger than the longest split would be padding alone.
     batch_size = min(config.eval_batch_size, max(len(val or ()), len(test)))
+    evaluate = functools.partial(
+        make_evaluator, model, task, runs, batch_size=batch_size
+    )
     views = config.test_augmentation
     return Parts(
         train=train,
@@ -127,12 +130,8 @@ def make_parts(
         abstract_state=abstract_state,
         init_state=init_state,
         trainer=make_trainer(config, model, task, train, runs),
-        evaluator=make_evaluator(model, task, runs, batch_size=batch_size),
-        view_evaluator=None
-        if views is None
-        else make_evaluator(
-            model, task, runs, batch_size=batch_size, augmentation=views
-        ),
+        evaluator=evaluate(),
+        view_evaluator=evaluate(augmentation=views) if views else None,
     )
 
 
@@ -146,7 +145,8 @@ def _check_without_data(config: Config) -> None:
     """Raise ValueError for what cannot work, whatever the data are."""
     num_devices = make_runs(config).mesh.shape[sharding.DATA_AXIS]
     for name in FIELDS:
-        data.parse_split(getattr(config.dataset, name) or "none")
+        if (split := getattr(config.dataset, name)) is not None:
+            data.parse_split(split)
     size, parts = config.batch_size, config.accumulation_steps
     if size % (num_devices * parts):
         raise ValueError(
