@@ -52,7 +52,7 @@ def get_variants() -> dict[str, dict[str, Any]]:
         "post-LayerNorm": {"model.norm": "post"},
         "no residual": {"model.residual": False},
         "no class token, mean": {"model.pool": "mean"},
-        "no position embedding": {"model.position_embedding": False},
+        "no position embedding": {"model.position_embedding": None},
         "width 32": {"model.width": 32},
         "width 128": {"model.width": 128},
         "1 block": {"model.depth": 1},

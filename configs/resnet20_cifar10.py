@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
                 "schedule": "steps",
                 "milestones": (0.5, 0.75),
                 "weight_decay": 1e-4,
-                "decay": "all",
+                "weight_decay_mask": "all",
             },
             "batch_size": 128,
             "num_steps": 64_000,

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
                 "learning_rate": 1e-4,
                 "schedule": "constant",
                 "weight_decay": 0.01,
-                "decay": "all",
+                "weight_decay_mask": "all",
             },
             "batch_size": 128,
             "num_epochs": 10,

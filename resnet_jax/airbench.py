@@ -6,7 +6,7 @@ References: "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498.
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import flax.linen as nn
@@ -145,6 +145,7 @@ class AirbenchNet(nn.Module):
     whitening_init: nn.initializers.Initializer = nn.initializers.orthogonal()
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
+    has_convolutions: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:

@@ -5,7 +5,7 @@ References: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import chex
 import flax.linen as nn
@@ -64,6 +64,7 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
+    has_convolutions: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:

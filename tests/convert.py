@@ -114,6 +114,26 @@ def vit(state: State) -> Tree:
     return params
 
 
+def conv_stem(state: State) -> Tree:
+    """Convert convolutions of a `torch.nn.Sequential`, three layers apart."""
+    return {f"conv_{i}": layer(below(state, str(3 * i))) for i in range(2)}
+
+
+def sequence_pool(state: State) -> Tree:
+    """Convert `make_golden.SequencePool`."""
+    return {"score": layer(below(state, "score"))}
+
+
+def attention_pool(state: State) -> Tree:
+    """Convert `make_golden.AttentionPool`."""
+    return {
+        "probe": state["probe"],
+        "attention": multi_head_attention(below(state, "attention")),
+        "norm": layer(below(state, "norm")),
+        "mlp": _mlp(state),
+    }
+
+
 def resnet_block(state: State) -> tuple[Tree, Tree]:
     """Convert a block of `benchmarks.torch_models`.
 

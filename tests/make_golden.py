@@ -171,6 +171,51 @@ def vit(rng: np.random.Generator, image_shape: tuple, **model: Any) -> Record:
     return _record(rng, module, _on_images, image)
 
 
+def conv_stem(rng: np.random.Generator, width: int, patch_size: int) -> Record:
+    """Record the stem of a Compact Convolutional Transformer."""
+    assert patch_size == 4
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 64), (64, width)):
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        layers += [convolution, nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    image = {"image": _normal(rng, 1, 8, 12, 3)}
+    return _record(rng, nn.Sequential(*layers), _on_images, image)
+
+
+def pool(rng: np.random.Generator, kind: str) -> Record:
+    """Record a pooling of five tokens."""
+    module = {"sequence": SequencePool, "map": AttentionPool}[kind]()
+    tokens = {"x": _normal(rng, 2, 5, 16)}
+    return _record(rng, module, lambda module, x: {"out": module(x)}, tokens)
+
+
+class SequencePool(nn.Module):
+    """Weights from a linear layer, softmax over the tokens, weighted sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.score(x).softmax(1).transpose(1, 2) @ x).squeeze(1)
+
+
+class AttentionPool(nn.Module):
+    """Attention from a learned query, then an MLP with LayerNorm and residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.zeros(1, 1, 16))
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.norm = nn.LayerNorm(16, eps=1e-6)
+        self.linear1, self.linear2 = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(self.probe.expand(len(x), -1, -1), x, x)
+        hidden = F.gelu(self.linear1(self.norm(y)), approximate="tanh")
+        return (y + self.linear2(hidden)).squeeze(1)
+
+
 def resnet_block(
     rng: np.random.Generator, block: str, inputs: int, features: int, stride: int
 ) -> Record:
@@ -310,6 +355,8 @@ MAKERS: list[tuple[dict[str, dict], Callable[..., Record]]] = [
     (parity.DECODER_BLOCK, decoder_block),
     (parity.TRANSFORMER, transformer),
     (parity.VIT | parity.VIT_LIVE, vit),
+    (parity.CONV_STEM, conv_stem),
+    (parity.POOL, pool),
     (parity.RESNET_BLOCK, resnet_block),
     (parity.RESNET | parity.RESNET_LIVE, resnet),
 ]

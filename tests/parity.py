@@ -102,6 +102,11 @@ VIT_LIVE = {
         "num_heads": 4,
     },
 }
+CONV_STEM: dict[str, dict[str, Any]] = {"conv_stem": {"width": 6, "patch_size": 4}}
+POOL: dict[str, dict[str, Any]] = {
+    "sequence_pool": {"kind": "sequence"},
+    "attention_pool": {"kind": "map"},
+}
 _basic = {"block": "BasicBlock", "inputs": 4}
 _bottleneck = {"block": "BottleneckBlock", "inputs": 8}
 RESNET_BLOCK = {

@@ -26,6 +26,7 @@ from train_jax.devices import compiler, processes
 from train_jax.output import lock
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
+from train_jax.run.dtype import choose_dtype
 from train_jax.run.failures import Diverged, Failed, Stopped
 from train_jax.run.splits import load_splits
 
@@ -111,6 +112,7 @@ def list_variants(
         folder = workdir / re.sub(r"\W+", "_", name.lower()).strip("_")
         try:
             config = load_config(config_path, {**overrides, **changed})
+            config = choose_dtype(config, folder, overwrite=False)
             wd.check_free(folder)
             wd.check_workdir(folder, to_json(config), overwrite=False)
             if config.dataset not in datasets:

@@ -173,6 +173,10 @@ class Explainer:
             )
         self._task, self._model, self._variables = task, model, run.variables
         self._has_class_token = model.pool == "cls"
+        self._tokens: Any = {
+            "has_class_token": self._has_class_token,
+            "num_registers": model.num_registers,
+        }
         height, width, _ = task.image_shape
         self._grid = (height // model.patch_size, width // model.patch_size)
         self._attend = compiler.fast_jit(functools.partial(attention_weights, model))
@@ -235,9 +239,9 @@ class Explainer:
             title = f"layer {layer}, head {number}"
             maps[title] = layers[layer - 1][:, number - 1]
         relevance = {
-            title: np.asarray(
-                patch_relevance(map_BTT, has_class_token=self._has_class_token)[0]
-            ).reshape(self._grid)
+            title: np.asarray(patch_relevance(map_BTT, **self._tokens)[0]).reshape(
+                self._grid
+            )
             for title, map_BTT in maps.items()
         }
         attention_plots.plot_explanation(
@@ -262,18 +266,16 @@ class Explainer:
         layers = self._attend(self._variables, self._normalize(image_BHWC))
         distance_LN = self._model.patch_size * np.stack(
             [
-                mean_attention_distance(
-                    weights_BNTT, grid=self._grid, has_class_token=self._has_class_token
-                )
+                mean_attention_distance(weights_BNTT, grid=self._grid, **self._tokens)
                 for weights_BNTT in layers
             ]
         )
         names = ["attention_distance.png"]
         attention_plots.plot_attention_distance(distance_LN, folder / names[0])
-        if self._model.position_embedding:
+        if self._model.position_embedding == "learned":
+            position_1TD = self._variables["params"]["pos_embedding"]
             similarity_TT = position_similarity(
-                self._variables["params"]["pos_embedding"],
-                has_class_token=self._has_class_token,
+                position_1TD, has_class_token=self._has_class_token
             )
             names.append("position_similarity.png")
             attention_plots.plot_position_similarity(

@@ -13,9 +13,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention import AttentionImplementation, MultiHeadAttention
 from vit_jax.checks import check_at_least, check_choice, check_positive
-from vit_jax.layers import Dense, Dropout, LayerNorm, stochastic_depth
+from vit_jax.layers import (
+    DotGeneral,
+    Dropout,
+    LayerNorm,
+    make_dense,
+    stochastic_depth,
+)
+from vit_jax.multi_head import AttentionImplementation, MultiHeadAttention
 
 Array = jax.Array
 NormPlacement = Literal["pre", "post"] | None
@@ -35,6 +41,7 @@ class MlpBlock(nn.Module):
             ViT authors' code.
         bias_init: initialiser of the biases.
         dtype: dtype of the computation; parameters stay float32.
+        dot_general: multiplies the matrices; see `MultiHeadAttention`.
 
     References: arXiv:1706.03762, eq. 2.
     """
@@ -44,6 +51,7 @@ class MlpBlock(nn.Module):
     activation: Callable[[Array], Array] = nn.gelu
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: Any = jnp.float32
+    dot_general: DotGeneral = jax.lax.dot_general
 
     @nn.compact
     def __call__(self, x_BTD: Array, *, train: bool = False) -> Array:
@@ -55,7 +63,12 @@ class MlpBlock(nn.Module):
         chex.assert_rank(x_BTD, 3)
         check_at_least(1, mlp_dim=self.mlp_dim)
         dropout = Dropout(self.dropout_rate, deterministic=not train)
-        dense = functools.partial(Dense, dtype=self.dtype, bias_init=self.bias_init)
+        dense = functools.partial(
+            make_dense,
+            dtype=self.dtype,
+            bias_init=self.bias_init,
+            dot_general=self.dot_general,
+        )
         h_BTF = dense(self.mlp_dim, name="hidden")(x_BTD)
         h_BTF = dropout(self.activation(h_BTF))
         out_BTD = dense(x_BTD.shape[-1], name="out")(h_BTF)
@@ -83,6 +96,7 @@ class TransformerModule(nn.Module, kw_only=True):
         norm_epsilon: added to the variance in LayerNorm.
         dtype: dtype of the computation; parameters stay float32, LayerNorm statistics
             run in float32 or wider.
+        dot_general: multiplies the matrices; see `MultiHeadAttention`.
     """
 
     num_heads: int
@@ -97,6 +111,7 @@ class TransformerModule(nn.Module, kw_only=True):
     layer_scale: float | None = None
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
+    dot_general: DotGeneral = jax.lax.dot_general
 
     def _shared_fields(self) -> dict[str, Any]:
         """Return the fields above as keyword arguments of a part."""
@@ -145,6 +160,7 @@ class TransformerModule(nn.Module, kw_only=True):
             dropout_rate=self.attention_dropout_rate,
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,
+            dot_general=self.dot_general,
             name=name,
         )
 
@@ -161,6 +177,7 @@ class TransformerModule(nn.Module, kw_only=True):
             activation=self.activation,
             bias_init=self.mlp_bias_init,
             dtype=self.dtype,
+            dot_general=self.dot_general,
             name="mlp",
         )
         transform = functools.partial(mlp, train=train)
@@ -199,6 +216,7 @@ class EncoderBlock(TransformerModule, kw_only=True):
         x_BTD: Array,
         mask: Array | None = None,
         *,
+        angle: Array | None = None,
         depth_rate: Array | None = None,
         train: bool = False,
     ) -> Array:
@@ -206,6 +224,7 @@ class EncoderBlock(TransformerModule, kw_only=True):
 
         Args:
             mask: see `MultiHeadAttention`.
+            angle: rotary position embedding (T, K / 2), see `MultiHeadAttention`.
             depth_rate: share of the examples in which each sublayer is left out in
                 training, a scalar; see `stochastic_depth`.
             train: whether dropout and stochastic depth are active.
@@ -221,7 +240,8 @@ class EncoderBlock(TransformerModule, kw_only=True):
             mask = mask[..., : self.num_outputs, :]
 
         def attend(y_BSD: Array) -> Array:
-            return attention(y_BSD[:, : self.num_outputs], y_BSD, mask, train=train)
+            query_BTD = y_BSD[:, : self.num_outputs]
+            return attention(query_BTD, y_BSD, mask, angle=angle, train=train)
 
         out_BTD = self._sublayer("attention", attend, x_BTD, train, depth_rate)
         out_BTD = self._transform(out_BTD, train=train, depth_rate=depth_rate)

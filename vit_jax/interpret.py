@@ -112,7 +112,9 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
     return rollout_BTT
 
 
-def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
+def patch_relevance(
+    map_BTT: Array, *, has_class_token: bool, num_registers: int = 0
+) -> Array:
     """Compute how much each patch contributes to the classifier's input.
 
     That input is the class token, or the mean over all tokens.
@@ -123,6 +125,7 @@ def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
     Args:
         map_BTT: an `attention_rollout`, or one head's weights.
         has_class_token: whether token 0 is the class token.
+        num_registers: number of tokens behind the patches, which are left out.
 
     Returns:
         relevance_BT: one value for each patch; sums to 1; float32 or wider.
@@ -132,20 +135,23 @@ def patch_relevance(map_BTT: Array, *, has_class_token: bool) -> Array:
     """
     chex.assert_rank(map_BTT, 3)
     chex.assert_shape(map_BTT, (None, *2 * map_BTT.shape[2:]))
+    num_tokens = map_BTT.shape[1] - num_registers
+    map_BTT = map_BTT[:, :num_tokens, :num_tokens]
     _check_patches("map_BTT", map_BTT, has_class_token)
     map_BTT = _widen(map_BTT)
-    if has_class_token:
-        relevance_BT = map_BTT[:, 0, 1:]
-        relevance_BT /= relevance_BT.sum(axis=-1, keepdims=True)
-    else:
-        relevance_BT = map_BTT.mean(axis=1)
-    num_patches = map_BTT.shape[1] - has_class_token
+    relevance_BT = map_BTT[:, 0, 1:] if has_class_token else map_BTT.mean(axis=1)
+    relevance_BT /= relevance_BT.sum(axis=-1, keepdims=True)
+    num_patches = num_tokens - has_class_token
     chex.assert_shape(relevance_BT, (map_BTT.shape[0], num_patches))
     return relevance_BT
 
 
 def mean_attention_distance(
-    weights_BNTT: Array, *, grid: tuple[int, int], has_class_token: bool
+    weights_BNTT: Array,
+    *,
+    grid: tuple[int, int],
+    has_class_token: bool,
+    num_registers: int = 0,
 ) -> Array:
     """Compute each head's mean attention distance, in units of a patch's side.
 
@@ -158,6 +164,7 @@ def mean_attention_distance(
         grid: number of rows and of columns of patches.
         has_class_token: whether token 0 is the class token, which has no position and
             is left out.
+        num_registers: number of tokens behind the patches, left out as well.
 
     Returns:
         distance_N: the mean over images and patches; float32 or wider.
@@ -178,13 +185,13 @@ def mean_attention_distance(
         shape = weights_BNTT.shape
         raise ValueError(f"weights_BNTT must be of at least 1 image, got shape {shape}")
     first = int(has_class_token)
-    num_tokens = rows * columns + first
-    if weights_BNTT.shape[-1] != num_tokens:
+    last = rows * columns + first
+    if weights_BNTT.shape[-1] != last + num_registers:
         raise ValueError(
-            f"a grid of {rows}x{columns} patches makes {num_tokens} tokens, got "
-            f"weights of {weights_BNTT.shape[-1]}"
+            f"a grid of {rows}x{columns} patches makes {last + num_registers} tokens, "
+            f"got weights of {weights_BNTT.shape[-1]}"
         )
-    weights_BNTT = _widen(weights_BNTT)[:, :, first:, first:]
+    weights_BNTT = _widen(weights_BNTT)[:, :, first:last, first:last]
     weights_BNTT /= weights_BNTT.sum(axis=-1, keepdims=True)
     row_T, column_T = (x.ravel() for x in np.indices(grid))
     distance_TT = np.hypot(row_T[:, None] - row_T, column_T[:, None] - column_T)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -15,10 +16,18 @@ from vit_jax.checks import check_positive
 from vit_jax.dtypes import float32_or_wider
 
 Array = jax.Array
+# The signature of `jax.lax.dot_general`.
+DotGeneral = Callable[..., Array]
 
 
 def merged_dot_general(
-    lhs: Array, rhs: Array, dimension_numbers, precision=None, **kwargs
+    lhs: Array,
+    rhs: Array,
+    dimension_numbers,
+    precision=None,
+    *,
+    dot_general: DotGeneral = jax.lax.dot_general,
+    **kwargs,
 ) -> Array:
     """Multiply by a matrix, the other axes of the left-hand side merged into one.
 
@@ -35,6 +44,7 @@ def merged_dot_general(
         rhs: kernel (D, F).
         dimension_numbers: must contract lhs's last axis with rhs's first.
         precision: as in `jax.lax.dot_general`, like all other arguments.
+        dot_general: multiplies the matrices.
 
     Returns:
         (..., F).
@@ -49,16 +59,27 @@ def merged_dot_general(
         raise ValueError(f"expected {contraction}, got {dimension_numbers}")
     merged = lhs.reshape(math.prod(lhs.shape[:-1]), lhs.shape[-1])
     numbers = (((1,), (0,)), ((), ()))
-    out = jax.lax.dot_general(merged, rhs, numbers, precision=precision, **kwargs)
+    out = dot_general(merged, rhs, numbers, precision=precision, **kwargs)
     chex.assert_shape(out, (merged.shape[0], rhs.shape[-1]))
     return out.reshape(*lhs.shape[:-1], rhs.shape[-1])
 
 
-Dense = functools.partial(
-    nn.Dense,
-    kernel_init=nn.initializers.xavier_uniform(),
-    dot_general=merged_dot_general,
-)
+def make_dense(
+    features: int, *, dot_general: DotGeneral = jax.lax.dot_general, **fields: Any
+) -> nn.Dense:
+    """Make a dense layer with Xavier's initialisation, which merges all other axes.
+
+    >>> make_dense(5).init_with_output(jax.random.key(0), jnp.ones((2, 3, 4)))[0].shape
+    (2, 3, 5)
+
+    Args:
+        features: number of outputs.
+        dot_general: multiplies the matrices.
+        **fields: of `nn.Dense`.
+    """
+    fields = {"kernel_init": nn.initializers.xavier_uniform()} | fields
+    multiply: Any = functools.partial(merged_dot_general, dot_general=dot_general)
+    return nn.Dense(features, dot_general=multiply, **fields)
 
 
 def random_bytes(key: Array, shape: tuple[int, ...]) -> Array:

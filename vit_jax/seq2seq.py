@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax.blocks import NormPlacement
 from vit_jax.checks import check_at_least, check_range
 from vit_jax.dtypes import float32_or_wider
-from vit_jax.layers import Dense, Dropout, check_rates
+from vit_jax.layers import Dropout, check_rates, make_dense
 from vit_jax.transformer import Transformer
 
 Array = jax.Array
@@ -110,7 +110,7 @@ class Seq2SeqTransformer(nn.Module):
             attention_dropout_rate=self.attention_dropout_rate,
             dtype=self.dtype,
         )
-        self.head = Dense(self.vocab_size, dtype=self.dtype)
+        self.head = make_dense(self.vocab_size, dtype=self.dtype)
 
     def __call__(
         self,

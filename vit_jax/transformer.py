@@ -57,7 +57,12 @@ class Encoder(TransformerModule, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, mask: Array | None = None, *, train: bool = False
+        self,
+        x_BTD: Array,
+        mask: Array | None = None,
+        *,
+        angle: Array | None = None,
+        train: bool = False,
     ) -> Array:
         """Encode the tokens, see `EncoderBlock`: out_BTD, T = `num_outputs`."""
         chex.assert_rank(x_BTD, 3)
@@ -71,7 +76,8 @@ class Encoder(TransformerModule, kw_only=True):
             rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)
 
         def encode(block: EncoderBlock, x_BTD: Array, rate: Array | None):
-            return block(x_BTD, mask, depth_rate=rate, train=train), None
+            options = {"angle": angle, "depth_rate": rate, "train": train}
+            return block(x_BTD, mask, **options), None
 
         if self.remat:
             encode = nn.remat(encode, prevent_cse=not self.scan)

@@ -4,6 +4,7 @@ References: "An Image is Worth 16x16 Words", arXiv:2010.11929.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import chex
@@ -11,15 +12,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention import AttentionImplementation
 from vit_jax.blocks import NormPlacement
 from vit_jax.checks import check_at_least, check_choice
 from vit_jax.dtypes import float32_or_wider
-from vit_jax.layers import Dense, Dropout, check_rates
+from vit_jax.layers import DotGeneral, Dropout, check_rates, make_dense
+from vit_jax.multi_head import AttentionImplementation
+from vit_jax.pooling import AttentionPool, SequencePool
+from vit_jax.position import rotary_angles, sincos2d_position
+from vit_jax.stem import ConvStem, grid_of_patches, patchify
 from vit_jax.transformer import Encoder
 
 Array = jax.Array
-Pool = Literal["cls", "mean"]
+Stem = Literal["patches", "conv"]
+Pool = Literal["cls", "mean", "sequence", "map"]
+PositionEmbedding = Literal["learned", "sincos2d", "rope"] | None
 Activation = Literal["gelu_tanh", "gelu", "relu"]
 Initialization = Literal["xavier", "authors"]
 
@@ -41,39 +47,6 @@ _INITIALIZATIONS = {
 }
 
 
-def patchify(image_BHWC: Array, patch_size: int) -> Array:
-    """Cut images into square patches, row by row, and flatten each patch.
-
-    >>> patchify(jnp.ones((2, 8, 8, 3)), patch_size=4).shape
-    (2, 4, 48)
-
-    Returns:
-        Patches (B, T, P·P·C), T = (H / P)·(W / P); inside a patch the order is row,
-        column, channel, so that a dense layer on top equals a convolution with kernel
-        and stride P.
-
-    Raises:
-        ValueError: if the patch size does not divide height and width, or there is no
-            channel.
-
-    References: arXiv:2010.11929, section 3.1.
-    """
-    chex.assert_rank(image_BHWC, 4)
-    batch, height, width, channels = image_BHWC.shape
-    check_at_least(1, channels=channels)
-    is_cut = 1 <= patch_size <= min(height, width)
-    if not is_cut or height % patch_size or width % patch_size:
-        raise ValueError(
-            "patch_size must divide the image's height and width, got patch_size "
-            f"{patch_size} and an image of {height}x{width}"
-        )
-    rows, columns = height // patch_size, width // patch_size
-    grid = (batch, rows, patch_size, columns, patch_size, channels)
-    patches = jnp.swapaxes(image_BHWC.reshape(grid), 2, 3)
-    chex.assert_shape(patches, (batch, rows, columns, *2 * (patch_size,), channels))
-    return patches.reshape(batch, rows * columns, patch_size**2 * channels)
-
-
 class ViT(nn.Module):
     """Classify images with a Transformer encoder over their patches.
 
@@ -85,6 +58,8 @@ class ViT(nn.Module):
         num_classes: number of classes Y; None for no head: the model returns the
             features before the head.
         patch_size: side P of a patch, pixels; divides height and width.
+        stem: what makes tokens of the image: "patches", cut and embedded, or "conv",
+            convolutions; see `ConvStem`.
         width: width D of a token.
         depth: number of encoder blocks L.
         num_heads: number of attention heads; divides the width.
@@ -103,10 +78,15 @@ class ViT(nn.Module):
             `dropout_rate`, and the attention weights have no dropout.
         stochastic_depth_rate: see `Encoder`.
         layer_scale: see `TransformerModule`.
-        pool: "cls" classifies the class token, "mean" the mean of all tokens (without
-            a class token).
+        pool: "cls" classifies the class token. Without one, "mean" classifies the mean
+            of the patches, "sequence" a weighted mean, see `SequencePool`, and "map"
+            what a learned query finds, see `AttentionPool`.
+        num_registers: number of tokens that belong to no patch and are not classified
+            (arXiv:2309.16588); they follow the patches.
         representation_size: width of a tanh layer before the head; none if None.
-        position_embedding: whether a learned position embedding is added.
+        position_embedding: "learned" adds a parameter, "sincos2d" sines and cosines of
+            row and column, see `sincos2d_position`; "rope" turns queries and keys, see
+            `rotate`; with None the order of the patches is unknown.
         position_std: standard deviation of the initial position embedding; the
             embedded patches are of order 1. With 0.02, as in the authors' code for
             ImageNet, a small model needs many epochs to make use of the positions.
@@ -116,6 +96,8 @@ class ViT(nn.Module):
         remat: whether the backward pass recomputes each block's activations; see
             `Encoder`.
         scan: whether one block is compiled and run `depth` times; see `Encoder`.
+        conv_general_dilated: computes the convolutions of the stem "conv".
+        dot_general: multiplies the matrices of the blocks; see `MultiHeadAttention`.
         dtype: dtype of the computation; parameters stay float32, softmax and LayerNorm
             statistics run in float32 or wider.
 
@@ -127,6 +109,7 @@ class ViT(nn.Module):
     width: int
     depth: int
     num_heads: int
+    stem: Stem = "patches"
     mlp_ratio: float | None = 4.0
     activation: Activation = "gelu_tanh"
     norm: NormPlacement = "pre"
@@ -139,12 +122,15 @@ class ViT(nn.Module):
     stochastic_depth_rate: float = 0.0
     layer_scale: float | None = None
     pool: Pool = "cls"
+    num_registers: int = 0
     representation_size: int | None = None
-    position_embedding: bool = True
+    position_embedding: PositionEmbedding = "learned"
     position_std: float = 0.3
     initialization: Initialization = "xavier"
     remat: bool = False
     scan: bool = False
+    conv_general_dilated: Callable[..., Array] = jax.lax.conv_general_dilated
+    dot_general: DotGeneral = jax.lax.dot_general
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -162,13 +148,13 @@ class ViT(nn.Module):
         chex.assert_type(image_BHWC, float)
         self._check_fields()
         kernel_init, mlp_bias_init, head_init = _INITIALIZATIONS[self.initialization]
-        dense = functools.partial(Dense, dtype=self.dtype)
-        patches = patchify(image_BHWC.astype(self.dtype), self.patch_size)
-        embedding = dense(self.width, kernel_init=kernel_init, name="embedding")
-        x_BTD = self._add_position(self._add_class_token(embedding(patches)))
+        dense = functools.partial(make_dense, dtype=self.dtype)
+        rows, columns = grid = grid_of_patches(image_BHWC, self.patch_size)
+        x_BTD = self._add_tokens(self._embed(image_BHWC, kernel_init), grid)
         x_BTD = Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
-        x_BTD = self._encoder(mlp_bias_init)(x_BTD, train=train)
-        x_BD = x_BTD[:, 0] if self.pool == "cls" else x_BTD.mean(axis=1)
+        encoder = self._encoder(mlp_bias_init, self._num_outputs(rows * columns))
+        x_BTD = encoder(x_BTD, angle=self._angle(grid), train=train)
+        x_BD = self._pool(x_BTD, rows * columns)
         if self.representation_size is not None:
             x_BD = nn.tanh(dense(self.representation_size, name="pre_logits")(x_BD))
         out_BY = x_BD
@@ -179,13 +165,73 @@ class ViT(nn.Module):
         chex.assert_shape(out_BY, (image_BHWC.shape[0], num_outputs))
         return out_BY.astype(float32_or_wider(self.dtype))
 
-    def _encoder(self, mlp_bias_init: nn.initializers.Initializer) -> Encoder:
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether the stem convolves."""
+        return self.stem == "conv"
+
+    def _embed(self, image_BHWC: Array, init: nn.initializers.Initializer) -> Array:
+        """Turn the image into tokens."""
+        image_BHWC = image_BHWC.astype(self.dtype)
+        if self.has_convolutions:
+            return ConvStem(
+                self.width,
+                self.patch_size,
+                conv_general_dilated=self.conv_general_dilated,
+                dtype=self.dtype,
+                name="stem",
+            )(image_BHWC)
+        fields = {"dtype": self.dtype, "kernel_init": init, "name": "embedding"}
+        return make_dense(self.width, **fields)(patchify(image_BHWC, self.patch_size))
+
+    def _add_tokens(self, x_BTD: Array, grid: tuple[int, int]) -> Array:
+        """Add class token, position embedding and registers, where there are any."""
+        batch, _, width = x_BTD.shape
+
+        def tokens(name: str, init: nn.initializers.Initializer, count: int) -> Array:
+            token_1TD = self.param(name, init, (1, count, width), jnp.float32)
+            return jnp.broadcast_to(token_1TD, (batch, count, width)).astype(self.dtype)
+
+        if self.position_embedding == "sincos2d":
+            x_BTD += sincos2d_position(grid, width)[None].astype(self.dtype)
+        if self.pool == "cls":
+            cls_B1D = tokens("cls", nn.initializers.zeros, 1)
+            x_BTD = jnp.concatenate([cls_B1D, x_BTD], axis=1)
+        normal = nn.initializers.normal(self.position_std)
+        if self.position_embedding == "learned":
+            x_BTD += tokens("pos_embedding", normal, x_BTD.shape[1])
+        if self.num_registers:
+            registers = tokens("registers", normal, self.num_registers)
+            x_BTD = jnp.concatenate([x_BTD, registers], axis=1)
+        return x_BTD
+
+    def _angle(self, grid: tuple[int, int]) -> Array | None:
+        """Compute the angles of the rotary position embedding, if there is one."""
+        if self.position_embedding != "rope":
+            return None
+        return rotary_angles(
+            grid,
+            self.width // max(self.num_heads, 1),
+            num_before=int(self.pool == "cls"),
+            num_after=self.num_registers,
+        )
+
+    def _num_outputs(self, num_patches: int) -> int | None:
+        """Return the number of tokens the last block computes: those that are pooled.
+
+        None, all of them, where intermediates are captured.
+        """
+        is_captured = self.is_mutable_collection("intermediates")
+        return None if is_captured else 1 if self.pool == "cls" else num_patches
+
+    def _encoder(
+        self, mlp_bias_init: nn.initializers.Initializer, num_outputs: int | None
+    ) -> Encoder:
         """Make the encoder."""
-        ratio = self.mlp_ratio
         return Encoder(
             depth=self.depth,
             num_heads=self.num_heads,
-            mlp_dim=None if ratio is None else round(ratio * self.width),
+            mlp_dim=self._mlp_dim(),
             activation=_ACTIVATIONS[self.activation],
             mlp_bias_init=mlp_bias_init,
             norm=self.norm,
@@ -198,39 +244,33 @@ class ViT(nn.Module):
             layer_scale=self.layer_scale,
             remat=self.remat,
             scan=self.scan,
-            num_outputs=self._num_outputs(),
+            num_outputs=num_outputs,
             dtype=self.dtype,
+            dot_general=self.dot_general,
             name="encoder",
         )
 
-    def _num_outputs(self) -> int | None:
-        """Return the number of tokens the last block computes: 1, or None for all.
+    def _mlp_dim(self) -> int | None:
+        """Return the width of the MLPs' hidden layers, None for no MLPs."""
+        return None if self.mlp_ratio is None else round(self.mlp_ratio * self.width)
 
-        All are needed where they are pooled or where intermediates are captured.
-        """
-        is_captured = self.is_mutable_collection("intermediates")
-        return 1 if self.pool == "cls" and not is_captured else None
-
-    def _add_class_token(self, x_BTD: Array) -> Array:
-        """Prepend the class token, unless the tokens are pooled."""
-        if self.pool != "cls":
-            return x_BTD
-        batch, _, width = x_BTD.shape
-        cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, width), jnp.float32)
-        cls_B1D = jnp.broadcast_to(cls_11D, (batch, 1, width)).astype(self.dtype)
-        return jnp.concatenate([cls_B1D, x_BTD], axis=1)
-
-    def _add_position(self, x_BTD: Array) -> Array:
-        """Add the position embedding, if there is one."""
-        if not self.position_embedding:
-            return x_BTD
-        position_1TD = self.param(
-            "pos_embedding",
-            nn.initializers.normal(self.position_std),
-            (1, *x_BTD.shape[1:]),
-            jnp.float32,
-        )
-        return x_BTD + position_1TD.astype(self.dtype)
+    def _pool(self, x_BTD: Array, num_patches: int) -> Array:
+        """Reduce the tokens to what is classified: x_BD."""
+        if self.pool == "cls":
+            return x_BTD[:, 0]
+        x_BTD = x_BTD[:, :num_patches]
+        if self.pool == "sequence":
+            return SequencePool(dtype=self.dtype, name="pool")(x_BTD)
+        if self.pool == "map":
+            return AttentionPool(
+                self.num_heads,
+                self._mlp_dim(),
+                activation=_ACTIVATIONS[self.activation],
+                norm_epsilon=self.norm_epsilon,
+                dtype=self.dtype,
+                name="pool",
+            )(x_BTD)
+        return x_BTD.mean(axis=1)
 
     def _check_fields(self) -> None:
         """Raise ValueError for fields that are out of range for every image."""
@@ -240,8 +280,16 @@ class ViT(nn.Module):
             width=self.width,
             representation_size=self.representation_size,
         )
-        check_at_least(0, depth=self.depth, position_std=self.position_std)
+        check_at_least(
+            0,
+            depth=self.depth,
+            position_std=self.position_std,
+            num_registers=self.num_registers,
+        )
+        check_choice("stem", self.stem, get_args(Stem))
         check_choice("pool", self.pool, get_args(Pool))
+        known = ("learned", "sincos2d", "rope", None)
+        check_choice("position_embedding", self.position_embedding, known)
         check_choice("activation", self.activation, get_args(Activation))
         check_choice("initialization", self.initialization, get_args(Initialization))
         if self.mlp_ratio is not None and round(self.mlp_ratio * self.width) < 1:
@@ -250,13 +298,3 @@ class ViT(nn.Module):
                 f"{self.mlp_ratio} and width {self.width}"
             )
         check_rates(self)
-
-
-# The models of the paper (table 1) and, Ti and S, of "How to train your ViT?"
-# (arXiv:2106.10270), with the initialisation of their authors' code.
-_preset = functools.partial(ViT, initialization="authors", position_std=0.02)
-ViT_Ti16 = functools.partial(_preset, patch_size=16, width=192, depth=12, num_heads=3)
-ViT_S16 = functools.partial(_preset, patch_size=16, width=384, depth=12, num_heads=6)
-ViT_B16 = functools.partial(_preset, patch_size=16, width=768, depth=12, num_heads=12)
-ViT_B32 = functools.partial(_preset, patch_size=32, width=768, depth=12, num_heads=12)
-ViT_L16 = functools.partial(_preset, patch_size=16, width=1024, depth=24, num_heads=16)

@@ -12,6 +12,8 @@ from resnet_jax import AirbenchNet, BasicBlock, BatchNorm, BottleneckBlock, ResN
 from tests import modules
 from tests.contracts import Contract, resolve
 from vit_jax import (
+    AttentionPool,
+    ConvStem,
     Decoder,
     DecoderBlock,
     Dropout,
@@ -21,6 +23,7 @@ from vit_jax import (
     MlpBlock,
     MultiHeadAttention,
     Seq2SeqTransformer,
+    SequencePool,
     Transformer,
     ViT,
 )
@@ -35,6 +38,8 @@ EXEMPT = {
     "vit_jax.checks.is_known": "takes values of any shape",
     "vit_jax.dtypes.float32_or_wider": "takes a dtype",
     "vit_jax.layers.check_rates": "checks numbers",
+    "vit_jax.layers.make_dense": "makes a layer",
+    "vit_jax.stem.grid_of_patches": "returns numbers",
     "resnet_jax.blocks.ResidualBlock": "abstract; its subclasses are called",
     "resnet_jax.blocks.check_at_least_1": "checks numbers",
     "resnet_jax.blocks.make_conv": "makes a layer",
@@ -89,8 +94,13 @@ CONTRACTS = {
     "vit_jax.attention.dot_product_attention": Contract(
         (X, X, X), (X[0, 0], X, X), "vit_jax.attention._multiply"
     ),
-    "vit_jax.attention.MultiHeadAttention": Contract(
+    "vit_jax.multi_head.MultiHeadAttention": Contract(
         (X, X), (X, X[0]), DENSE, _init(MultiHeadAttention(2)), layer="out"
+    ),
+    "vit_jax.bfloat16.dot_general": Contract(
+        (X[0], X[0].T, (((1,), (0,)), ((), ()))),
+        (X[0], X[0].T.astype(jnp.bfloat16), (((1,), (0,)), ((), ()))),
+        "vit_jax.bfloat16._multiply",
     ),
     "vit_jax.blocks.MlpBlock": Contract(
         (X,), (X[0],), DENSE, _init(MlpBlock(8)), layer="out"
@@ -140,7 +150,12 @@ CONTRACTS = {
         misshape=lambda x: x[:, :-1],
     ),
     "vit_jax.layers.merged_dot_general": Contract(
-        (X, jnp.ones((4, 5)), NUMBERS), (X, ONE, NUMBERS), "jax.lax.dot_general"
+        (X, jnp.ones((4, 5)), NUMBERS),
+        (X, ONE, NUMBERS),
+        "jax.lax.dot_general",
+        lambda *arguments: resolve("vit_jax.layers.merged_dot_general")(
+            *arguments, dot_general=jax.lax.dot_general
+        ),
     ),
     "vit_jax.layers.random_bytes": Contract(
         (KEY, (2, 3)), (KEYS, (2, 3)), "jax.lax.bitcast_convert_type"
@@ -202,7 +217,28 @@ CONTRACTS = {
         "vit_jax.transformer.Decoder.__call__",
         _init(Transformer(**_stack, **_depths)),
     ),
-    "vit_jax.vit.patchify": Contract((IMAGE, 4), (IMAGE[0], 4), "jax.numpy.swapaxes"),
+    "vit_jax.pooling.SequencePool": Contract(
+        (X,), (X[0],), DENSE, _init(SequencePool())
+    ),
+    "vit_jax.pooling.AttentionPool": Contract(
+        (X,), (X[0],), "vit_jax.blocks.MlpBlock.__call__", _init(AttentionPool(2, 8))
+    ),
+    "vit_jax.position.sincos2d_position": Contract(
+        ((2, 3), 8), None, "numpy.concatenate"
+    ),
+    "vit_jax.position.rotary_angles": Contract(((2, 3), 8), None, "numpy.pad"),
+    "vit_jax.position.rotate": Contract(
+        (jnp.ones((1, 2, 3, 4)), jnp.ones((3, 2))),
+        (X, jnp.ones((3, 2))),
+        "jax.numpy.concatenate",
+    ),
+    "vit_jax.stem.ConvStem": Contract(
+        (IMAGE,),
+        (IMAGE[0],),
+        "vit_jax.stem._max_pool",
+        _init(ConvStem(4, 2)),
+    ),
+    "vit_jax.stem.patchify": Contract((IMAGE, 4), (IMAGE[0], 4), "jax.numpy.swapaxes"),
     "vit_jax.vit.ViT": Contract(
         (IMAGE,), (IMAGE[0],), DENSE, _init(_vit), layer="head"
     ),

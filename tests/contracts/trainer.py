@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tests.contracts import Contract
-from train_jax.learning import augment, mixing, step
+from train_jax.learning import affine, augment, color, mixing, step
 from train_jax.learning.state import TrainState
 from train_jax.tasks import Classification, Translation
 from vit_jax import Seq2SeqTransformer
@@ -20,6 +20,10 @@ EXEMPT = {
     "train_jax.learning.muon.keep_norm": "takes a tree of any shapes",
     "train_jax.learning.muon.kernel_mask": "takes a tree of any shapes",
     "train_jax.learning.muon.muon": "takes numbers",
+    "train_jax.learning.aliases.make_alias": "takes numbers",
+    "train_jax.learning.aliases.signature_of": "takes a name",
+    "train_jax.learning.layer_decay.layer_factors": "takes arrays of any shape",
+    "train_jax.learning.layer_decay.scale_by_layer": "takes a number",
     "train_jax.learning.optim.adam": "takes numbers",
     "train_jax.learning.optim.label_groups": "takes a tree of any shapes",
     "train_jax.learning.optim.last_learning_rate": "reads the optimiser's state",
@@ -127,6 +131,26 @@ CONTRACTS = {
         (KEY, IMAGE[0]),
         "jax.numpy.where",
         lambda *arrays: augment.random_erasing(*arrays, rate=0.5),
+    ),
+    "train_jax.learning.affine.random_affine": Contract(
+        (KEY, RAW),
+        (KEY, RAW[0]),
+        "train_jax.learning.affine.affine",
+        lambda *arrays: affine.random_affine(*arrays, rotation=5.0),
+    ),
+    "train_jax.learning.affine.affine": Contract(
+        (RAW, jnp.ones((len(RAW), 2, 2)), jnp.ones((len(RAW), 2))),
+        (RAW, jnp.ones((2, 2)), jnp.ones((len(RAW), 2))),
+        "jax.numpy.round",
+    ),
+    "train_jax.learning.color.color_jitter": Contract(
+        (KEY, RAW),
+        (KEY, RAW[0]),
+        "train_jax.learning.color.adjust_color",
+        lambda *arrays: color.color_jitter(*arrays, contrast=0.5),
+    ),
+    "train_jax.learning.color.adjust_color": Contract(
+        (RAW[0], jnp.ones(4)), (RAW, jnp.ones(4)), "jax.numpy.round"
     ),
     "train_jax.learning.augment.test_views": Contract(
         (IMAGE,),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from train_jax.devices import sharding
 from train_jax.output import checkpoint, checkpoint_search, checksums
 
 SCORES = {5: 0.5, 10: 0.9, 15: 0.7}
@@ -83,8 +84,7 @@ def test_state_and_metadata_come_back(directory):
 
 
 def test_state_saved_from_many_devices_is_restored_to_one(tmp_path):
-    mesh = jax.make_mesh((jax.device_count(),), ("batch",))
-    sharded = jax.NamedSharding(mesh, jax.P("batch"))
+    sharded = sharding.batch_sharding(sharding.make_mesh())
     state = make_state(3)
     weight = jnp.arange(64.0 * 64).reshape(64, 64)
     state["params"] = {"weight": jax.device_put(weight, sharded)}

@@ -51,7 +51,7 @@ def test_every_config_builds_its_model(path):
     num_params, task = EXPECTED[path.stem]
     model = create_model(
         config.model.name,
-        dtype=config.dtype,
+        dtype="float32",
         **task.model_fields,
         **config.model.arguments,
     )
@@ -72,12 +72,13 @@ def test_every_config_says_what_it_does(path):
 def test_resolve_gives_every_field_its_default():
     config = resolve(SMALL)
     assert config.optimizer.learning_rate == TABLE["optimizer.learning_rate"].default
-    assert config.optimizer.arguments == {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    arguments = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "nesterov": False}
+    assert config.optimizer.arguments == arguments
     assert config.model.arguments["pool"] == "cls"  # the module's own default
     assert set(to_json(config)) == (
         set(TABLE)
         | {f"model.{name}" for name in model_fields("vit")}
-        | {f"optimizer.{name}" for name in ("b1", "b2", "eps")}
+        | {f"optimizer.{name}" for name in ("b1", "b2", "eps", "nesterov")}
     )
 
 
@@ -203,16 +204,16 @@ def test_load_config_applies_overrides(config_file):
         ),
         ("label_smoothing", "1.0", "must be a number in [0, 1), got 1.0"),
         ("ema_decay", "-0.1", "must be a number in [0, 1), or None, got -0.1"),
-        ("dtype", "float16", "must be one of float32, bfloat16, got 'float16'"),
+        ("dtype", "float16", "must be one of float32, bfloat16, auto, got 'float16'"),
         (
             "optimizer.name",
-            "lion",
-            "config.optimizer.name must be one of adamw, adam, sgd, muon, got 'lion'",
+            "sam",
+            "config.optimizer.name must be one of adamw, adam, sgd, muon, adabelief",
         ),
         (
             "optimizer.schedule",
             "step",
-            "config.optimizer.schedule must be one of constant, cosine, linear, steps",
+            "config.optimizer.schedule must be one of constant, cosine, linear, rsqrt",
         ),
         ("optimizer.learning_rate", "-1", "must be a number above 0, got -1"),
         ("optimizer.learning_rate", "1e999", "must be a number above 0, got inf"),
@@ -220,15 +221,15 @@ def test_load_config_applies_overrides(config_file):
         (
             "optimizer.momentum",
             "0.5",
-            "config.optimizer.momentum is unknown: optimizer 'adamw' has b1, b2, eps; "
-            "momentum is an argument of sgd",
+            "config.optimizer.momentum is unknown: optimizer 'adamw' has b1, b2, eps, "
+            "nesterov; momentum is an argument of sgd",
         ),
         (
             "sweep.optimizer.momentum",
             "(0.5, 0.9)",
             "config.sweep.optimizer.momentum is unknown: optimizer 'adamw' has b1, b2",
         ),
-        ("sweep.optimizer.nesterov", "(True,)", "nesterov is an argument of sgd"),
+        ("sweep.optimizer.factored", "(True,)", "factored is an argument of adafactor"),
         ("sweep.dropout", "(0, 1)", "config.sweep.dropout is unknown; known fields"),
         ("sweep.seed", "(0, 1)", "cannot be swept in one program; those that can: opt"),
         ("dataset.name", "", "must be a string that is not empty, got ''"),

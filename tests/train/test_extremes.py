@@ -30,15 +30,28 @@ INTEGERS = {
     "model.width": (R, R, R),  # 1 is not divisible by two heads
     "model.depth": (R, M, R),
     "model.num_heads": (R, M, R),
+    "model.num_registers": (M, M, R),
     "model.representation_size": (R, M, R),
 }
 NUMBERS = {
-    "augment.erasing_rate": (M, M, R),
+    **{
+        f"augment.{name}": (M, M, R)
+        for name in (
+            *("rotation", "scaling", "shear", "shift"),
+            *("brightness", "contrast"),
+            "erasing_rate",
+        )
+    },
+    # The tests' images are grey.
+    "augment.saturation": (M, R, R),
+    "augment.hue": (M, R, R),
     "augment.mixup_alpha": (M, M, M),
     "augment.cutmix_alpha": (M, M, M),
     "optimizer.learning_rate": (R, T, T),
     "optimizer.drop_factor": (M, M, R),
     "optimizer.warmup_epochs": (M, M, R),
+    "optimizer.cooldown_epochs": (M, M, R),
+    "optimizer.layer_decay": (R, R, R),
     "optimizer.weight_decay": (M, M, R),
     "optimizer.clip_norm": (R, R, M),
     "optimizer.b1": (M, M, R),

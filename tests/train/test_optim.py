@@ -1,12 +1,14 @@
 """Schedules and optimisers."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from train_jax.learning import muon, optim
+from train_jax.learning import aliases, muon, optim
 from vit_jax import ViT
 
 CONSTANT = optax.constant_schedule(1.0)
@@ -18,6 +20,7 @@ CONSTANT = optax.constant_schedule(1.0)
         ("constant", 1.0, 1.0),
         ("cosine", 0.5, 0.0),
         ("linear", 0.5, 0.0),
+        ("rsqrt", 6**-0.5, 11**-0.5),
         ("steps", 0.1, 0.01),
     ],
 )
@@ -25,6 +28,16 @@ def test_schedule_warms_up_and_decays(name, middle, end):
     schedule = optim.make_schedule(name, total_steps=110, warmup_steps=10)
     for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (60, middle), (110, end)):
         np.testing.assert_allclose(schedule(step), share, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_a_cooldown_falls_to_0_at_the_end(name):
+    plain, cooled = (
+        optim.make_schedule(name, total_steps=100, warmup_steps=10, cooldown_steps=n)
+        for n in (0, 20)
+    )
+    for step, factor in ((0, 1), (5, 1), (80, 1), (85, 0.75), (95, 0.25), (100, 0)):
+        np.testing.assert_allclose(cooled(step), factor * plain(step), atol=1e-6)
 
 
 def test_schedule_without_warmup_starts_at_the_peak():
@@ -37,7 +50,7 @@ def test_schedule_without_warmup_starts_at_the_peak():
     [
         (
             {"name": "step", "total_steps": 5},
-            "constant, cosine, linear, steps, got step",
+            "constant, cosine, linear, rsqrt, steps, got step",
         ),
         (
             {"name": "cosine", "total_steps": 5, "warmup_steps": 5},
@@ -53,8 +66,8 @@ def test_schedule_refuses(arguments, message):
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("lion", {}, "adamw, adam, sgd, muon, got lion"),
-        ("sgd", {"decay": "biases"}, "kernels, all, got biases"),
+        ("sam", {}, "adamw, adam, sgd, muon, .*, yogi, got sam"),
+        ("sgd", {"weight_decay_mask": "biases"}, "kernels, all, got biases"),
     ],
 )
 def test_optimizer_refuses(name, fields, message):
@@ -102,23 +115,65 @@ def test_sgd_is_nesterov_momentum_with_an_l2_penalty():
 
 
 def test_adamw_is_that_of_optax():
-    expected = optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3)
+    nesterov = {"nesterov": True}
+    expected = optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3, **nesterov)
     params, state = PARAMS, expected.init(PARAMS)
     for _ in range(3):
         updates, state = expected.update(GRADS, state, params)
         params = optax.apply_updates(params, updates)
-    fields = {"b1": 0.8, "b2": 0.9, "eps": 1e-6, "weight_decay": 0.3}
-    ours = _update("adamw", decay="all", **fields)
+    fields = {"b1": 0.8, "b2": 0.9, "eps": 1e-6, "weight_decay": 0.3, **nesterov}
+    ours = _update("adamw", weight_decay_mask="all", **fields)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, params)
+
+
+@pytest.mark.parametrize("name", aliases.NAMES)
+def test_an_optimiser_of_optax_is_that_of_optax(name):
+    function = getattr(optax, name)
+    parameters = inspect.signature(function).parameters
+    decay = {
+        # It is scaled by the learning rate, which that of optax's adafactor is not.
+        "weight_decay_rate": 0.3 * 0.1,
+        "weight_decay": 0.3,
+    }
+    decay = {key: value for key, value in decay.items() if key in parameters}
+    expected = function(learning_rate=0.1, **decay)
+    if not decay:
+        expected = optax.chain(optax.add_decayed_weights(0.3), expected)
+    params, state = PARAMS, expected.init(PARAMS)
+    for _ in range(3):
+        updates, state = expected.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    ours = _update(name, weight_decay=0.3, weight_decay_mask="all")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), ours, params)
+
+
+def test_an_optimiser_of_optax_has_its_own_arguments():
+    arguments = {
+        name: list(inspect.signature(optim.OPTIMIZERS[name]).parameters)
+        for name in ("lion", "lamb", "adafactor")
+    }
+    assert arguments == {
+        "lion": ["b1", "b2"],
+        "lamb": ["b1", "b2", "eps", "eps_root"],
+        "adafactor": [
+            *("min_dim_size_to_factor", "decay_rate", "decay_offset"),
+            *("multiply_by_parameter_scale", "clipping_threshold", "momentum"),
+            *("eps", "factored"),
+        ],
+    }
+    weights = _update("lion", b1=0.0, b2=0.0), _update("lion", b1=1.0, b2=0.0)
+    assert not np.allclose(*(w["layer"]["kernel"] for w in weights))
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_weight_decay_spares_the_bias(name):
     plain, decayed = _update(name), _update(name, weight_decay=0.1)
-    everywhere = _update(name, weight_decay=0.1, decay="all")
+    everywhere = _update(name, weight_decay=0.1, weight_decay_mask="all")
     np.testing.assert_array_equal(plain["layer"]["bias"], decayed["layer"]["bias"])
-    assert not np.allclose(plain["layer"]["kernel"], decayed["layer"]["kernel"])
-    assert not np.allclose(plain["layer"]["bias"], everywhere["layer"]["bias"])
+    if name in ("adadelta", "lamb"):
+        return  # The gradients are constant: these scale their size away.
+    for part, changed in (("kernel", decayed), ("bias", everywhere)):
+        assert not np.array_equal(plain["layer"][part], changed["layer"][part])
 
 
 def test_clip_norm_bounds_the_gradient():

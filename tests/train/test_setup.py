@@ -1,14 +1,20 @@
 """Errors and warnings while a run is set up."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import resnet_jax
 import vit_jax
-from tests.train.tiny import tiny_config
-from train_jax.devices import policy
+from tests.train.tiny import tiny_config, train_tiny
+from train_jax.config.config import to_json
+from train_jax.devices import policy, processor
+from train_jax.output import workdir as wd
 from train_jax.run import build
+from train_jax.run.dtype import choose_dtype
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_splits
+from vit_jax import bfloat16
 
 FIELD = "config.dataset."
 MEANT = "if that is meant, say so by config.dataset.allow_overlap=True\n"
@@ -78,3 +84,63 @@ def test_steps_run_in_a_loop_unless_xla_convolves_on_a_cpu():
         resnet_jax.ResNet18(10, conv_general_dilated=convolve)
     )
     assert policy.runs_steps_in_a_loop(vit_jax.ViT_S16(10))
+    stem = vit_jax.ViT(10, patch_size=4, width=8, depth=1, num_heads=2, stem="conv")
+    assert not policy.runs_steps_in_a_loop(stem)
+
+
+@pytest.fixture
+def single_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def _bfloat16(monkeypatch, flags: str) -> vit_jax.ViT:
+    processor.multiplies_bfloat16.cache_clear()
+    monkeypatch.setattr(processor, "facts", lambda: f"x86_64\nflags : sse {flags}")
+    return policy.adapt_model(vit_jax.ViT_S16(10, dtype=jnp.bfloat16))
+
+
+@pytest.mark.usefixtures("single_cpu")
+@pytest.mark.parametrize("flags", ["avx512_bf16 fma", "amx_tile amx_bf16"])
+def test_a_processor_with_bfloat16_rounds_the_factors_of_products(monkeypatch, flags):
+    model = _bfloat16(monkeypatch, flags)
+    assert model.dot_general is bfloat16.dot_general
+    assert model.dtype == jnp.float32
+    assert policy.fastest_dtype() == "bfloat16"
+
+
+@pytest.mark.usefixtures("single_cpu")
+def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch):
+    model = _bfloat16(monkeypatch, "avx512f")
+    assert model.dot_general is jax.lax.dot_general
+    assert model.dtype == jnp.float32
+    assert policy.fastest_dtype() == "float32"
+
+
+@pytest.mark.usefixtures("single_cpu")
+def test_a_compiler_that_cannot_multiply_bfloat16_is_noticed(monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: Unsupported element type")
+
+    monkeypatch.setattr(bfloat16, "dot_general", fail)
+    model = _bfloat16(monkeypatch, "avx512_bf16")
+    assert model.dot_general is jax.lax.dot_general
+    assert policy.fastest_dtype() == "float32"
+
+
+def test_auto_is_recorded_and_kept_when_the_run_is_resumed(monkeypatch, tmp_path):
+    monkeypatch.setattr(policy, "fastest_dtype", lambda: "bfloat16")
+    auto = tiny_config({"dtype": "auto"})
+    chosen = choose_dtype(auto, tmp_path, overwrite=False)
+    assert chosen == tiny_config({"dtype": "bfloat16"})
+    with wd.open_workdir(tmp_path, to_json(chosen)):
+        pass
+    monkeypatch.setattr(policy, "fastest_dtype", lambda: "float32")
+    assert choose_dtype(auto, tmp_path, overwrite=False).dtype == "bfloat16"
+    assert choose_dtype(auto, tmp_path, overwrite=True).dtype == "float32"
+    assert choose_dtype(auto, tmp_path / "new", overwrite=False).dtype == "float32"
+
+
+def test_a_run_records_what_auto_chose(monkeypatch, tmp_path):
+    monkeypatch.setattr(policy, "fastest_dtype", lambda: "bfloat16")
+    summary = train_tiny(tmp_path, {"dtype": "auto", "num_steps": 1})
+    assert summary["config"]["dtype"] == "bfloat16"

@@ -108,12 +108,16 @@ def test_metrics_become_those_of_the_checkpoint(tmp_path):
 
 
 CONSTANT = {"optimizer.schedule": "constant"}
+RSQRT = {"optimizer.schedule": "rsqrt"}
+COOLED = CONSTANT | {"optimizer.cooldown_epochs": 1.0}
 
 
 @pytest.mark.parametrize(
     ("before", "now", "extend", "refused"),
     [
         (CONSTANT, CONSTANT | {"num_epochs": 9}, False, None),
+        (RSQRT, RSQRT | {"num_epochs": 9}, False, None),
+        (COOLED, COOLED | {"num_epochs": 9}, False, "--extend trains it on"),
         ({}, {"num_epochs": 9}, True, None),
         ({"num_steps": 9}, {"num_steps": 10}, True, None),
         ({}, {"num_epochs": 9}, False, "--extend trains it on, with the cosine"),

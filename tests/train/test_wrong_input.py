@@ -35,7 +35,10 @@ SWEEPABLE = (
     "optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm, "
     "optimizer.b1, optimizer.b2, optimizer.eps, label_smoothing, ema_decay"
 )
-MOMENTUM = "optimizer 'adamw' has b1, b2, eps; momentum is an argument of sgd, muon"
+MOMENTUM = (
+    "optimizer 'adamw' has b1, b2, eps, nesterov; momentum is an argument of sgd, "
+    "muon, adafactor, rmsprop, sm3"
+)
 SPLIT = (
     "allowed: a name such as 'train', or one slice of it: 'train[:90%]', "
     "'train[55000:]', 'train[10%:20%]'"
@@ -88,7 +91,17 @@ FIELDS = {
     "model.dropout_rate=-0.1": (
         ".model.dropout_rate must be a number in [0, 1), got -0.1"
     ),
-    "model.pool=max": ".model.pool must be one of cls, mean, got 'max'",
+    "model.pool=max": (
+        ".model.pool must be one of cls, mean, sequence, map, got 'max'"
+    ),
+    "model.stem=resnet": ".model.stem must be one of patches, conv, got 'resnet'",
+    "model.num_registers=-1": (
+        ".model.num_registers must be an integer in [0, 65536], got -1"
+    ),
+    "model.position_embedding=True": (
+        ".model.position_embedding must be one of learned, sincos2d, rope, or None, "
+        "got True"
+    ),
     "model.norm=batch": ".model.norm must be one of pre, post, or None, got 'batch'",
     "model.attention_implementation=flash": (
         ".model.attention_implementation must be one of own, cudnn, xla, got 'flash'"
@@ -100,8 +113,17 @@ FIELDS = {
     "model.remat=maybe": ".model.remat must be True or False, got 'maybe'",
     "model.scan=2": ".model.scan must be True or False, got 2",
     "model.residual=maybe": ".model.residual must be True or False, got 'maybe'",
-    "optimizer.name=lion": (
-        ".optimizer.name must be one of adamw, adam, sgd, muon, got 'lion'"
+    "optimizer.name=sam": (
+        ".optimizer.name must be one of adamw, adam, sgd, muon, adabelief, adadelta, "
+        "adafactor, adagrad, adamax, adan, lamb, lion, radam, rmsprop, "
+        "sm3, yogi, got 'sam'"
+    ),
+    "optimizer.layer_decay=0": (
+        ".optimizer.layer_decay must be a number in [0.001, 1], or None, got 0"
+    ),
+    "optimizer.cooldown_epochs=9": (
+        ".optimizer.cooldown_epochs must leave room for the warm-up, got 45 and 0 of "
+        "20 steps"
     ),
     "optimizer.learning_rate=-1": (
         ".optimizer.learning_rate must be a number above 0, got -1"
@@ -149,13 +171,14 @@ FIELDS = {
         ".optimizer.b2 must be a number in [0, 1), got 0.999999999 (in float32: 1)"
     ),
     "optimizer.schedule=step": (
-        ".optimizer.schedule must be one of constant, cosine, linear, steps, got 'step'"
+        ".optimizer.schedule must be one of constant, cosine, linear, rsqrt, "
+        "steps, got 'step'"
     ),
     "optimizer.warmup_epochs=9": (
         ".optimizer.warmup_epochs must be shorter than the training, got 9 of 4 epochs"
     ),
-    "optimizer.decay=biases": (
-        ".optimizer.decay must be one of kernels, all, got 'biases'"
+    "optimizer.weight_decay_mask=biases": (
+        ".optimizer.weight_decay_mask must be one of kernels, all, got 'biases'"
     ),
     "optimizer.clip_norm=-1": (
         ".optimizer.clip_norm must be a number at least 0.001, or None, got -1"
@@ -181,6 +204,18 @@ FIELDS = {
     "augment.erasing_rate=1.5": (
         ".augment.erasing_rate must be a number in [0, 1], got 1.5"
     ),
+    "augment.rotation=181": (".augment.rotation must be a number in [0, 180], got 181"),
+    "augment.scaling=1": ".augment.scaling must be a number in [0, 0.9], got 1",
+    "augment.shear=-3": ".augment.shear must be a number in [0, 80], got -3",
+    "augment.shift=2.5": ".augment.shift must be a number in [0, 1], got 2.5",
+    "augment.brightness=1.5": (
+        ".augment.brightness must be a number in [0, 1], got 1.5"
+    ),
+    "augment.contrast=x": ".augment.contrast must be a number in [0, 1], got 'x'",
+    "augment.saturation=0.4": (
+        ".augment.saturation must be 0 for images of 1 channels, got 0.4"
+    ),
+    "augment.hue=0.6": ".augment.hue must be a number in [0, 0.5], got 0.6",
     "optimizer.milestones=(0.5,0.2)": (
         ".optimizer.milestones must be a tuple of growing numbers between 0 and 1, got "
         "(0.5, 0.2)"
@@ -266,7 +301,7 @@ FIELDS = {
     ),
     "label_smoothing=1": ".label_smoothing must be a number in [0, 1), got 1",
     "ema_decay=1.0": ".ema_decay must be a number in [0, 1), or None, got 1.0",
-    "dtype=float16": ".dtype must be one of float32, bfloat16, got 'float16'",
+    "dtype=float16": ".dtype must be one of float32, bfloat16, auto, got 'float16'",
     "seed=-1": ".seed must be an integer in [0, 2147483647], got -1",
     "seed=4294967296": ".seed must be an integer in [0, 2147483647], got 4294967296",
     "num_seeds=0": ".num_seeds must be an integer in [1, 1024], got 0",
@@ -429,7 +464,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
         (  # a field that version 0.1 had
             {"config.json": {"optimizer.nesterov": True}},
             "--workdir '{}' holds a run of another config: config.optimizer.nesterov "
-            "was True and is None. Give another --workdir, or --overwrite to lose it",
+            "was True and is False. Give another --workdir, or --overwrite to lose it",
         ),
     ],
 )

@@ -8,9 +8,12 @@ import pytest
 
 from tests import convert, parity
 from vit_jax import (
+    AttentionPool,
+    ConvStem,
     DecoderBlock,
     EncoderBlock,
     MultiHeadAttention,
+    SequencePool,
     Transformer,
     ViT,
     combine_masks,
@@ -125,6 +128,30 @@ def test_vit_matches_torch(source, name, case):
         return module.apply({"params": params}, image_BHWC), None
 
     _check(classify, record, convert.vit, "image")
+
+
+@pytest.mark.parametrize("source, name, case", parity.sources(parity.CONV_STEM))
+def test_conv_stem_matches_torch(source, name, case):
+    module = ConvStem(**case)
+
+    def embed(params, image_BHWC):
+        x_BTD = module.apply({"params": params}, image_BHWC)
+        return x_BTD.reshape(1, 2, 3, -1), None
+
+    _check(embed, parity.read(source, name), convert.conv_stem, "image")
+
+
+@pytest.mark.parametrize("source, name, case", parity.sources(parity.POOL))
+def test_pooling_matches_torch(source, name, case):
+    module, convert_params = {
+        "sequence": (SequencePool(), convert.sequence_pool),
+        "map": (AttentionPool(num_heads=4, mlp_dim=24), convert.attention_pool),
+    }[case["kind"]]
+
+    def pool(params, x_BTD):
+        return module.apply({"params": params}, x_BTD), None
+
+    _check(pool, parity.read(source, name), convert_params, "x")
 
 
 def _mask(record: parity.Record) -> Any:

@@ -151,7 +151,7 @@ def test_vit_has_a_class_token_only_where_it_reads_one():
 
 
 def test_vit_without_position_embedding_takes_the_patches_as_a_set():
-    module = _vit(pool="mean", position_embedding=False)
+    module = _vit(pool="mean", position_embedding=None)
     variables = modules.variables(module, *IMAGE_BHWC.shape)
     assert "pos_embedding" not in variables["params"]
     rows_BHWC = IMAGE_BHWC.reshape(3, 2, 4, 12, 3)[:, ::-1].reshape(3, 8, 12, 3)
@@ -259,7 +259,7 @@ def test_vit_is_the_same_under_jit_and_is_traced_once():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"pool": "max"}, "pool must be 'cls' or 'mean', got 'max'"),
+        ({"pool": "max"}, "pool must be 'cls', 'mean', 'sequence' or 'map', got 'max'"),
         ({"dropout_rate": 1.0}, r"dropout_rate must be in \[0, 1\), got 1.0"),
         (
             {"attention_dropout_rate": -0.1},

@@ -64,6 +64,32 @@ def _rejects(message: str):
         ({"representation_size": 0}, "representation_size must be at least 1, got 0"),
         ({"position_std": -0.1}, "position_std must be at least 0, got -0.1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must leave the MLP a width of at least 1, got"),
+        ({"stem": "resnet"}, "stem must be 'patches' or 'conv', got 'resnet'"),
+        *(
+            (
+                {"stem": "conv", "patch_size": patch_size},
+                "patch_size must be a power of 2, at least 2, for the stem 'conv', got",
+            )
+            for patch_size in (1, 6)
+        ),
+        ({"num_registers": -1}, "num_registers must be at least 0, got -1"),
+        (
+            {"position_embedding": "sin"},
+            "position_embedding must be 'learned', 'sincos2d', 'rope' or None, got",
+        ),
+        *(
+            (
+                {"position_embedding": "sincos2d", "width": width},
+                "width must be divisible by 4 and at least 8 for the position "
+                f"embedding 'sincos2d', got width {width}",
+            )
+            for width in (4, 10)
+        ),
+        (
+            {"position_embedding": "rope", "width": 12},
+            "width / num_heads must be divisible by 4 for the position embedding "
+            "'rope', got 6",
+        ),
         (
             {"patch_size": 16},
             "patch_size must divide the image's height and width, got",
@@ -73,7 +99,7 @@ def _rejects(message: str):
 def test_vit_rejects_fields_out_of_range(fields, message):
     fields = {"num_classes": 3, "width": 16, "depth": 1} | fields
     with _rejects(message):
-        modules.shapes(_vit(**fields), 2, 8, 8, 3)
+        modules.shapes(_vit(**fields), 2, 12, 12, 3)
 
 
 @pytest.mark.parametrize(

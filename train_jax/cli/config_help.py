@@ -5,8 +5,9 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 
-from train_jax.config.fields import SECTIONS, TABLE, Config, GroupConfig
+from train_jax.config.fields import SECTIONS, TABLE, Config
 from train_jax.config.files import bundled_configs
+from train_jax.config.optimizer_fields import GroupConfig
 from train_jax.config.options import Option, options_of
 
 _HINT = """\

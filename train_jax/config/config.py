@@ -8,10 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from train_jax.config.fields import SECTIONS, TABLE, Config, GroupConfig
+from train_jax.config.fields import SECTIONS, TABLE, Config
 from train_jax.config.files import read_config_file as read_config_file
 from train_jax.config.files import split_argument as split_argument
 from train_jax.config.groups import resolve_groups, suggest
+from train_jax.config.optimizer_fields import GroupConfig
 from train_jax.config.options import Option
 from train_jax.config.rules import check
 from train_jax.config.signatures import all_options, optimizer_options
@@ -173,6 +174,14 @@ def _check_together(config: Config) -> None:
                 "be below 1, the share of the parameters that a step takes away, got "
                 f"{decay} × {rate}"
             )
+    optimizers = [rule.arguments for rule in rules.values()]
+    if config.optimizer.layer_decay is not None and any(
+        arguments.get("keep_norm") for arguments in optimizers
+    ):
+        raise ValueError(
+            "config.optimizer.layer_decay must be None where a kernel's norm is kept "
+            f"(keep_norm), got {config.optimizer.layer_decay}"
+        )
     if config.dataset.val_split is None and config.test_checkpoint == "best":
         raise ValueError(
             "config.test_checkpoint must be 'last' where config.dataset.val_split is "

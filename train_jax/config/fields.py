@@ -9,13 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig
 from train_jax.config.options import Option, option, options_of
 from train_jax.config.rules import (
     NUMBERS,
-    PATTERN,
     POSITIVE,
     POSITIVE_NUMBERS,
-    SHARES,
     integer,
     number,
     or_none,
@@ -103,6 +102,32 @@ class AugmentConfig:
         "whether images are mirrored, left to right: at random, or each in every "
         "second epoch",
     )
+    rotation: float = option(
+        0.0, "largest rotation to either side, degrees", number(0, most=180)
+    )
+    scaling: float = option(
+        0.0,
+        "largest change of the size: 0.1 for factors 0.9 to 1.1",
+        number(0, most=0.9),
+    )
+    shear: float = option(
+        0.0, "largest shear to either side, degrees", number(0, most=80)
+    )
+    shift: float = option(
+        0.0, "largest shift along each axis, as a share of the side", number(0, most=1)
+    )
+    brightness: float = option(
+        0.0, "largest change of the brightness: 0.4 for 0.6 to 1.4", number(0, most=1)
+    )
+    contrast: float = option(
+        0.0, "largest change of the contrast, likewise", number(0, most=1)
+    )
+    saturation: float = option(
+        0.0, "largest change of the saturation, likewise", number(0, most=1)
+    )
+    hue: float = option(
+        0.0, "largest shift of the hue, whose circle has length 1", number(0, most=0.5)
+    )
     trivial_augment: bool = option(
         False, "whether one random operation changes each image (TrivialAugment)"
     )
@@ -114,79 +139,6 @@ class AugmentConfig:
     )
     cutmix_alpha: float = option(
         0.0, "parameter of CutMix's Beta distribution; 0 for no CutMix", number(0)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class RuleConfig:
-    """How some parameters are updated."""
-
-    # The keys of `optim.OPTIMIZERS`.
-    name: Literal["adamw", "adam", "sgd", "muon"] = option(
-        "adamw", "which optimiser updates the parameters"
-    )
-    learning_rate: float = option(
-        1e-3, "learning rate after the warm-up", POSITIVE, sweepable=True
-    )
-    schedule: Literal["constant", "cosine", "linear", "steps"] = option(
-        "cosine", "course of the learning rate: constant, falling to 0, or in steps"
-    )
-    milestones: tuple[float, ...] = option(
-        (0.5, 0.75),
-        "shares of the training, after each of which the schedule 'steps' falls",
-        SHARES,
-    )
-    drop_factor: float = option(
-        0.1, "what the schedule 'steps' multiplies the rate by", number(0, most=1)
-    )
-    warmup_epochs: float = option(
-        0.0, "epochs in which the learning rate grows from 0", number(0)
-    )
-    weight_decay: float = option(
-        0.0,
-        "coefficient of weight decay: decoupled (adamw, muon), else an L2 penalty",
-        number(0),
-        sweepable=True,
-    )
-    decay: Literal["kernels", "all"] = option(
-        "kernels", "which parameters weight decay applies to"
-    )
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GroupConfig(RuleConfig):
-    """A group of parameters; what it leaves out is as in `optimizer`.
-
-    `config.groups.NAME` declares it, with any name. No parameter may fit two groups.
-    """
-
-    params: str = option(
-        dataclasses.MISSING,
-        "regular expression; it fits a part of the parameter's path, such as "
-        "'encoder/block_0/mlp/hidden/kernel'",
-        PATTERN,
-    )
-    learning_rate: float = option(
-        1e-3, "learning rate after the warm-up; 0 freezes the parameters", number(0)
-    )
-    num_epochs: float | None = option(
-        None,
-        "length of its schedule, after which its rate is 0; None for the training's",
-        or_none(POSITIVE),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig(RuleConfig):
-    """The optimiser: its name, what all of them share, and its own arguments."""
-
-    # With a lower norm Adam's eps, with a higher eps any gradient, is all that counts.
-    clip_norm: float | None = option(
-        None,
-        "largest global norm of the gradient; None for no clipping",
-        or_none(number(1e-3)),
-        sweepable=True,
     )
 
 
@@ -238,8 +190,10 @@ class Config:
         or_none(number(0, below=1)),
         sweepable=True,
     )
-    dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "dtype of the computation; parameters stay float32"
+    dtype: Literal["float32", "bfloat16", "auto"] = option(
+        "float32",
+        "dtype of the computation; parameters stay float32; 'auto' for the faster one "
+        "on the device where the run starts",
     )
     seed: int = option(
         0, "seed of all randomness; the first one of num_seeds", integer(0, 2**31 - 1)

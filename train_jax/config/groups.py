@@ -5,7 +5,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from train_jax.config.fields import TABLE, GroupConfig, RuleConfig
+from train_jax.config.fields import TABLE
+from train_jax.config.optimizer_fields import GroupConfig, RuleConfig
 from train_jax.config.options import options_of
 from train_jax.config.rules import check
 from train_jax.config.signatures import optimizer_options

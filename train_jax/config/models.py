@@ -36,7 +36,8 @@ MODELS = IMAGE_MODELS | SEQUENCE_MODELS
 # Set from elsewhere in the config, from the data or the device, or by the preset.
 _NOT_IN_CONFIG = {
     *("parent", "name", "dtype", "num_classes", "vocab_size"),
-    *("stage_sizes", "block", "conv_general_dilated", "whitening_init"),
+    *("stage_sizes", "block", "whitening_init"),
+    *("conv_general_dilated", "dot_general"),
 }
 
 

@@ -8,8 +8,9 @@ import inspect
 import re
 from collections.abc import Mapping
 
-from train_jax.config.fields import SECTIONS, Config, GroupConfig
+from train_jax.config.fields import SECTIONS, Config
 from train_jax.config.models import MODELS
+from train_jax.config.optimizer_fields import GroupConfig
 from train_jax.config.options import Option, options_of
 from train_jax.config.signatures import model_options, optimizer_options, unwrap
 from train_jax.learning.optim import OPTIMIZERS

@@ -143,7 +143,8 @@ def rule_of(name: str, annotation: Any) -> Rule:
     if annotation is str:
         return TEXT
     if annotation is int:
-        return integer(1, _MOST_BLOCKS if name.endswith("depth") else _LARGEST_SIZE)
+        least = 0 if name == "num_registers" else 1
+        return integer(least, _MOST_BLOCKS if name.endswith("depth") else _LARGEST_SIZE)
     if typing.get_origin(annotation) is tuple:
         return integers(len(typing.get_args(annotation)))
     if annotation is not float:

@@ -77,7 +77,8 @@ def _meanings(docstring: str) -> dict[str, str]:
     """Read what each argument means from the Args or Attributes of a docstring."""
     text = inspect.cleandoc(docstring)
     section = re.search(r"^(?:Args|Attributes):\n((?: .*\n?|\n)*)", text, re.M)
-    entries = re.findall(
-        r"^    (\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.M
-    )
+    if section is None:
+        return {}
+    indent = re.match(" *", section[1])[0]  # type: ignore (always matches)
+    entries = re.findall(rf"^{indent}(\w+): (.*(?:\n{indent} +.*)*)", section[1], re.M)
     return {name: " ".join(words.split()).rstrip(".") for name, words in entries}

@@ -2,7 +2,6 @@
 
 import hashlib
 import pathlib
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 import jax
 
+from train_jax.devices import processor
 from train_jax.devices.folders import cache_folder, local_path
 
 
@@ -45,11 +45,7 @@ def enable_compilation_cache() -> None:
 
 
 def _default_folder() -> pathlib.Path:
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    facts = [x for x in lines if x.startswith(("model name", "flags", "Features"))]
-    identity = platform.machine() + "".join(sorted(set(facts)))
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    key = hashlib.sha256(processor.facts().encode()).hexdigest()[:16]
     return cache_folder() / f"compiled-{key}"
 
 

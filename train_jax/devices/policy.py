@@ -7,29 +7,50 @@ import flax.linen as nn
 import jax
 
 from resnet_jax import conv_general_dilated
-from train_jax.devices import compiler
+from train_jax.devices import compiler, processor
+from vit_jax import bfloat16
 
 
 def has_convolutions(model: nn.Module) -> bool:
-    """Whether a model convolves: it lets its convolutions be replaced."""
-    return hasattr(model, "conv_general_dilated")
+    """Whether a model convolves; a model says so, and lets them be replaced."""
+    return getattr(model, "has_convolutions", False)
 
 
 def adapt_model(model: nn.Module) -> nn.Module:
-    """Let a model compute its convolutions as is fastest on this device.
+    """Let a model compute as is fastest on this device.
 
-    On a single CPU they become matrix products. These go through the batch in chunks,
-    which several devices could not share.
+    On a single CPU convolutions become matrix products. These go through the batch in
+    chunks, which several devices could not share. With the dtype bfloat16 a CPU rounds
+    the factors of matrix products alone, if that makes them faster; see
+    `vit_jax.bfloat16`.
 
     Raises:
         ValueError: if the model asks for cuDNN's attention, which is not available.
     """
+    dtype: Any = model.dtype  # type: ignore (of all models)
     if getattr(model, "attention_implementation", "own") == "cudnn":
-        _check_cudnn(str(jax.numpy.dtype(model.dtype)))  # type: ignore
-    is_single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if is_single_cpu and has_convolutions(model):
-        return model.clone(conv_general_dilated=conv_general_dilated)
-    return model
+        _check_cudnn(str(jax.numpy.dtype(dtype)))
+    if jax.default_backend() != "cpu":
+        return model
+    changes: dict[str, Any] = {}
+    is_single = jax.device_count() == 1
+    if is_single and has_convolutions(model):
+        changes["conv_general_dilated"] = conv_general_dilated
+    if dtype == jax.numpy.bfloat16:
+        changes["dtype"] = jax.numpy.float32
+        can_multiply = hasattr(model, "dot_general") and is_single
+        if can_multiply and processor.multiplies_bfloat16():
+            changes["dot_general"] = bfloat16.dot_general
+    return model.clone(**changes)
+
+
+def fastest_dtype() -> str:
+    """Choose the dtype "float32" or "bfloat16", whichever is faster on this device."""
+    if jax.default_backend() == "cpu":
+        return "bfloat16" if processor.multiplies_bfloat16() else "float32"
+    # NVIDIA's GPUs have it since the generation of A100.
+    capability = getattr(jax.devices()[0], "compute_capability", "8.0")
+    return "bfloat16" if float(capability) >= 8 else "float32"
 
 
 def _check_cudnn(dtype: str) -> None:
@@ -47,9 +68,10 @@ def runs_steps_in_a_loop(model: nn.Module) -> bool:
     Inside a loop XLA's CPU backend runs its own convolutions on a path ten times
     slower; everything else, convolutions as matrix products among it, is faster there.
     """
-    convolve = getattr(model, "conv_general_dilated", None)
-    is_cpu = jax.default_backend() == "cpu"
-    return not (is_cpu and convolve is jax.lax.conv_general_dilated)
+    if jax.default_backend() != "cpu" or not has_convolutions(model):
+        return True
+    convolve = model.conv_general_dilated  # type: ignore (the model has convolutions)
+    return convolve is not jax.lax.conv_general_dilated
 
 
 def jit_of_step(model: nn.Module) -> Callable[..., Any]:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from train_jax.learning import trivial
+from train_jax.learning.affine import random_affine
+from train_jax.learning.color import color_jitter
 from train_jax.learning.mixing import mix
 from train_jax.learning.streams import stream
 
@@ -190,6 +192,14 @@ def augment_batch(
     crop_padding: int = 0,
     crop_fill: Fill = "black",
     flip: Flip | None = None,
+    rotation: float = 0.0,
+    scaling: float = 0.0,
+    shear: float = 0.0,
+    shift: float = 0.0,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
     trivial_augment: bool = False,
     erasing_rate: float = 0.0,
     mixup_alpha: float = 0.0,
@@ -202,6 +212,8 @@ def augment_batch(
         label_B: integers.
         index_B: see `alternating_flip`, which alone needs it.
         epoch: likewise.
+        rotation, scaling, shear, shift: see `random_affine`.
+        brightness, contrast, saturation, hue: see `color_jitter`.
 
     Returns:
         image_BHWC: float32, augmented and normalised.
@@ -214,6 +226,13 @@ def augment_batch(
         image_BHWC = random_crop(stream(key, "crop"), image_BHWC, **how)
     if flip is not None:
         image_BHWC = _flip(key, image_BHWC, flip, index_B, epoch)
+    moves = {"rotation": rotation, "scaling": scaling, "shear": shear, "shift": shift}
+    if any(moves.values()):
+        image_BHWC = random_affine(stream(key, "affine"), image_BHWC, **moves)
+    colors = {"brightness": brightness, "contrast": contrast}
+    colors |= {"saturation": saturation, "hue": hue}
+    if any(colors.values()):
+        image_BHWC = color_jitter(stream(key, "color"), image_BHWC, **colors)
     if trivial_augment:
         image_BHWC = trivial.trivial_augment(stream(key, "trivial"), image_BHWC)
     image_BHWC = normalize(image_BHWC, mean=mean, std=std)

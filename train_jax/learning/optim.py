@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
-from train_jax.learning import muon
+from train_jax.learning import aliases, muon
+from train_jax.learning.layer_decay import scale_by_layer
 
 Array = jax.Array
 
@@ -21,7 +23,7 @@ Array = jax.Array
 _REST = ""
 
 
-SCHEDULES = ("constant", "cosine", "linear", "steps")
+SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "steps")
 
 
 def make_schedule(
@@ -29,15 +31,19 @@ def make_schedule(
     *,
     total_steps: int,
     warmup_steps: int = 0,
+    cooldown_steps: int = 0,
     milestones: Sequence[float] = (0.5, 0.75),
     drop_factor: float = 0.1,
 ) -> optax.Schedule:
     """Make a schedule: linear warm-up from 0, then constant, or falling.
 
     Args:
-        name: "constant", "cosine" or "linear" to 0, or "steps".
+        name: "constant"; "cosine" or "linear" to 0; "rsqrt", the reciprocal root of the
+            step (arXiv:1706.03762, eq. 3); or "steps".
         total_steps: length of the training, warm-up included.
         warmup_steps: length of the warm-up.
+        cooldown_steps: number of the last steps, in which the rate also falls linearly
+            to 0 (arXiv:2106.04560, section 3.5).
         milestones: shares of the training, after each of which "steps" multiplies the
             rate by `drop_factor`.
         drop_factor: see `milestones`.
@@ -58,6 +64,7 @@ def make_schedule(
         "constant": lambda: optax.constant_schedule(1.0),
         "cosine": lambda: optax.cosine_decay_schedule(1.0, decay_steps),
         "linear": lambda: optax.linear_schedule(1.0, 0.0, decay_steps),
+        "rsqrt": lambda: _reciprocal_root(max(warmup_steps, 1)),
         "steps": lambda: optax.piecewise_constant_schedule(
             1.0,
             {round(m * total_steps) - warmup_steps: drop_factor for m in milestones},
@@ -65,14 +72,25 @@ def make_schedule(
     }
     if name not in schedules:
         raise ValueError(f"schedule must be one of {', '.join(schedules)}, got {name}")
-    if warmup_steps == 0:
-        return schedules[name]()
-    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
-    return optax.join_schedules([warmup, schedules[name]()], [warmup_steps])
+    schedule = schedules[name]()
+    if warmup_steps > 0:
+        warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
+        schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
+    if cooldown_steps > 0:
+        last = optax.linear_schedule(
+            1.0, 0.0, cooldown_steps, total_steps - cooldown_steps
+        )
+        return lambda step: schedule(step) * last(step)
+    return schedule
+
+
+def _reciprocal_root(first: int) -> optax.Schedule:
+    """Fall with the root of the number of steps, from 1 after the `first` steps on."""
+    return lambda step: (first / (first + jnp.maximum(step, 0))) ** 0.5
 
 
 def adam(
-    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, nesterov: bool = False
 ) -> optax.GradientTransformation:
     """Scale gradients by their moments.
 
@@ -80,10 +98,11 @@ def adam(
         b1: decay rate of the first moment.
         b2: decay rate of the second moment.
         eps: added to the root of the second moment.
+        nesterov: whether to look ahead by one step (NAdam).
 
     References: arXiv:1412.6980, algorithm 1.
     """
-    return optax.scale_by_adam(b1, b2, eps)
+    return optax.scale_by_adam(b1, b2, eps, nesterov=nesterov)
 
 
 def sgd(
@@ -98,10 +117,13 @@ def sgd(
     return optax.trace(momentum, nesterov)
 
 
-# With adamw and muon, weight decay is decoupled (arXiv:1711.05101, algorithm 2). With
-# the others it is added to the gradient, as an L2 penalty.
-OPTIMIZERS = {"adamw": adam, "adam": adam, "sgd": sgd, "muon": muon.muon}
+# With adamw, muon and those of optax that have it, weight decay is decoupled
+# (arXiv:1711.05101, algorithm 2). With the others it is added to the gradient, as an L2
+# penalty.
+_OWN = {"adamw": adam, "adam": adam, "sgd": sgd, "muon": muon.muon}
 _DECOUPLED = ("adamw", "muon")
+# Name → function with its arguments.
+OPTIMIZERS = _OWN | {name: aliases.signature_of(name) for name in aliases.NAMES}
 
 
 def make_rule(
@@ -110,7 +132,7 @@ def make_rule(
     *,
     learning_rate: float,
     weight_decay: float = 0.0,
-    decay: Literal["kernels", "all"] = "kernels",
+    weight_decay_mask: Literal["kernels", "all"] = "kernels",
     **arguments: Any,
 ) -> optax.GradientTransformation:
     """Chain an optimiser, weight decay and the learning rate.
@@ -120,30 +142,37 @@ def make_rule(
         schedule: step → share of the peak learning rate.
         learning_rate: the peak.
         weight_decay: the coefficient.
-        decay: what weight decay applies to: "kernels" or "all" parameters. Biases, the
-            scales of normalisation layers and embeddings set a level, not a capacity.
-        **arguments: of the optimiser, see `adam`, `sgd` and `muon.muon`.
+        weight_decay_mask: what weight decay applies to: "kernels" or "all" parameters.
+            Biases, the scales of normalisation layers and embeddings set a level, not a
+            capacity.
+        **arguments: of the optimiser, see `adam`, `sgd`, `muon.muon` and optax.
 
     Raises:
         ValueError: if a name is unknown.
     """
-    if decay not in ("kernels", "all"):
-        raise ValueError(f"decay must be one of kernels, all, got {decay}")
+    if weight_decay_mask not in ("kernels", "all"):
+        raise ValueError(
+            f"weight_decay_mask must be one of kernels, all, got {weight_decay_mask}"
+        )
     if name not in OPTIMIZERS:
         raise ValueError(
             f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name}"
         )
     inject = optax.inject_hyperparams
+    mask = muon.kernel_mask if weight_decay_mask == "kernels" else None
+    descent = inject(_descend)(peak=learning_rate, share=schedule)
+    if name in aliases.NAMES:
+        decay = {"weight_decay": weight_decay, "mask": mask}
+        return optax.chain(aliases.make_alias(name, **decay, **arguments), descent)
     last = [muon.keep_norm()] if arguments.pop("keep_norm", False) else []
-    function = OPTIMIZERS[name]
+    function = _OWN[name]
     parameters = inspect.signature(function).parameters
     counts = [k for k, p in parameters.items() if p.annotation is int]
     rule = inject(function, static_args=counts)(**arguments)
     penalty = inject(optax.add_decayed_weights, static_args="mask")(
-        weight_decay, mask=muon.kernel_mask if decay == "kernels" else None
+        weight_decay, mask=mask
     )
     ordered = [rule, penalty] if name in _DECOUPLED else [penalty, rule]
-    descent = inject(_descend)(peak=learning_rate, share=schedule)
     return optax.chain(*ordered, descent, *last)
 
 
@@ -151,6 +180,7 @@ def make_optimizer(
     rule: optax.GradientTransformation,
     *,
     clip_norm: float | None = None,
+    layer_decay: float | None = None,
     groups: Mapping[str, optax.GradientTransformation] | None = None,
 ) -> optax.GradientTransformation:
     """Clip the gradient, and update each group of parameters by its own rule.
@@ -158,6 +188,7 @@ def make_optimizer(
     Args:
         rule: of the parameters that are in no group; see `make_rule`.
         clip_norm: largest global norm of the gradient, before weight decay.
+        layer_decay: see `scale_by_layer`; None for no such decay.
         groups: regular expression → rule. A parameter, such as
             "encoder/block_0/mlp/hidden/kernel", is in the first group whose expression
             matches a part of its path.
@@ -172,7 +203,8 @@ def make_optimizer(
         rule = optax.partition(
             {**groups, _REST: rule}, lambda params: label_groups(params, patterns)
         )
-    return optax.chain(*clip, rule)
+    layers = [] if layer_decay is None else [scale_by_layer(layer_decay)]
+    return optax.chain(*clip, rule, *layers)
 
 
 def label_groups(params: Any, patterns: Sequence[str]) -> Any:
@@ -196,7 +228,9 @@ def last_learning_rate(opt_state: optax.OptState) -> Array:
     Args:
         opt_state: of `make_optimizer`; of several groups, that of the rest counts.
     """
-    rule_state: Any = opt_state[-1]  # type: ignore
+    states: Any = opt_state
+    # What follows the rule has no state.
+    rule_state = next(s for s in reversed(states) if s != optax.EmptyState())
     if isinstance(rule_state, optax.transforms.PartitionState):
         rule_state = rule_state.inner_states[_REST].inner_state  # type: ignore
     hyperparams = next(

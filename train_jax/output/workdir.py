@@ -104,19 +104,28 @@ def _check_extension(
     if not changes:
         return
     is_longer = not differences(before, now, but=LENGTH) and _is_longer(before, now)
-    schedule = now["optimizer.schedule"]
-    if is_longer and (extend or schedule == "constant"):
+    if is_longer and (extend or not _knows_its_length(now)):
         return
     remedy = "Give another --workdir, or --overwrite to lose it"
     if is_longer:
         remedy = (
-            f"--extend trains it on, with the {schedule} schedule of the new length "
-            "from the step where it stands; or give another --workdir, or --overwrite "
-            "to lose it"
+            f"--extend trains it on, with the {now['optimizer.schedule']} schedule of "
+            "the new length from the step where it stands; or give another --workdir, "
+            "or --overwrite to lose it"
         )
     raise WorkdirError(
         f"--workdir {str(workdir)!r} holds a run of another config: "
         f"{'; '.join(changes)}. {remedy}"
+    )
+
+
+def _knows_its_length(fields: Fields) -> bool:
+    """Whether a learning rate before the end depends on the training's length."""
+    return any(
+        (name == "schedule" and value not in ("constant", "rsqrt"))
+        or (name == "cooldown_epochs" and value > 0)
+        for field, value in fields.items()
+        for name in [field.rpartition(".")[2]]
     )
 
 
@@ -240,6 +249,15 @@ def read_summary(workdir: pathlib.Path, fields: Fields) -> Fields | None:
     summary = read_json(workdir / SUMMARY)
     is_of_config = not differences(summary.get("config", {}), fields)
     return summary if is_of_config and summary.keys() >= _RESULTS else None
+
+
+def read_field(workdir: pathlib.Path, field: str) -> Any:
+    """Read a field of the config of the run in the folder; None if there is none."""
+    try:
+        is_run = (workdir / CONFIG).is_file()
+    except OSError:  # a name that is too long: an error of `check_workdir`
+        return None
+    return read_json(workdir / CONFIG).get(field) if is_run else None
 
 
 def _remove_run(workdir: pathlib.Path) -> None:

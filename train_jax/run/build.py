@@ -14,15 +14,9 @@ import numpy as np
 import optax
 
 from resnet_jax import whitening_kernel
-from train_jax.config.fields import (
-    AugmentConfig,
-    Config,
-    DatasetConfig,
-    GroupConfig,
-    OptimizerConfig,
-    RuleConfig,
-)
+from train_jax.config.fields import AugmentConfig, Config, DatasetConfig
 from train_jax.config.models import IMAGE_MODELS, SEQUENCE_MODELS, create_model
+from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig, RuleConfig
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import policy
 from train_jax.learning import optim
@@ -62,6 +56,12 @@ def _make_classification(
             f"image, got {augment.crop_padding}"
         )
     num_channels = image_shape[-1]
+    for name in ("saturation", "hue"):
+        if getattr(augment, name) and num_channels != 3:
+            raise ValueError(
+                f"config.augment.{name} must be 0 for images of {num_channels} "
+                f"channels, got {getattr(augment, name)}"
+            )
     mean, std = channel_statistics(dataset.name, num_channels)
     mean = mean if dataset.mean is None else dataset.mean
     std = std if dataset.std is None else dataset.std
@@ -151,6 +151,7 @@ def make_optimizer(
     return optim.make_optimizer(
         _make_rule("optimizer", optimizer, swept, **lengths),
         clip_norm=swept.get("optimizer.clip_norm", optimizer.clip_norm),
+        layer_decay=optimizer.layer_decay,
         groups={
             group.params: _make_rule(f"groups.{name}", group, swept, **lengths)
             if group.learning_rate
@@ -174,15 +175,22 @@ def _make_rule(
     if num_epochs is not None:
         length = min(max(round(num_epochs * steps_per_epoch), 1), total_steps)
     warmup_steps = round(rule.warmup_epochs * steps_per_epoch)
+    cooldown_steps = round(rule.cooldown_epochs * steps_per_epoch)
     if warmup_steps >= length:
         raise ValueError(
             f"config.{section}.warmup_epochs must be shorter than the training, got "
             f"{warmup_steps} of {length} steps"
         )
+    if warmup_steps + cooldown_steps > length:
+        raise ValueError(
+            f"config.{section}.cooldown_epochs must leave room for the warm-up, got "
+            f"{cooldown_steps} and {warmup_steps} of {length} steps"
+        )
     schedule = optim.make_schedule(
         rule.schedule,
         total_steps=length,
         warmup_steps=warmup_steps,
+        cooldown_steps=cooldown_steps,
         milestones=rule.milestones,
         drop_factor=rule.drop_factor,
     )
@@ -195,7 +203,9 @@ def _make_rule(
         **rule.arguments,
     }
     numbers = {k: swept.get(f"{section}.{k}", v) for k, v in numbers.items()}
-    return optim.make_rule(rule.name, schedule, decay=rule.decay, **numbers)
+    return optim.make_rule(
+        rule.name, schedule, weight_decay_mask=rule.weight_decay_mask, **numbers
+    )
 
 
 def check_groups(groups: Mapping[str, GroupConfig], params: Any) -> None:

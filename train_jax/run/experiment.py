@@ -23,6 +23,7 @@ from train_jax.output.layers import print_layers
 from train_jax.output.metrics import metrics_from_json, truncate_metrics
 from train_jax.run import loop
 from train_jax.run.diagnose import repeat_and_explain
+from train_jax.run.dtype import choose_dtype
 from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Stopped, open_checkpoints
 from train_jax.run.loop import Record
@@ -79,6 +80,7 @@ def prepare(
     Returns:
         A function that trains and evaluates, and returns the summary.
     """
+    config = choose_dtype(config, workdir, overwrite=overwrite)
     fields = to_json(config)
     how = {"overwrite": overwrite, "extend": extend}
     finished = None if overwrite else _read_finished(workdir, fields)

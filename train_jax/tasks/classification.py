@@ -160,8 +160,11 @@ class Classification:
         if not weights:
             return
         has_class_token = "cls" in variables["params"]
+        registers = variables["params"].get("registers", np.zeros((1, 0)))
         relevance_BT = patch_relevance(
-            weights[-1].mean(axis=1), has_class_token=has_class_token
+            weights[-1].mean(axis=1),
+            has_class_token=has_class_token,
+            num_registers=registers.shape[1],
         )
         attention_plots.plot_attention(
             image_BHWC,

@@ -1,0 +1,40 @@
+"""The best MNIST ViT of at most 700,000 parameters, with a convolutional stem.
+
+python train.py --config configs/vit_mnist_best.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "name": "vit",
+                "stem": "conv",
+                "patch_size": 4,
+                "width": 96,
+                "depth": 4,
+                "num_heads": 4,
+                "pool": "sequence",
+                "stochastic_depth_rate": 0.1,
+            },
+            "dataset": {
+                "name": "mnist",
+                "train_split": "train[:55000]",
+                "val_split": "train[55000:]",
+            },
+            "augment": {"rotation": 15.0, "scaling": 0.15, "shear": 10.0, "shift": 0.1},
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_epochs": 1,
+                "weight_decay": 0.05,
+            },
+            "batch_size": 128,
+            "num_epochs": 18,
+            "label_smoothing": 0.1,
+            "dtype": "auto",
+        }
+    )

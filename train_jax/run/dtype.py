@@ -1,0 +1,23 @@
+"""Choose the dtype of a run whose config leaves it open."""
+
+import dataclasses
+import pathlib
+
+from train_jax.config.fields import Config
+from train_jax.devices import policy, processes
+from train_jax.output import workdir as wd
+
+_CHOICES = ("float32", "bfloat16")
+
+
+def choose_dtype(config: Config, workdir: pathlib.Path, *, overwrite: bool) -> Config:
+    """Replace the dtype "auto" by the fastest one, alike in all processes.
+
+    A run in the folder that is to be continued keeps its own.
+    """
+    if config.dtype != "auto":
+        return config
+    recorded = None if overwrite else wd.read_field(workdir, "dtype")
+    chosen = recorded if recorded in _CHOICES else policy.fastest_dtype()
+    number = processes.broadcast_from_main(_CHOICES.index(chosen))
+    return dataclasses.replace(config, dtype=_CHOICES[number])

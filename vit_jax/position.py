@@ -1,0 +1,131 @@
+"""Positions on a grid of patches: sines and cosines, and rotary embedding.
+
+The learned position embedding is a parameter of `ViT`.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.checks import check_positive
+from vit_jax.dtypes import float32_or_wider
+
+Array = jax.Array
+
+
+def sincos2d_position(
+    grid: tuple[int, int], width: int, *, temperature: float = 10_000.0
+) -> Array:
+    """Compute the fixed position embedding of a grid: sines and cosines.
+
+    A quarter of the width each: sine and cosine of the column, sine and cosine of the
+    row, at frequencies that fall from 1 to 1 / `temperature`.
+
+    >>> sincos2d_position((2, 3), 8).shape
+    (6, 8)
+
+    Args:
+        grid: number of rows and of columns of patches.
+        width: D; divisible by 4, and at least 8.
+        temperature: the ratio of the highest to the lowest frequency.
+
+    Returns:
+        position_TD: float32, the patches row by row.
+
+    Raises:
+        ValueError: if the width is not divisible by 4, or less than 8.
+
+    References: "Better plain ViT baselines for ImageNet-1k", arXiv:2205.01580.
+    """
+    if width < 8 or width % 4:
+        raise ValueError(
+            "width must be divisible by 4 and at least 8 for the position embedding "
+            f"'sincos2d', got width {width}"
+        )
+    check_positive(temperature=temperature)
+    frequency_F = temperature ** -np.linspace(0, 1, width // 4)
+    row_T, column_T = (x.ravel() for x in np.indices(grid))
+    angles = [x_T[:, None] * frequency_F for x_T in (column_T, row_T)]
+    parts = [f(angle_TF) for angle_TF in angles for f in (np.sin, np.cos)]
+    position_TD = jnp.asarray(np.concatenate(parts, axis=1), jnp.float32)
+    chex.assert_shape(position_TD, (grid[0] * grid[1], width))
+    return position_TD
+
+
+def rotary_angles(
+    grid: tuple[int, int],
+    head_size: int,
+    *,
+    num_before: int = 0,
+    num_after: int = 0,
+    temperature: float = 100.0,
+) -> Array:
+    """Compute the angles by which `rotate` turns queries and keys of a grid.
+
+    One half of the angles grows with the column, the other with the row, at frequencies
+    that fall from 1 towards 1 / `temperature`. Tokens without a position, before and
+    after the patches, are not turned.
+
+    >>> rotary_angles((2, 3), 8, num_before=1).shape
+    (7, 4)
+
+    Args:
+        grid: number of rows and of columns of patches.
+        head_size: K, divisible by 4.
+        num_before: number of tokens before the patches, such as the class token.
+        num_after: number of tokens after them, such as registers.
+        temperature: see above.
+
+    Returns:
+        Radians (T, K / 2), float32.
+
+    Raises:
+        ValueError: if the size of a head is not divisible by 4.
+
+    References: RoPE, arXiv:2104.09864; on two axes ("axial"): arXiv:2403.13298, eq. 9.
+    """
+    if head_size < 4 or head_size % 4:
+        raise ValueError(
+            "width / num_heads must be divisible by 4 for the position embedding "
+            f"'rope', got {head_size}"
+        )
+    check_positive(temperature=temperature)
+    frequency_F = temperature ** -(np.arange(head_size // 4) / (head_size // 4))
+    row_T, column_T = (x.ravel() for x in np.indices(grid))
+    angles = [x_T[:, None] * frequency_F for x_T in (column_T, row_T)]
+    outside = ((num_before, num_after), (0, 0))
+    angle = jnp.asarray(np.pad(np.concatenate(angles, axis=1), outside), jnp.float32)
+    num_tokens = num_before + grid[0] * grid[1] + num_after
+    chex.assert_shape(angle, (num_tokens, head_size // 2))
+    return angle
+
+
+def rotate(x_BNTK: Array, angle: Array) -> Array:
+    """Turn pairs of a query's or a key's channels: rotary position embedding.
+
+    Channels k and k + K / 2 are the two coordinates of a point. The product of a query
+    and a key then depends on the difference of their positions alone.
+
+    >>> rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[jnp.pi / 2]])).round(3)
+    Array([[[[-0.,  1.]]]], dtype=float32)
+
+    Args:
+        x_BNTK: floating point, K even.
+        angle: radians (T, K / 2), see `rotary_angles`.
+
+    Returns:
+        out_BNTK: in the dtype given.
+
+    References: arXiv:2104.09864, eq. 34.
+    """
+    chex.assert_rank([x_BNTK, angle], [4, 2])
+    num_tokens, head_size = x_BNTK.shape[2:]
+    chex.assert_shape(angle, (num_tokens, head_size // 2))
+    angle = angle.astype(float32_or_wider(x_BNTK.dtype))
+    sin, cos = jnp.sin(angle)[None, None], jnp.cos(angle)[None, None]
+    first, second = jnp.split(x_BNTK.astype(angle.dtype), 2, axis=-1)
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    out_BNTK = jnp.concatenate(turned, axis=-1).astype(x_BNTK.dtype)
+    chex.assert_equal_shape([out_BNTK, x_BNTK])
+    return out_BNTK
