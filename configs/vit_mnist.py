@@ -3,7 +3,8 @@
     python train.py --config configs/vit_mnist.py
 
 Test accuracy 99.18 and 98.94 % (seeds 0 and 1); the whole command took 109 s on two
-cores of an AMD EPYC (AVX-512).
+cores of an AMD EPYC (AVX-512). With `--config.dtype=auto`, which is bfloat16 there:
+99.14 ± 0.13 % (n = 5, seeds 0-4), 150 s on a slower AMD EPYC (AVX512_BF16).
 """
 
 from ml_collections import ConfigDict

@@ -32,10 +32,10 @@ def test_shifted_pixels_are_normalised_as_in_float64(offset, dtype):
     mean_C, var_C, expected_BHWC = _expected(x_BHWC)
     out_BHWC = np.asarray(out_BHWC, np.float64)
     # Of float32 numbers near 2000 the mean itself is only right to 1e-4.
-    atol = 0.02 if dtype == jnp.bfloat16 else 1e-6 + 2e-7 * offset
+    atol = 0.02 if dtype == jnp.bfloat16 else 2e-6 + 2e-6 * offset
     np.testing.assert_allclose(out_BHWC, expected_BHWC, atol=atol)
     running = updated["batch_stats"]
-    np.testing.assert_allclose(running["mean"], 0.1 * mean_C, atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(running["mean"], 0.1 * mean_C, atol=1e-6, rtol=2e-6)
     np.testing.assert_allclose(running["var"], 0.9 + 0.1 * var_C, rtol=1e-5)
 
 

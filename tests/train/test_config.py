@@ -35,6 +35,7 @@ EXPECTED = {
     "vit_digits": (152_202, Classification((8, 8, 1), DIGITS, mean=(0.5,), std=(0.5,))),
     "vit_mnist": (605_066, MNIST),
     "vit_mnist_reference": (605_066, MNIST),
+    "vit_mnist_best": (509_195, MNIST),
     "vit_cifar10": (2_697_226, CIFAR10),
     "fast_cifar10": (1_971_640, CIFAR10),
     "resnet20_cifar10": (269_722, CIFAR10),
