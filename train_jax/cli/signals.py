@@ -101,8 +101,8 @@ class StopRequest:
                 os._exit(128 + signal.SIGINT)
 
     def _announce(self, number: signal.Signals) -> None:
-        # A progress bar hides the cursor; a second Ctrl-C leaves no time to show it. While
-        # there is a bar, rich stands in for the streams, and drops what is no text.
+        # A progress bar hides the cursor; a second Ctrl-C leaves no time to show it.
+        # While there is a bar, rich replaces the streams, and drops what is no text.
         for stream in (sys.__stdout__, sys.__stderr__):
             if stream is not None and stream.isatty():
                 stream.write(_SHOW_CURSOR)
