@@ -31,6 +31,8 @@ def random_affine(
         image_BHWC: uint8, interpolated bilinearly; what comes from outside is black.
     """
     chex.assert_rank(image_BHWC, 4)
+    if not (rotation or scaling or shear or shift):
+        return image_BHWC
     batch, height, width, _ = image_BHWC.shape
     most = jnp.array([rotation, scaling, shear, shift, shift], jnp.float32)
     draws = jax.random.uniform(key, (batch, 5), minval=-1.0) * most[None]

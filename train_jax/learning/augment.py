@@ -224,15 +224,12 @@ def augment_batch(
     if crop_padding:
         how = {"padding": crop_padding, "fill": crop_fill}
         image_BHWC = random_crop(stream(key, "crop"), image_BHWC, **how)
-    if flip is not None:
-        image_BHWC = _flip(key, image_BHWC, flip, index_B, epoch)
+    image_BHWC = _flip(key, image_BHWC, flip, index_B, epoch)
     moves = {"rotation": rotation, "scaling": scaling, "shear": shear, "shift": shift}
-    if any(moves.values()):
-        image_BHWC = random_affine(stream(key, "affine"), image_BHWC, **moves)
     colors = {"brightness": brightness, "contrast": contrast}
     colors |= {"saturation": saturation, "hue": hue}
-    if any(colors.values()):
-        image_BHWC = color_jitter(stream(key, "color"), image_BHWC, **colors)
+    image_BHWC = random_affine(stream(key, "affine"), image_BHWC, **moves)
+    image_BHWC = color_jitter(stream(key, "color"), image_BHWC, **colors)
     if trivial_augment:
         image_BHWC = trivial.trivial_augment(stream(key, "trivial"), image_BHWC)
     image_BHWC = normalize(image_BHWC, mean=mean, std=std)
@@ -249,9 +246,15 @@ def augment_batch(
 
 
 def _flip(
-    key: Array, image_BHWC: Array, how: Flip, index_B: Array | None, epoch: Array | None
+    key: Array,
+    image_BHWC: Array,
+    how: Flip | None,
+    index_B: Array | None,
+    epoch: Array | None,
 ) -> Array:
-    """Mirror images at random, or in every second epoch."""
+    """Mirror images at random, or in every second epoch, or not at all."""
+    if how is None:
+        return image_BHWC
     if how == "random":
         return random_flip(stream(key, "flip"), image_BHWC)
     assert index_B is not None and epoch is not None

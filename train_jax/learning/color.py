@@ -33,6 +33,8 @@ def color_jitter(
     """
     chex.assert_rank(image_BHWC, 4)
     chex.assert_type(image_BHWC, jnp.uint8)
+    if not (brightness or contrast or saturation or hue):
+        return image_BHWC
     most = jnp.array([brightness, contrast, saturation, hue], jnp.float32)
     draws = jax.random.uniform(key, (len(image_BHWC), 4), minval=-1.0) * most[None]
     factor_B4 = draws + jnp.array([1.0, 1.0, 1.0, 0.0])[None]
