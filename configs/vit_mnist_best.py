@@ -1,6 +1,8 @@
-"""The best MNIST ViT of at most 700,000 parameters, with a convolutional stem.
+"""A ViT for MNIST with a convolutional stem, 509,195 parameters, made for accuracy.
 
-python train.py --config configs/vit_mnist_best.py
+    python train.py --config configs/vit_mnist_best.py
+
+It has not been trained to its end yet.
 """
 
 from ml_collections import ConfigDict

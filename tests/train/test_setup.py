@@ -1,5 +1,7 @@
 """Errors and warnings while a run is set up."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -91,9 +93,11 @@ def test_steps_run_in_a_loop_unless_xla_convolves_on_a_cpu():
 @pytest.fixture
 def single_cpu(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    yield
+    processor.multiplies_bfloat16.cache_clear()
 
 
-def _bfloat16(monkeypatch, flags: str) -> vit_jax.ViT:
+def _bfloat16(monkeypatch, flags: str) -> Any:
     processor.multiplies_bfloat16.cache_clear()
     monkeypatch.setattr(processor, "facts", lambda: f"x86_64\nflags : sse {flags}")
     return policy.adapt_model(vit_jax.ViT_S16(10, dtype=jnp.bfloat16))
@@ -105,7 +109,11 @@ def test_a_processor_with_bfloat16_rounds_the_factors_of_products(monkeypatch, f
     model = _bfloat16(monkeypatch, flags)
     assert model.dot_general is bfloat16.dot_general
     assert model.dtype == jnp.float32
-    assert policy.fastest_dtype() == "bfloat16"
+    assert policy.fastest_dtype(vit_jax.ViT_S16) == "bfloat16"
+    # Its convolutions compute in float32 with every dtype.
+    assert policy.fastest_dtype(resnet_jax.ResNet18) == "float32"
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert policy.fastest_dtype(vit_jax.ViT_S16) == "float32"
 
 
 @pytest.mark.usefixtures("single_cpu")
@@ -113,7 +121,7 @@ def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch):
     model = _bfloat16(monkeypatch, "avx512f")
     assert model.dot_general is jax.lax.dot_general
     assert model.dtype == jnp.float32
-    assert policy.fastest_dtype() == "float32"
+    assert policy.fastest_dtype(vit_jax.ViT_S16) == "float32"
 
 
 @pytest.mark.usefixtures("single_cpu")
@@ -124,23 +132,23 @@ def test_a_compiler_that_cannot_multiply_bfloat16_is_noticed(monkeypatch):
     monkeypatch.setattr(bfloat16, "dot_general", fail)
     model = _bfloat16(monkeypatch, "avx512_bf16")
     assert model.dot_general is jax.lax.dot_general
-    assert policy.fastest_dtype() == "float32"
+    assert policy.fastest_dtype(vit_jax.ViT_S16) == "float32"
 
 
 def test_auto_is_recorded_and_kept_when_the_run_is_resumed(monkeypatch, tmp_path):
-    monkeypatch.setattr(policy, "fastest_dtype", lambda: "bfloat16")
+    monkeypatch.setattr(policy, "fastest_dtype", lambda _: "bfloat16")
     auto = tiny_config({"dtype": "auto"})
     chosen = choose_dtype(auto, tmp_path, overwrite=False)
     assert chosen == tiny_config({"dtype": "bfloat16"})
     with wd.open_workdir(tmp_path, to_json(chosen)):
         pass
-    monkeypatch.setattr(policy, "fastest_dtype", lambda: "float32")
+    monkeypatch.setattr(policy, "fastest_dtype", lambda _: "float32")
     assert choose_dtype(auto, tmp_path, overwrite=False).dtype == "bfloat16"
     assert choose_dtype(auto, tmp_path, overwrite=True).dtype == "float32"
     assert choose_dtype(auto, tmp_path / "new", overwrite=False).dtype == "float32"
 
 
 def test_a_run_records_what_auto_chose(monkeypatch, tmp_path):
-    monkeypatch.setattr(policy, "fastest_dtype", lambda: "bfloat16")
+    monkeypatch.setattr(policy, "fastest_dtype", lambda _: "bfloat16")
     summary = train_tiny(tmp_path, {"dtype": "auto", "num_steps": 1})
     assert summary["config"]["dtype"] == "bfloat16"

@@ -174,10 +174,8 @@ def _check_together(config: Config) -> None:
                 "be below 1, the share of the parameters that a step takes away, got "
                 f"{decay} × {rate}"
             )
-    optimizers = [rule.arguments for rule in rules.values()]
-    if config.optimizer.layer_decay is not None and any(
-        arguments.get("keep_norm") for arguments in optimizers
-    ):
+    keeps_norm = any(rule.arguments.get("keep_norm") for rule in rules.values())
+    if config.optimizer.layer_decay is not None and keeps_norm:
         raise ValueError(
             "config.optimizer.layer_decay must be None where a kernel's norm is kept "
             f"(keep_norm), got {config.optimizer.layer_decay}"

@@ -1,5 +1,6 @@
 """Decide what depends on the kind of device: convolutions, loops, compiler effort."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -33,21 +34,29 @@ def adapt_model(model: nn.Module) -> nn.Module:
     if jax.default_backend() != "cpu":
         return model
     changes: dict[str, Any] = {}
-    is_single = jax.device_count() == 1
-    if is_single and has_convolutions(model):
+    if jax.device_count() == 1 and has_convolutions(model):
         changes["conv_general_dilated"] = conv_general_dilated
     if dtype == jax.numpy.bfloat16:
         changes["dtype"] = jax.numpy.float32
-        can_multiply = hasattr(model, "dot_general") and is_single
-        if can_multiply and processor.multiplies_bfloat16():
+        if hasattr(model, "dot_general") and _rounds_products():
             changes["dot_general"] = bfloat16.dot_general
     return model.clone(**changes)
 
 
-def fastest_dtype() -> str:
-    """Choose the dtype "float32" or "bfloat16", whichever is faster on this device."""
+def _rounds_products() -> bool:
+    """Whether a CPU is faster with the factors of products rounded to bfloat16."""
+    return jax.device_count() == 1 and processor.multiplies_bfloat16()
+
+
+def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
+    """Choose the dtype "float32" or "bfloat16", whichever is faster on this device.
+
+    Args:
+        make_model: the model's class, or a preset of it.
+    """
     if jax.default_backend() == "cpu":
-        return "bfloat16" if processor.multiplies_bfloat16() else "float32"
+        has_products = "dot_general" in inspect.signature(make_model).parameters
+        return "bfloat16" if has_products and _rounds_products() else "float32"
     # NVIDIA's GPUs have it since the generation of A100.
     capability = getattr(jax.devices()[0], "compute_capability", "8.0")
     return "bfloat16" if float(capability) >= 8 else "float32"

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from train_jax.config.fields import Config
+from train_jax.config.models import MODELS
 from train_jax.devices import policy, processes
 from train_jax.output import workdir as wd
 
@@ -18,6 +19,7 @@ def choose_dtype(config: Config, workdir: pathlib.Path, *, overwrite: bool) -> C
     if config.dtype != "auto":
         return config
     recorded = None if overwrite else wd.read_field(workdir, "dtype")
-    chosen = recorded if recorded in _CHOICES else policy.fastest_dtype()
+    fastest = policy.fastest_dtype(MODELS[config.model.name])
+    chosen = recorded if recorded in _CHOICES else fastest
     number = processes.broadcast_from_main(_CHOICES.index(chosen))
     return dataclasses.replace(config, dtype=_CHOICES[number])
