@@ -17,7 +17,6 @@ from resnet_jax.resnet import (
     ResNet56,
     ResNet110,
 )
-from resnet_jax.weights import from_torch
 
 __all__ = [
     "AirbenchNet",
@@ -36,7 +35,6 @@ __all__ = [
     "ResNet56",
     "ResNet110",
     "conv_general_dilated",
-    "from_torch",
     "max_pool",
     "pad_shortcut",
     "whitening_kernel",

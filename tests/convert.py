@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import from_torch
+from resnet_jax.resnet import ResNet
+from resnet_jax.weights import torch
+from weight_files import to_ours
 
 State = dict[str, np.ndarray]
 Tree = dict[str, Any]
@@ -144,14 +146,15 @@ def resnet_block(state: State) -> tuple[Tree, Tree]:
     return _with_statistics(state, lambda name: names.get(name) or _norm(name))
 
 
-def resnet(state: State) -> tuple[Tree, Tree]:
+def resnet(model: ResNet, state: State) -> tuple[Tree, Tree]:
     """Convert `benchmarks.torch_models.ResNet`.
 
     Returns:
         params and batch_stats, the latter empty for gradients.
     """
-    variables = from_torch(state)
-    return variables["params"], variables["batch_stats"]
+    table = [entry for entry in torch.table(model) if entry.theirs in state]
+    variables = to_ours(table, state)
+    return variables.get("params", {}), variables.get("batch_stats", {})
 
 
 def _norm(name: str) -> str:

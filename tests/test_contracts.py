@@ -30,7 +30,9 @@ def _public() -> set[str]:
         for path in [package.__name__, *(module.name for module in modules)]:
             for name, value in vars(importlib.import_module(path)).items():
                 is_own = getattr(value, "__module__", None) == path
-                if not is_own or name.startswith("_"):
+                # Those of weights take arrays by their names, as files have them.
+                is_of_files = ".weights." in path and f"{path}.{name}" not in CONTRACTS
+                if not is_own or name.startswith("_") or is_of_files:
                     continue
                 is_module = inspect.isclass(value) and "__call__" in dir(value)
                 if inspect.isfunction(value) or is_module:

@@ -5,7 +5,7 @@ References: "An Image is Worth 16x16 Words", arXiv:2010.11929.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import chex
 import flax.linen as nn
@@ -14,8 +14,17 @@ import jax.numpy as jnp
 
 from vit_jax.blocks import NormPlacement
 from vit_jax.checks import check_at_least, check_choice
+from vit_jax.choices import (
+    ACTIVATIONS,
+    INITIALIZATIONS,
+    Activation,
+    Initialization,
+    Pool,
+    PositionEmbedding,
+    Stem,
+)
 from vit_jax.dtypes import float32_or_wider
-from vit_jax.layers import DotGeneral, Dropout, check_rates, make_dense
+from vit_jax.layers import DotGeneral, Dropout, LayerNorm, check_rates, make_dense
 from vit_jax.multi_head import AttentionImplementation
 from vit_jax.pooling import AttentionPool, SequencePool
 from vit_jax.position import rotary_angles, sincos2d_position
@@ -23,28 +32,6 @@ from vit_jax.stem import ConvStem, grid_of_patches, patchify
 from vit_jax.transformer import Encoder
 
 Array = jax.Array
-Stem = Literal["patches", "conv"]
-Pool = Literal["cls", "mean", "sequence", "map"]
-PositionEmbedding = Literal["learned", "sincos2d", "rope"] | None
-Activation = Literal["gelu_tanh", "gelu", "relu"]
-Initialization = Literal["xavier", "authors"]
-
-_ACTIVATIONS = {
-    "gelu_tanh": nn.gelu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "relu": nn.relu,
-}
-
-# Kernel of the embedding, biases of the MLPs, kernel of the head.
-_xavier = nn.initializers.xavier_uniform()
-_INITIALIZATIONS = {
-    "xavier": (_xavier, nn.initializers.zeros, _xavier),
-    "authors": (
-        nn.initializers.lecun_normal(),
-        nn.initializers.normal(1e-6),
-        nn.initializers.zeros,
-    ),
-}
 
 
 class ViT(nn.Module):
@@ -81,6 +68,8 @@ class ViT(nn.Module):
         pool: "cls" classifies the class token. Without one, "mean" classifies the mean
             of the patches, "sequence" a weighted mean, see `SequencePool`, and "map"
             what a learned query finds, see `AttentionPool`.
+        norm_after_pool: whether the final LayerNorm follows the pooling, as timm's
+            `fc_norm` does, not the encoder.
         num_registers: number of tokens that belong to no patch and are not classified
             (arXiv:2309.16588); they follow the patches.
         representation_size: width of a tanh layer before the head; none if None.
@@ -122,6 +111,7 @@ class ViT(nn.Module):
     stochastic_depth_rate: float = 0.0
     layer_scale: float | None = None
     pool: Pool = "cls"
+    norm_after_pool: bool = False
     num_registers: int = 0
     representation_size: int | None = None
     position_embedding: PositionEmbedding = "learned"
@@ -147,7 +137,7 @@ class ViT(nn.Module):
         chex.assert_rank(image_BHWC, 4)
         chex.assert_type(image_BHWC, float)
         self._check_fields()
-        kernel_init, mlp_bias_init, head_init = _INITIALIZATIONS[self.initialization]
+        kernel_init, mlp_bias_init, head_init = INITIALIZATIONS[self.initialization]
         dense = functools.partial(make_dense, dtype=self.dtype)
         rows, columns = grid = grid_of_patches(image_BHWC, self.patch_size)
         x_BTD = self._add_tokens(self._embed(image_BHWC, kernel_init), grid)
@@ -232,7 +222,7 @@ class ViT(nn.Module):
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self._mlp_dim(),
-            activation=_ACTIVATIONS[self.activation],
+            activation=ACTIVATIONS[self.activation],
             mlp_bias_init=mlp_bias_init,
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
@@ -245,6 +235,7 @@ class ViT(nn.Module):
             remat=self.remat,
             scan=self.scan,
             num_outputs=num_outputs,
+            final_norm=not self.norm_after_pool,
             dtype=self.dtype,
             dot_general=self.dot_general,
             name="encoder",
@@ -256,21 +247,22 @@ class ViT(nn.Module):
 
     def _pool(self, x_BTD: Array, num_patches: int) -> Array:
         """Reduce the tokens to what is classified: x_BD."""
+        fields = {"dtype": self.dtype, "name": "pool"}
+        patches_BTD = x_BTD[:, :num_patches]
         if self.pool == "cls":
-            return x_BTD[:, 0]
-        x_BTD = x_BTD[:, :num_patches]
-        if self.pool == "sequence":
-            return SequencePool(dtype=self.dtype, name="pool")(x_BTD)
-        if self.pool == "map":
-            return AttentionPool(
-                self.num_heads,
-                self._mlp_dim(),
-                activation=_ACTIVATIONS[self.activation],
-                norm_epsilon=self.norm_epsilon,
-                dtype=self.dtype,
-                name="pool",
-            )(x_BTD)
-        return x_BTD.mean(axis=1)
+            x_BD = x_BTD[:, 0]
+        elif self.pool == "mean":
+            x_BD = patches_BTD.mean(axis=1)
+        elif self.pool == "sequence":
+            x_BD = SequencePool(**fields)(patches_BTD)
+        else:
+            activation = ACTIVATIONS[self.activation]
+            fields |= {"activation": activation, "norm_epsilon": self.norm_epsilon}
+            pool = AttentionPool(self.num_heads, self._mlp_dim(), **fields)
+            x_BD = pool(patches_BTD)
+        if self.norm is None or not self.norm_after_pool:
+            return x_BD
+        return LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(x_BD)
 
     def _check_fields(self) -> None:
         """Raise ValueError for fields that are out of range for every image."""

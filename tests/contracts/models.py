@@ -45,7 +45,6 @@ EXEMPT = {
     "resnet_jax.blocks.make_conv": "makes a layer",
     "resnet_jax.blocks.make_norm": "makes a layer",
     "resnet_jax.dtypes.float32_or_wider": "takes a dtype",
-    "resnet_jax.weights.from_torch": "takes arrays by their names",
 }
 
 

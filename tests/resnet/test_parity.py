@@ -1,5 +1,7 @@
 """The blocks and the ResNet agree with PyTorch: gradients, statistics, evaluation."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import pytest
@@ -25,7 +27,8 @@ def test_residual_block_matches_torch(source, name, case):
 def test_resnet_matches_torch(source, name, case):
     fields = {key: value for key, value in case.items() if key != "image_shape"}
     fields["block"] = getattr(resnet_jax, case["block"])
-    _check(ResNet(**fields), parity.read(source, name), convert.resnet)
+    model = ResNet(**fields)
+    _check(model, parity.read(source, name), functools.partial(convert.resnet, model))
 
 
 def _check(module: nn.Module, record: parity.Record, convert_state) -> None:

@@ -206,14 +206,14 @@ def test_vit_drops_embedded_tokens_at_their_own_rate(field):
 @pytest.mark.parametrize("pool, num_tokens", [("cls", 7), ("mean", 6)])
 def test_vit_capture_leaves_the_logits_as_they_are(pool, num_tokens):
     module, variables = _vit(pool=pool), _variables(pool)
-    # As users compile it, to the same bits: the tests' own flags optimise nothing.
+    # As users compile it. Products with fewer rows may sum in another order.
     compiled = functools.partial(
         jax.jit, compiler_options={"xla_backend_optimization_level": 3}
     )
     capture = compiled(functools.partial(module.apply, mutable="intermediates"))
     logits_BY, captured = capture(variables, IMAGE_BHWC)
     expected_BY = compiled(module.apply)(variables, IMAGE_BHWC)
-    np.testing.assert_array_equal(logits_BY, expected_BY)
+    np.testing.assert_allclose(logits_BY, expected_BY, atol=2e-6)
     blocks = captured["intermediates"]["encoder"]
     assert set(blocks) == {"block_0", "block_1"}
     for block in blocks.values():

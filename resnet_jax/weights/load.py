@@ -1,0 +1,91 @@
+"""Load a ResNet from weights that others trained."""
+
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.resnet import ResNet
+from resnet_jax.weights import huggingface, torch
+from weight_files import (
+    Pretrained,
+    Source,
+    Weights,
+    fit_to_model,
+    open_source,
+    to_ours,
+)
+from weight_files.pretrained import IMAGENET_MEAN, IMAGENET_STD, preprocessing_of
+
+# Side of an image, pixels, where nothing says another: of the two stems.
+_SIDES = {"small": 32, "imagenet": 224}
+
+
+def load(
+    source: Weights,
+    *,
+    image_size: tuple[int, int] | None = None,
+    **fields: Any,
+) -> Pretrained:
+    """Load a ResNet from a file, a folder, the Hugging Face hub or a state dict.
+
+    The layout is found out from the names of the arrays: that of torchvision, timm and
+    the customary networks for CIFAR (kuangliu's, akamaster's), or Hugging Face's.
+
+    Args:
+        source: "FILE", "FOLDER", "hf://owner/name[@revision]" or a state dict; see
+            `weight_files.open_source`.
+        image_size: height and width, pixels; by default 224 for the stem "imagenet",
+            32 for "small", where nothing else says it.
+        **fields: of `ResNet`, in place of those that were found.
+
+    Returns:
+        The model, its variables, and what belongs to them. The variables are numpy
+        arrays.
+
+    Raises:
+        ValueError: in one line, if the source can't be read, is no ResNet, or has
+            arrays too many or too few.
+    """
+    opened = open_source(source)
+    is_torch = torch.recognises(read := torch.read_arrays(opened.arrays))
+    if not is_torch and not huggingface.recognises(opened.arrays):
+        raise ValueError(
+            f"weights {opened.name!r} are no ResNet of torchvision, timm or Hugging "
+            "Face; their first names are "
+            f"{', '.join(map(repr, list(opened.arrays)[:3])) or 'none'}"
+        )
+    try:
+        if is_torch:
+            return _load(opened, read, torch.read_fields(read), image_size, fields)
+        read = huggingface.read_arrays(opened.arrays)
+        found = huggingface.read_fields(read, opened.config)
+        return _load(opened, read, found, image_size, fields, layout=huggingface)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(f"weights {opened.name!r} are no complete ResNet: {reason}")
+
+
+def _load(
+    source: Source,
+    arrays: dict[str, np.ndarray],
+    found: dict[str, Any],
+    image_size: tuple[int, int] | None,
+    fields: dict[str, Any],
+    *,
+    layout: Any = torch,
+) -> Pretrained:
+    """Load from an opened source of a known layout."""
+    channels = found.pop("channels")
+    model = ResNet(**(found | fields))
+    told: dict[str, Any] = preprocessing_of(source)
+    side = _SIDES[model.stem]
+    size = image_size or told.pop("image_size", (side, side))
+    told.pop("image_size", None)
+    if channels == 3:
+        told = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **told}
+    image_shape = (size[0], size[1], channels)
+    read = to_ours(layout.table(model), arrays)
+    variables = fit_to_model(model, read, image_shape)
+    return Pretrained(model, variables, image_shape, **told)

@@ -1,0 +1,307 @@
+"""Files, folders and the hub: what is read, and what is refused in one line."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+import weight_files
+from tests.weights import cases
+from vit_jax import weights
+from weight_files import Pretrained, open_source
+
+
+@pytest.fixture(scope="module")
+def vit():
+    model = vit_jax.ViT(
+        3, patch_size=4, width=16, depth=2, num_heads=2, activation="gelu"
+    )
+    variables = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    half = (0.5, 0.5, 0.5)
+    return Pretrained(model, variables, (8, 8, 3), half, half, ("a", "b", "c"))
+
+
+def refusal(source) -> str:
+    with pytest.raises(ValueError) as error:
+        weights.load(source)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(source) in message
+    return message
+
+
+def test_missing_and_unknown_files(tmp_path):
+    assert "are not there" in refusal(tmp_path / "no.npz")
+    (tmp_path / "a.txt").write_text("")
+    assert "must be a file of: .npz, .safetensors, .pth" in refusal(tmp_path / "a.txt")
+    assert "must be a folder with one of model.safetensors" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth", ".th", ".bin"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x02 no pickle"])
+def test_damaged_files(suffix, content, tmp_path):
+    if suffix not in (".npz", ".safetensors"):
+        pytest.importorskip("torch")
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(content)
+    assert "are damaged" in refusal(file)
+
+
+def test_truncated_file(vit, tmp_path):
+    (file,) = weights.save(tmp_path / "a.safetensors", vit, format="timm")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "are damaged" in refusal(file)
+
+
+def test_no_code_in_a_pickle_is_run(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Evil:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "was_run",))
+
+    torch.save({"state_dict": {"a": Evil()}}, tmp_path / "evil.pth")
+    assert "are damaged" in refusal(tmp_path / "evil.pth")
+    np.savez(tmp_path / "evil.npz", a=np.array([Evil()], dtype=object))
+    assert "are damaged" in refusal(tmp_path / "evil.npz")
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_names_that_belong_to_no_vit(tmp_path):
+    np.savez(tmp_path / "a.npz", b=np.ones(3), c=np.ones(3))
+    assert "their first names are 'b', 'c'" in refusal(tmp_path / "a.npz")
+
+
+def test_missing_and_left_over_arrays(vit):
+    state = dict(_state(vit))
+    for name in (
+        "blocks.0.norm1.bias",
+        "blocks.1.norm1.bias",
+        "norm.bias",
+        "pos_embed",
+    ):
+        removed = {k: v for k, v in state.items() if k != name}
+        with pytest.raises(ValueError, match=f"(lack|KeyError:) '{name}'"):
+            weights.load(removed, num_heads=2)
+    extra = {f"extra.{i}": np.ones(1) for i in range(5)}
+    with pytest.raises(ValueError, match=r"'extra.0', 'extra.1', 'extra.2' and 2 more"):
+        weights.load(state | extra, num_heads=2)
+    wrong = state | {"norm.bias": np.ones(7)}
+    with pytest.raises(ValueError, match=r"norm/bias \(7,\) instead of \(16,\)"):
+        weights.load(wrong, num_heads=2)
+
+
+def _state(vit):
+    from vit_jax.weights.timm import TIMM
+    from weight_files import to_theirs
+
+    return to_theirs(TIMM.table(vit.model), jax.device_get(vit.variables))
+
+
+def test_num_heads_must_be_given_where_nothing_tells_it(vit):
+    with pytest.raises(ValueError, match="num_heads must be given for a width of 16"):
+        weights.load(_state(vit))
+
+
+def test_image_size_must_be_given_where_the_patches_form_no_square():
+    state = cases.below(cases.read_golden("timm_oblong"), "state")
+    with pytest.raises(ValueError, match="image_size must be given"):
+        weights.load(state, num_heads=4)
+    assert weights.load(state, num_heads=4, image_size=(8, 12)).image_shape[1] == 12
+
+
+@pytest.mark.parametrize(
+    ("format", "field", "value"),
+    [
+        ("hf", "num_registers", 1),
+        ("hf", "pool", "mean"),
+        ("hf", "layer_scale", 0.1),
+        ("hf", "representation_size", 8),
+        ("hf", "norm", "post"),
+        ("hf", "residual", False),
+        ("npz", "activation", "gelu"),
+        ("torchvision", "norm_epsilon", 1e-12),
+        ("timm", "position_embedding", "rope"),
+        ("timm", "stem", "conv"),
+        ("timm", "pool", "sequence"),
+        ("timm", "representation_size", 8),
+        ("timm", "mlp_ratio", None),
+    ],
+)
+def test_what_a_library_cannot_express_is_refused(vit, format, field, value, tmp_path):
+    import dataclasses
+
+    model = vit.model.clone(**{field: value})
+    if field not in ("stem", "mlp_ratio"):
+        variables = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    else:
+        variables = vit.variables
+    changed = dataclasses.replace(vit, model=model, variables=variables)
+    with pytest.raises(ValueError, match=rf"has no ViT with {field} {value!r}"):
+        weights.save(tmp_path / "file", changed, format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_formats_and_models_are_refused(vit, tmp_path):
+    with pytest.raises(ValueError, match="format must be one of timm, hf"):
+        weights.save(tmp_path / "a", vit, format="gguf")
+
+
+def test_blocks_under_scan_are_written_as_others(vit, tmp_path):
+    import dataclasses
+
+    params = weights.stack_blocks(vit.variables["params"])
+    scanned = dataclasses.replace(
+        vit, model=vit.model.clone(scan=True), variables={"params": params}
+    )
+    (a,) = weights.save(tmp_path / "a.safetensors", vit, format="timm")
+    (b,) = weights.save(tmp_path / "b.safetensors", scanned, format="timm")
+    assert a.read_bytes() == b.read_bytes()
+    image = jnp.ones((1, 8, 8, 3))
+    np.testing.assert_allclose(
+        scanned.model.apply(scanned.variables, image),
+        vit.model.apply(vit.variables, image),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("position_embedding", ["sincos2d", None])
+def test_a_fixed_position_embedding_is_written_as_a_learned_one(
+    position_embedding, vit, tmp_path
+):
+    import dataclasses
+
+    model = vit.model.clone(position_embedding=position_embedding)
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), image)
+    fixed = dataclasses.replace(vit, model=model, variables=variables)
+    (file,) = weights.save(tmp_path / "a.safetensors", fixed, format="timm")
+    loaded = weights.load(file)
+    assert loaded.model.position_embedding == "learned"
+    np.testing.assert_allclose(
+        loaded.model.apply(loaded.variables, image),
+        model.apply(variables, image),
+        atol=1e-6,
+    )
+
+
+def test_config_json_that_does_not_fit(vit, tmp_path):
+    weights.save(tmp_path, vit, format="hf")
+    text = (tmp_path / "config.json").read_text()
+    for old, new, message in (
+        ('"gelu"', '"silu"', "has the hidden_act 'silu'"),
+        ('"qkv_bias": true', '"qkv_bias": false', "has qkv_bias false"),
+        ('"num_attention_heads"', '"other"', "lacks 'num_attention_heads'"),
+        ("{", "[", "are damaged"),
+    ):
+        (tmp_path / "config.json").write_text(text.replace(old, new, 1))
+        assert message in refusal(tmp_path)
+
+
+def test_files_in_half_precision_become_float32(vit, tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    state = {k: torch.tensor(v).bfloat16() for k, v in _state(vit).items()}
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "a.pth")
+    for name in ("a.safetensors", "a.pth"):
+        loaded = weights.load(tmp_path / name, num_heads=2)
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)}
+        assert dtypes == {np.dtype("float32")}
+        np.testing.assert_array_equal(
+            loaded.variables["params"]["head"]["kernel"],
+            state["head.weight"].float().numpy().T,
+        )
+
+
+def test_a_folder_with_several_files(vit, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    weights.save(tmp_path, vit, format="hf")
+    whole = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(whole)
+    weight_map = {}
+    for part in range(2):
+        file = f"model-0000{part + 1}-of-00002.safetensors"
+        save_file({name: whole[name] for name in names[part::2]}, tmp_path / file)
+        weight_map |= dict.fromkeys(names[part::2], file)
+    index = {"weight_map": weight_map}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = weights.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, vit.variables)
+    assert loaded.class_names == ("a", "b", "c")
+
+
+HUB = """
+import sys
+from vit_jax import weights
+try:
+    loaded = weights.load(sys.argv[1])
+    print(loaded.image_shape, loaded.class_names)
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("hf://owner/name", "(8, 8, 3) ('a', 'b', 'c')"),
+        ("hf://owner/name@v1", "(8, 8, 3) ('a', 'b', 'c')"),
+        (
+            "hf://owner/name@v2",
+            "refused: weights 'hf://owner/name@v2' can't be fetched",
+        ),
+        ("hf://owner/other", "refused: weights 'hf://owner/other' can't be fetched"),
+        ("hf://owner", "refused: weights must be hf://owner/name or"),
+    ],
+)
+def test_hub_offline_with_a_filled_cache(source, output, vit, tmp_path):
+    repository = tmp_path / "models--owner--name"
+    commit = "0123456789" * 4
+    (repository / "snapshots").mkdir(parents=True)
+    weights.save(repository / "snapshots" / commit, vit, format="hf")
+    (repository / "refs").mkdir()
+    for reference in ("main", "v1"):
+        (repository / "refs" / reference).write_text(commit)
+    environment = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", HUB, source],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.startswith(output), run.stderr
+    assert run.stdout.count("\n") == 1
+
+
+def test_source_may_be_opened_before(vit, tmp_path):
+    (file,) = weights.save(tmp_path / "a.safetensors", vit, format="timm")
+    source = open_source(file)
+    assert open_source(source) is source
+    loaded = weights.load(source)
+    assert loaded.model == vit.model.clone(position_std=0.02)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_channels_are_adapted_as_by_timm(channels):
+    """The values are those of timm 1.0.31's adapt_input_conv, repeated here."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    adapted = weight_files.adapt_channels(kernel, channels)
+    if channels == 1:
+        expected = kernel.sum(axis=2, keepdims=True)
+    else:
+        cycle = [i % 3 for i in range(channels)]
+        expected = kernel[:, :, cycle] * np.float32(3 / channels)
+        expected = kernel if channels == 3 else expected
+    np.testing.assert_allclose(adapted, expected, rtol=1e-6)

@@ -1,0 +1,168 @@
+"""Models of other libraries at full size, where the libraries are installed."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax.weights
+import vit_jax.weights
+from tests.weights.test_parity import relative
+from weight_files import open_source
+
+pytestmark = [pytest.mark.slow, pytest.mark.parity]  # up to 86 million parameters
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def draw(module):
+    """Give a module random values, as the golden files have them."""
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    from tests.make_golden_weights import draw
+
+    return draw(module, seed=0)
+
+
+def compare(module, loaded, *, seed=0):
+    """Compare the logits for two random images; return PyTorch's."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(seed)
+    image_BHWC = rng.normal(size=(2, *loaded.image_shape)).astype(np.float32)
+    with torch.no_grad():
+        logits = module(torch.as_tensor(image_BHWC.transpose(0, 3, 1, 2)))
+    logits = getattr(logits, "logits", logits).numpy()
+    ours = jax.jit(loaded.model.apply)(loaded.variables, image_BHWC)
+    assert relative(np.asarray(ours), logits) < 1e-5
+    return logits
+
+
+@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+def test_vit_of_timm(name, size, torch, tmp_path):
+    timm = pytest.importorskip("timm")
+    module = draw(timm.create_model(f"vit_{name}_patch16_{size}"))
+    loaded = vit_jax.weights.load(module.state_dict())
+    assert loaded.image_shape == (size, size, 3)
+    compare(module, loaded)
+    (file,) = vit_jax.weights.save(tmp_path / "a.safetensors", loaded, format="timm")
+    arguments = open_source(file).config["model_args"]
+    arguments |= {"act_layer": torch.nn.GELU}
+    again = timm.models.vision_transformer.VisionTransformer(**arguments).eval()
+    again.load_state_dict(
+        pytest.importorskip("safetensors.torch").load_file(file), strict=True
+    )
+    compare(again, loaded)
+
+
+@pytest.mark.parametrize("is_big_vision", [False, True])
+@pytest.mark.parametrize("pool", ["cls", "mean", "map"])
+def test_npz_is_read_by_timm(pool, is_big_vision, torch, tmp_path):
+    """timm reads the authors' files; big_vision's differ as its README's code says."""
+    timm = pytest.importorskip("timm")
+    pools = {"cls": "token", "mean": "avg", "map": "map"}
+    fields = {"class_token": pool == "cls", "global_pool": pools[pool]}
+    if pool == "mean":
+        fields["fc_norm"] = False
+    size = {"embed_dim": 192, "num_heads": 3, "depth": 2, "act_layer": "gelu_tanh"}
+    make = timm.models.vision_transformer.VisionTransformer
+    module = draw(make(**size, **fields))
+    loaded = vit_jax.weights.load(
+        module.state_dict(), activation="gelu_tanh", initialization="authors", pool=pool
+    )
+    if pool == "cls":
+        plain = loaded
+    elif not is_big_vision:
+        with pytest.raises(ValueError, match="has no ViT with pool"):
+            vit_jax.weights.save(tmp_path / "a.npz", loaded, format="npz")
+        return
+    else:
+        plain = loaded
+    file = tmp_path / "a.npz"
+    write_authors(file, plain, is_big_vision=is_big_vision)
+    again = make(
+        **size, **fields, **({"no_embed_class": True} if is_big_vision else {})
+    )
+    again.load_pretrained(str(file))
+    loaded = vit_jax.weights.load(file)
+    assert loaded.mean == (0.5, 0.5, 0.5)
+    compare(again.eval(), loaded)
+
+
+def write_authors(file, loaded, *, is_big_vision):
+    """Write a ViT in the authors' layout, or in big_vision's."""
+    from vit_jax.weights.authors import AUTHORS
+    from weight_files import to_theirs
+
+    arrays = to_theirs(AUTHORS.table(loaded.model), loaded.variables)
+    if is_big_vision:
+        for old, new in (
+            ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"),
+            ("encoderblock", "encoderblock"),
+            ("LayerNorm_2", "LayerNorm_1"),
+            ("MlpBlock_3", "MlpBlock_0"),
+            ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
+        ):
+            arrays = {name.replace(old, new): x for name, x in arrays.items()}
+        if loaded.model.pool == "cls":
+            arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
+        arrays = {f"params/{name}": x for name, x in arrays.items()}
+    np.savez(file, **arrays)
+
+
+def test_vit_of_hugging_face(torch, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    kind = transformers.ViTForImageClassification
+    module = draw(kind(transformers.ViTConfig(num_hidden_layers=4)))
+    module.save_pretrained(tmp_path / "theirs")
+    loaded = vit_jax.weights.load(tmp_path / "theirs")
+    compare(module, loaded)
+    loaded = dataclasses.replace(loaded, mean=(0.5,) * 3, std=(0.5,) * 3)
+    vit_jax.weights.save(tmp_path / "ours", loaded, format="hf")
+    again, info = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values())
+    compare(again.eval(), loaded)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
+    assert tuple(processor.image_mean) == (0.5,) * 3
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32"])
+def test_vit_of_torchvision(name, torch, tmp_path):
+    models = pytest.importorskip("torchvision").models
+    module = draw(getattr(models, name)())
+    loaded = vit_jax.weights.load(module.state_dict())
+    compare(module, loaded)
+    (file,) = vit_jax.weights.save(
+        tmp_path / "a.safetensors", loaded, format="torchvision"
+    )
+    again = getattr(models, name)()
+    again.load_state_dict(pytest.importorskip("safetensors.torch").load_file(file))
+    compare(again.eval(), loaded)
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_resnet_of_all_libraries(depth, torch, tmp_path):
+    models = pytest.importorskip("torchvision").models
+    timm = pytest.importorskip("timm")
+    transformers = pytest.importorskip("transformers")
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    module = draw(getattr(models, f"resnet{depth}")())
+    loaded = resnet_jax.weights.load(module.state_dict())
+    compare(module, loaded)
+    path = tmp_path / "a.safetensors"
+    (file,) = resnet_jax.weights.save(path, loaded, format="torchvision")
+    for again in (
+        getattr(models, f"resnet{depth}")(),
+        timm.create_model(f"resnet{depth}"),
+    ):
+        again.load_state_dict(load_file(file))
+        compare(again.eval(), loaded)
+    resnet_jax.weights.save(tmp_path / "hf", loaded, format="hf")
+    kind = transformers.ResNetForImageClassification
+    again, info = kind.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values())
+    compare(again.eval(), loaded)

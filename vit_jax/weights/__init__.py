@@ -1,0 +1,26 @@
+"""Read and write the weights of ViTs: the authors', timm's, Hugging Face's, PyTorch's.
+
+`load` finds out what a file or folder holds; `save` writes it for others to open.
+"""
+
+from vit_jax.weights.load import FORMATS, load
+from vit_jax.weights.position import resize_position_embedding
+from vit_jax.weights.save import save
+from vit_jax.weights.scan import stack_blocks, unstack_blocks
+from vit_jax.weights.torch_transformer import (
+    load_encoder,
+    load_transformer,
+    transformer_state,
+)
+
+__all__ = [
+    "FORMATS",
+    "load",
+    "load_encoder",
+    "load_transformer",
+    "resize_position_embedding",
+    "save",
+    "stack_blocks",
+    "transformer_state",
+    "unstack_blocks",
+]

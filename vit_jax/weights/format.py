@@ -1,0 +1,107 @@
+"""What a format of a ViT's weights is made of, and what the formats share."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.vit import ViT
+from weight_files import Entry, Source
+
+Arrays = dict[str, np.ndarray]
+
+# Width → heads, of the models that have a name; files in PyTorch's layout don't say.
+_NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How another library names and arranges a ViT's parameters.
+
+    Attributes:
+        library: whose it is, for messages.
+        recognises: whether arrays of these names are of the format.
+        read_fields: the fields of `ViT`, and "image_size" and "channels".
+        read_arrays: brings the arrays into the form that `table` describes; it is told
+            the number of patches.
+        table: the entries for a model.
+        write_arrays: undoes `read_arrays`.
+        check: raises ValueError for a model that the library cannot express.
+    """
+
+    library: str
+    recognises: Callable[[Mapping[str, Any]], bool]
+    read_fields: Callable[[Source], dict[str, Any]]
+    table: Callable[[ViT], list[Entry]]
+    check: Callable[[ViT], None]
+    read_arrays: Callable[[Arrays, ViT, int], Arrays] = lambda arrays, model, _: arrays
+    write_arrays: Callable[[Arrays, ViT], Arrays] = lambda arrays, model: arrays
+
+
+def count_blocks(names: Mapping[str, Any], prefix: str) -> int:
+    """Count the blocks: how many numbers follow the prefix."""
+    rest = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return len({text.partition(".")[0].partition("/")[0] for text in rest})
+
+
+def guess_num_heads(width: int, config: Mapping[str, Any]) -> dict[str, int]:
+    """Find the number of heads: the config's, or that of the known model as wide."""
+    heads = config.get("num_heads", _NUM_HEADS.get(width))
+    return {} if heads is None else {"num_heads": heads}
+
+
+def square_side(count: int) -> int | None:
+    """Return the side of a square grid of so many patches; None if there is none."""
+    side = round(count**0.5)
+    return side if side * side == count else None
+
+
+def patch_embedding(ours: str, theirs: str, model: ViT) -> list[Entry]:
+    """Match the embedding, (P·P·C, D), with a convolution's kernel (D, C, P, P)."""
+    patch = model.patch_size
+
+    def read(kernel: np.ndarray) -> list[np.ndarray]:
+        return [kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])]
+
+    def write(kernel: np.ndarray) -> np.ndarray:
+        width = kernel.shape[-1]
+        return kernel.reshape(patch, patch, -1, width).transpose(3, 2, 0, 1)
+
+    path = f"params/{ours}"
+    return [
+        Entry((f"{path}/kernel",), f"{theirs}.weight", read, write),
+        Entry((f"{path}/bias",), f"{theirs}.bias", lambda b: [b], lambda b: b),
+    ]
+
+
+def check_plain(model: ViT, library: str, **allowed: tuple[Any, ...]) -> None:
+    """Raise ValueError for a field whose value the library cannot express.
+
+    Args:
+        model: the model.
+        library: its name.
+        **allowed: field → values; those of other fields are the plain ViT's.
+    """
+    plain = {
+        "stem": ("patches",),
+        "norm": ("pre",),
+        "residual": (True,),
+        "position_embedding": ("learned",),
+        "pool": ("cls",),
+        "num_registers": (0,),
+        "layer_scale": (None,),
+        "representation_size": (None,),
+        "norm_after_pool": (False,),
+        "norm_epsilon": (1e-6,),
+        "activation": ("gelu",),
+    }
+    for field, values in (plain | allowed).items():
+        value = getattr(model, field)
+        if values and value not in values:
+            raise ValueError(
+                f"{library} has no ViT with {field} {value!r}; it must be "
+                f"{' or '.join(map(repr, values))}"
+            )
+    if model.mlp_ratio is None:
+        raise ValueError(f"{library} has no ViT with mlp_ratio None, without MLPs")

@@ -1,0 +1,104 @@
+"""Load a ViT from weights that others trained."""
+
+from typing import Any
+
+from vit_jax.vit import ViT
+from vit_jax.weights.authors import AUTHORS
+from vit_jax.weights.format import Format
+from vit_jax.weights.huggingface import HUGGINGFACE
+from vit_jax.weights.timm import TIMM
+from vit_jax.weights.torchvision import TORCHVISION
+from weight_files import (
+    Pretrained,
+    Source,
+    Weights,
+    fit_to_model,
+    open_source,
+    to_ours,
+)
+from weight_files.pretrained import preprocessing_of
+
+FORMATS: dict[str, Format] = {
+    "timm": TIMM,
+    "hf": HUGGINGFACE,
+    "torchvision": TORCHVISION,
+    "npz": AUTHORS,
+}
+
+
+def load(
+    source: Weights,
+    *,
+    image_size: tuple[int, int] | None = None,
+    **fields: Any,
+) -> Pretrained:
+    """Load a ViT from a file, a folder, the Hugging Face hub or a state dict.
+
+    The layout is found out from the names of the arrays: the authors' (.npz, of
+    google-research/vision_transformer and big_vision), timm's, Hugging Face's or
+    torchvision's. Activation, epsilon and normalisation are those of its library.
+
+    Args:
+        source: "FILE", "FOLDER", "hf://owner/name[@revision]" or a state dict; see
+            `weight_files.open_source`.
+        image_size: height and width that the weights are for, pixels; needed where
+            the patches form no square, and nothing else says so.
+        **fields: of `ViT`, in place of those that were found; such as `num_heads`,
+            which files in PyTorch's layout do not tell, or `pool`.
+
+    Returns:
+        The model, its variables, and what belongs to them. The parameters are numpy
+        arrays.
+
+    Raises:
+        ValueError: in one line, if the source can't be read, is no ViT, has arrays too
+            many or too few, or if something about it has to be given.
+
+    References: the layouts are those of github.com/google-research/vision_transformer,
+    github.com/google-research/big_vision, timm, transformers and torchvision.
+    """
+    opened = open_source(source)
+    for layout in FORMATS.values():
+        if layout.recognises(opened.arrays):
+            break
+    else:
+        libraries = ", ".join(it.library for it in FORMATS.values())
+        raise ValueError(
+            f"weights {opened.name!r} are no ViT of {libraries}; their first names are "
+            f"{', '.join(map(repr, list(opened.arrays)[:3])) or 'none'}"
+        )
+    try:
+        return _load(opened, layout, image_size, fields)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(
+        f"weights {opened.name!r} are no complete ViT of {layout.library}: {reason}"
+    )
+
+
+def _load(
+    source: Source, layout: Format, image_size: tuple[int, int] | None, fields: Any
+) -> Pretrained:
+    """Load from an opened source of a known layout."""
+    found = layout.read_fields(source)
+    told = preprocessing_of(source)
+    channels, square = found.pop("channels"), found.pop("image_size")
+    size = image_size or square or told.get("image_size")
+    told.pop("image_size", None)
+    extras = {name: found.pop(name) for name in ("mean", "std") if name in found}
+    if "num_heads" not in found | fields:
+        raise ValueError(
+            f"num_heads must be given for a width of {found['width']}, as the weights "
+            "don't say it"
+        )
+    if size is None:
+        raise ValueError("image_size must be given, as their patches form no square")
+    model = ViT(**(found | fields))
+    num_patches = (size[0] // model.patch_size) * (size[1] // model.patch_size)
+    arrays = layout.read_arrays(dict(source.arrays), model, num_patches)
+    image_shape = (size[0], size[1], channels)
+    read = to_ours(layout.table(model), arrays)
+    variables = fit_to_model(model, read, image_shape)
+    return Pretrained(model, variables, image_shape, **(extras | told))

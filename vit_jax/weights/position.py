@@ -1,0 +1,72 @@
+"""Resize a learned position embedding to another grid of patches."""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Method = Literal["bicubic", "bilinear"]
+
+
+def resize_position_embedding(
+    position_1TD: Array | np.ndarray,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    *,
+    method: Method = "bicubic",
+) -> Array:
+    """Resize a learned position embedding to another grid of patches.
+
+    >>> resize_position_embedding(jnp.ones((1, 5, 8)), (2, 2), (3, 4)).shape
+    (1, 13, 8)
+
+    Args:
+        position_1TD: the places of a grid, row by row; what stands before them, such as
+            the class token's place, is kept.
+        old_grid: rows and columns of patches.
+        new_grid: likewise.
+        method: "bicubic", with antialiasing, as in timm; or "bilinear" between the
+            corners, as in the authors' code.
+
+    Returns:
+        (1, T, D), T of the new grid.
+
+    Raises:
+        ValueError: for fewer tokens than patches, or another method.
+
+    References: arXiv:2010.11929, section 3.2.
+    """
+    chex.assert_shape(position_1TD, (1, None, None))
+    num_others = position_1TD.shape[1] - old_grid[0] * old_grid[1]
+    if num_others < 0:
+        raise ValueError(
+            f"position_1TD must have {old_grid[0] * old_grid[1]} places or more, for a "
+            f"grid of {old_grid}, got {position_1TD.shape[1]}"
+        )
+    if method not in ("bicubic", "bilinear"):
+        raise ValueError(f"method must be 'bicubic' or 'bilinear', got {method!r}")
+    others_TD = jnp.asarray(position_1TD[0, :num_others])
+    width = position_1TD.shape[-1]
+    grid_HWD = jnp.asarray(position_1TD[0, num_others:]).reshape(*old_grid, width)
+    if method == "bicubic":
+        grid_HWD = jax.image.resize(grid_HWD, (*new_grid, width), "bicubic")
+    else:
+        for axis, size in enumerate(new_grid):
+            grid_HWD = _interpolate(grid_HWD, axis, size)
+    places_TD = grid_HWD.reshape(-1, width)
+    out_1TD = jnp.concatenate([others_TD, places_TD])[None]
+    chex.assert_shape(out_1TD, (1, num_others + new_grid[0] * new_grid[1], width))
+    return out_1TD
+
+
+def _interpolate(x: Array, axis: int, size: int) -> Array:
+    """Interpolate linearly along an axis, so that its ends stay."""
+    position = jnp.linspace(0, x.shape[axis] - 1, size)
+    before = jnp.floor(position).astype(jnp.int32)
+    after = jnp.minimum(before + 1, x.shape[axis] - 1)
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    share = (position - before).reshape(shape)
+    return x.take(before, axis) * (1 - share) + x.take(after, axis) * share

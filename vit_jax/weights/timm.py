@@ -1,0 +1,177 @@
+"""The layout of timm: fused query, key and value, registers, LayerScale, pooling."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.vit import ViT
+from vit_jax.weights.format import (
+    Arrays,
+    Format,
+    check_plain,
+    count_blocks,
+    guess_num_heads,
+    patch_embedding,
+    square_side,
+)
+from weight_files import Entry, Source, dense, fused, norm, renamed
+
+_POOLS = {"token": "cls", "avg": "mean", "map": "map"}
+
+
+def _recognises(arrays: Mapping[str, Any]) -> bool:
+    return "patch_embed.proj.weight" in arrays and "blocks.0.norm1.weight" in arrays
+
+
+def _read_fields(source: Source) -> dict[str, Any]:
+    arrays = source.arrays
+    arguments = source.config.get("model_args", {})
+    width, channels, patch_size, _ = arrays["patch_embed.proj.weight"].shape
+    pool = "cls" if "cls_token" in arrays else "mean"
+    if "fc_norm.weight" in arrays:
+        pool = "mean"
+    if "attn_pool.latent" in arrays:
+        pool = "map"
+    pool = _POOLS.get(source.config.get("global_pool", ""), pool)
+    registers = arrays["reg_token"].shape[1] if "reg_token" in arrays else 0
+    # A class token that isn't classified is one more register.
+    num_registers = registers + ("cls_token" in arrays and pool != "cls")
+    places = arrays["pos_embed"].shape[1]
+    num_others = registers + ("cls_token" in arrays)
+    side = square_side(places - num_others) or square_side(places)
+    return {
+        "num_classes": len(arrays["head.weight"]) if "head.weight" in arrays else None,
+        "patch_size": patch_size,
+        "width": width,
+        "depth": count_blocks(arrays, "blocks."),
+        **guess_num_heads(width, arguments),
+        "mlp_ratio": arrays["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "activation": arguments.get("act_layer") or "gelu",
+        "pool": pool,
+        "num_registers": num_registers,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in arrays else None,
+        "norm_after_pool": "fc_norm.weight" in arrays,
+        "position_std": 0.02,
+        "channels": channels,
+        "image_size": side and (side * patch_size, side * patch_size),
+    }
+
+
+def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
+    """Bring tokens and places into our order: class token, patches, registers."""
+    arrays = dict(arrays)
+    tokens = [arrays.pop(name) for name in ("cls_token", "reg_token") if name in arrays]
+    empty = np.zeros((1, 0, model.width), np.float32)
+    tokens_1TD = np.concatenate([empty, *tokens], axis=1)
+    # The tokens' own places come first, if they have any.
+    places_1TD = arrays["pos_embed"]
+    own_1TD, places_1TD = np.split(
+        places_1TD, [places_1TD.shape[1] - num_patches], axis=1
+    )
+    if not own_1TD.shape[1]:
+        own_1TD = np.zeros_like(tokens_1TD)
+    if model.pool == "cls":
+        arrays["cls_token"] = tokens_1TD[:, :1]
+        places_1TD = np.concatenate([own_1TD[:, :1], places_1TD], axis=1)
+        tokens_1TD, own_1TD = tokens_1TD[:, 1:], own_1TD[:, 1:]
+    if model.num_registers:
+        arrays["reg_token"] = tokens_1TD + own_1TD
+    return arrays | {"pos_embed": places_1TD}
+
+
+def _write_arrays(arrays: Arrays, model: ViT) -> Arrays:
+    """Give registers places, as timm does by default; they are in the tokens."""
+    if not model.num_registers:
+        return arrays
+    places_1TD = arrays["pos_embed"]
+    zeros = np.zeros_like(arrays["reg_token"])
+    first, rest = np.split(places_1TD, [int(model.pool == "cls")], axis=1)
+    return arrays | {"pos_embed": np.concatenate([first, zeros, rest], axis=1)}
+
+
+def _table(model: ViT) -> list[Entry]:
+    entries = patch_embedding("embedding", "patch_embed.proj", model)
+    entries.append(renamed("params/pos_embedding", "pos_embed"))
+    if model.pool == "cls":
+        entries.append(renamed("params/cls", "cls_token"))
+    if model.num_registers:
+        entries.append(renamed("params/registers", "reg_token"))
+    for layer in range(model.depth):
+        ours, theirs = f"params/encoder/block_{layer}", f"blocks.{layer}"
+        qkv = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
+        entries += fused(qkv, f"{theirs}.attn.qkv.weight", f"{theirs}.attn.qkv.bias")
+        entries += dense(f"{ours}/attention/out", f"{theirs}.attn.proj")
+        entries += dense(f"{ours}/mlp/hidden", f"{theirs}.mlp.fc1")
+        entries += dense(f"{ours}/mlp/out", f"{theirs}.mlp.fc2")
+        entries += norm(f"{ours}/attention_norm", f"{theirs}.norm1")
+        entries += norm(f"{ours}/mlp_norm", f"{theirs}.norm2")
+        if model.layer_scale is not None:
+            entries.append(renamed(f"{ours}/attention_scale", f"{theirs}.ls1.gamma"))
+            entries.append(renamed(f"{ours}/mlp_scale", f"{theirs}.ls2.gamma"))
+    if model.pool == "map":
+        entries += _attention_pool("params/pool", "attn_pool")
+    if model.norm_after_pool:
+        entries += norm("params/norm", "fc_norm")
+    else:
+        entries += norm("params/encoder/norm", "norm")
+    if model.num_classes is not None:
+        entries += dense("params/head", "head")
+    return entries
+
+
+def _attention_pool(ours: str, theirs: str) -> list[Entry]:
+    key_value = [f"{ours}/attention/key", f"{ours}/attention/value"]
+    return [
+        renamed(f"{ours}/probe", f"{theirs}.latent"),
+        *dense(f"{ours}/attention/query", f"{theirs}.q"),
+        *fused(key_value, f"{theirs}.kv.weight", f"{theirs}.kv.bias"),
+        *dense(f"{ours}/attention/out", f"{theirs}.proj"),
+        *norm(f"{ours}/norm", f"{theirs}.norm"),
+        *dense(f"{ours}/mlp/hidden", f"{theirs}.mlp.fc1"),
+        *dense(f"{ours}/mlp/out", f"{theirs}.mlp.fc2"),
+    ]
+
+
+def _check(model: ViT) -> None:
+    check_plain(
+        model,
+        "timm",
+        pool=("cls", "mean", "map"),
+        num_registers=(),
+        layer_scale=(),
+        norm_after_pool=(False, True),
+        activation=(),
+    )
+
+
+TIMM = Format(
+    library="timm",
+    recognises=_recognises,
+    read_fields=_read_fields,
+    read_arrays=_read_arrays,
+    table=_table,
+    write_arrays=_write_arrays,
+    check=_check,
+)
+
+
+def timm_config(model: ViT, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Describe a model by the arguments of timm's `VisionTransformer`."""
+    height, width, channels = image_shape
+    return {
+        "img_size": [height, width],
+        "patch_size": model.patch_size,
+        "in_chans": channels,
+        "num_classes": model.num_classes or 0,
+        "global_pool": {v: k for k, v in _POOLS.items()}[model.pool],
+        "embed_dim": model.width,
+        "depth": model.depth,
+        "num_heads": model.num_heads,
+        "mlp_ratio": model.mlp_ratio,
+        "class_token": model.pool == "cls",
+        "reg_tokens": model.num_registers,
+        "init_values": model.layer_scale,
+        "fc_norm": model.norm_after_pool,
+        "act_layer": model.activation,
+    }

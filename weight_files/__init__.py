@@ -1,0 +1,38 @@
+"""Files of weights, as PyTorch, Hugging Face and the ViT authors write them.
+
+`vit_jax.weights` and `resnet_jax.weights` turn what is read here into their models.
+"""
+
+from weight_files.pretrained import Pretrained, adapt_channels, fit_to_model
+from weight_files.read import Source, Weights, open_source
+from weight_files.table import (
+    Entry,
+    convolution,
+    dense,
+    fused,
+    norm,
+    renamed,
+    to_ours,
+    to_theirs,
+)
+from weight_files.write import write_json, write_npz, write_safetensors
+
+__all__ = [
+    "Entry",
+    "Pretrained",
+    "Source",
+    "Weights",
+    "adapt_channels",
+    "convolution",
+    "dense",
+    "fit_to_model",
+    "fused",
+    "norm",
+    "open_source",
+    "renamed",
+    "to_ours",
+    "to_theirs",
+    "write_json",
+    "write_npz",
+    "write_safetensors",
+]

@@ -1,0 +1,153 @@
+"""A model with its weights, and what belongs to them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weight_files.read import Source
+from weight_files.table import first_three
+
+Resampling = Literal["bilinear", "bicubic"]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model that others trained, or that is to be handed to others.
+
+    Attributes:
+        model: the module.
+        variables: its variables.
+        image_shape: height, width and channels of its input.
+        mean: of each channel, of pixels in [0, 1]; None where the source does not say.
+        std: likewise.
+        class_names: a name for each class; None where the source does not say.
+        crop_fraction: an image is resized so that its shorter side is the model's
+            divided by this, and then cropped.
+        resampling: how it is resized.
+    """
+
+    model: nn.Module
+    variables: Any
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    crop_fraction: float = 1.0
+    resampling: Resampling = "bilinear"
+
+
+def fit_to_model(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+) -> Any:
+    """Check that variables are those of a model; give each array the model's axes.
+
+    Args:
+        model: the module, which takes images.
+        variables: arrays, which may differ from the model's by axes of length 1.
+        image_shape: height, width and channels.
+
+    Raises:
+        ValueError: naming the first three that are missing, left over or of another
+            shape.
+    """
+    image_BHWC = jnp.zeros((1, *image_shape))
+    expected = jax.eval_shape(model.init, jax.random.key(0), image_BHWC)
+    ours: Any = flax.traverse_util.flatten_dict(dict(expected), sep="/")
+    flat: Any = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+    for names, fault in (
+        (ours.keys() - flat.keys(), "lack what the model calls"),
+        (flat.keys() - ours.keys(), "have what the model has not:"),
+    ):
+        if names:
+            raise ValueError(f"they {fault} {first_three(names)}")
+    wrong = {
+        f"{path} {flat[path].shape} instead of {ours[path].shape}"
+        for path in ours
+        if np.size(flat[path]) != np.prod(ours[path].shape, dtype=int)
+        or [n for n in flat[path].shape if n > 1]
+        != [n for n in ours[path].shape if n > 1]
+    }
+    if wrong:
+        raise ValueError(f"they have other shapes than the model: {first_three(wrong)}")
+    fitted = {path: np.reshape(flat[path], ours[path].shape) for path in ours}
+    return flax.traverse_util.unflatten_dict(fitted, sep="/")
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Fit a first layer's kernel to another number of input channels, as timm does.
+
+    To one channel the kernel is summed over its channels: a grey image then gives what
+    the same image in colour gave. To more it is repeated, and scaled to keep the sum.
+
+    >>> adapt_channels(np.ones((4, 4, 3, 8)), 1)[0, 0, 0, 0]
+    np.float64(3.0)
+
+    Args:
+        kernel: (height, width, C, F).
+        channels: the number of channels that is wanted.
+    """
+    old = kernel.shape[2]
+    if channels == old:
+        return kernel
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    repeated = np.concatenate([kernel] * -(-channels // old), axis=2)[:, :, :channels]
+    return (repeated * np.float32(old / channels)).astype(kernel.dtype)
+
+
+def preprocessing_of(source: Source) -> dict[str, Any]:
+    """Read normalisation, size and class names from a source's configs.
+
+    They may be those of Hugging Face or of timm.
+
+    Returns:
+        The fields of `Pretrained` that the source tells, without `image_shape`; and
+        "image_size", (height, width), where it tells that.
+    """
+    config, preprocessing = source.config, source.preprocessing
+    timm = config.get("pretrained_cfg", {})
+    found: dict[str, Any] = {}
+    mean = preprocessing.get("image_mean", timm.get("mean"))
+    std = preprocessing.get("image_std", timm.get("std"))
+    if mean is not None and std is not None:
+        found |= {"mean": tuple(mean), "std": tuple(std)}
+    names = config.get("label_names")
+    if labels := config.get("id2label"):
+        names = [labels[key] for key in sorted(labels, key=int)]
+    if names:
+        found["class_names"] = tuple(names)
+    size = preprocessing.get("size", config.get("image_size"))
+    size = timm.get("input_size", (0, size))[1:] if timm else size
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size
+    if size is not None:
+        found["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    fraction = preprocessing.get("crop_pct", timm.get("crop_pct"))
+    if fraction is not None:
+        found["crop_fraction"] = float(fraction)
+    method = preprocessing.get("resample", timm.get("interpolation"))
+    found["resampling"] = "bicubic" if method in (3, "bicubic") else "bilinear"
+    return found
+
+
+def timm_preprocessing(pretrained: Pretrained) -> dict[str, Any]:
+    """Describe the preprocessing in timm's words, as `preprocessing_of` reads them."""
+    height, width, channels = pretrained.image_shape
+    return {
+        "input_size": [channels, height, width],
+        "mean": pretrained.mean,
+        "std": pretrained.std,
+        "crop_pct": pretrained.crop_fraction,
+        "interpolation": pretrained.resampling,
+    }

@@ -1,0 +1,228 @@
+"""Read weights from a file, a folder or the Hugging Face hub, without running any code.
+
+Files: .npz; .safetensors, which needs the extra [hub]; PyTorch's .pth, .pt, .th and
+.bin, which need torch. Pickles are read with `weights_only=True`, or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+_TORCH = (".pth", ".pt", ".th", ".bin")
+_SUFFIXES = (".npz", ".safetensors", *_TORCH)
+# The weights in a folder, the first that is there.
+_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "model.npz",
+)
+_CONFIGS = {"config": "config.json", "preprocessing": "preprocessor_config.json"}
+# Under these keys training scripts keep the weights in a dict of other things.
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights as they were read.
+
+    Attributes:
+        name: where they come from, for messages.
+        arrays: name → array; floats are float32.
+        config: what `config.json` holds, where there is one.
+        preprocessing: what `preprocessor_config.json` holds, likewise.
+    """
+
+    name: str
+    arrays: Arrays
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Weights = str | os.PathLike[str] | Mapping[str, Any] | Source
+
+
+def open_source(source: Weights) -> Source:
+    """Read weights and what is known about them.
+
+    Args:
+        source: a file; a folder as Hugging Face and timm write them; "hf://owner/name"
+            or "hf://owner/name@revision", which is downloaded or taken from the hub's
+            cache; a state dict, name → tensor or array; or what this function returned.
+
+    Raises:
+        ValueError: in one line, if it is not there, is damaged or of another kind, or
+            needs a library that is not installed.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, Mapping):
+        arrays = {name: _as_float32(np.asarray(x)) for name, x in source.items()}
+        return Source("a state dict", arrays)
+    name = os.fspath(source)
+    path = _download(name) if name.startswith("hf://") else pathlib.Path(name)
+    try:
+        if path.is_dir():
+            texts = {key: _read_json(path / file) for key, file in _CONFIGS.items()}
+            return Source(name, _read_folder(path), **texts)
+        if not path.is_file():
+            raise ValueError(f"weights {name!r} are not there")
+        return Source(name, _read_file(path), config=_read_note(path))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"weights {name!r} can't be read: {reason}") from error
+
+
+def _download(name: str) -> pathlib.Path:
+    """Bring a repository of the hub into its cache, if it is not there."""
+    match = _HUB.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"weights must be hf://owner/name or hf://owner/name@revision, got {name!r}"
+        )
+    hub = _import("huggingface_hub", name, "the extra [hub]")
+    repository, revision = match.groups()
+    patterns = [*_CONFIGS.values(), *_NAMES, "model-*.safetensors"]
+    fetch = hub.snapshot_download
+    arguments = {"revision": revision, "allow_patterns": patterns}
+    try:
+        return pathlib.Path(fetch(repository, **arguments))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"weights {name!r} can't be fetched: {reason}") from error
+
+
+def _read_folder(folder: pathlib.Path) -> Arrays:
+    """Read the weights in a folder, in one file or several."""
+    for name in _NAMES:
+        if (folder / name).is_file():
+            break
+    else:
+        raise ValueError(
+            f"weights {str(folder)!r} must be a folder with one of {', '.join(_NAMES)}"
+        )
+    if not name.endswith(".index.json"):
+        return _read_file(folder / name)
+    files = sorted(set(_read_json(folder / name).get("weight_map", {}).values()))
+    arrays: Arrays = {}
+    for file in files:
+        # The index may come from anywhere; it names files of this folder alone.
+        arrays |= _read_file(folder / pathlib.PurePath(file).name)
+    return arrays
+
+
+def _read_file(path: pathlib.Path) -> Arrays:
+    """Read a file of weights."""
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        allowed = ", ".join(_SUFFIXES)
+        raise ValueError(f"weights {str(path)!r} must be a file of: {allowed}")
+    read = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    arrays = read.get(suffix, _read_torch)(path)
+    return {name: _as_float32(array) for name, array in arrays.items()}
+
+
+def _read_npz(path: pathlib.Path) -> Arrays:
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_safetensors(path: pathlib.Path) -> Arrays:
+    safetensors = _import("safetensors", str(path), "the extra [hub]")
+    numpy = _import("safetensors.numpy", str(path), "the extra [hub]")
+    try:
+        return numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _read_note(path: pathlib.Path) -> dict[str, Any]:
+    """Read the config in the header of a safetensors file; nothing if it has none."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    safetensors = _import("safetensors", str(path), "the extra [hub]")
+    with safetensors.safe_open(path, framework="numpy") as file:
+        text = (file.metadata() or {}).get("config", "{}")
+    return _parse_json(text, path)
+
+
+def _read_torch(path: pathlib.Path) -> Arrays:
+    torch = _import("torch", str(path), "PyTorch")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # of pickle, zip and PyTorch, for any kind of damage
+        raise _damaged(path, error) from error
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = content.items() if isinstance(content, Mapping) else [("", content)]
+    others = [name for name, tensor in tensors if not hasattr(tensor, "detach")]
+    if others:
+        raise ValueError(
+            f"weights {str(path)!r} must be a state dict, of tensors alone; "
+            f"{others[0]!r} is none"
+        )
+    return {
+        name.removeprefix("module."): (
+            tensor.float() if tensor.is_floating_point() else tensor
+        )
+        .detach()
+        .numpy()
+        for name, tensor in tensors
+    }
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Read an object from a JSON file; nothing if it is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        return _parse_json(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise _damaged(path, error) from error
+
+
+def _parse_json(text: str, path: pathlib.Path) -> dict[str, Any]:
+    """Parse an object that a file holds."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, ValueError("it holds no JSON object"))
+    return content
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """Turn floats, also those of 16 bits that numpy does not know, into float32."""
+    return array if array.dtype.kind in "iub" else array.astype(np.float32)
+
+
+def _import(module: str, name: str, package: str) -> Any:
+    """Import a library that only some files need."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"weights {name!r} need {package} to be read") from error
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"weights {str(path)!r} are damaged: {reason}")

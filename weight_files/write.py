@@ -1,0 +1,70 @@
+"""Write files of weights: each appears whole, or not at all."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as .npz."""
+
+    def write(file: Any) -> None:
+        np.savez(file, **arrays)  # type: ignore (the stub takes bool alone)
+
+    _write(path, write)
+
+
+def write_safetensors(
+    path: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays as .safetensors.
+
+    Args:
+        path: the file.
+        arrays: name → array.
+        notes: goes into the file's header; "config" is read as config.json.
+
+    Raises:
+        ValueError: if safetensors, of the extra [hub], is not installed.
+    """
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise ValueError("safetensors files need the extra [hub]") from error
+    # transformers asks for the note "format".
+    content = save(dict(arrays), metadata={"format": "pt", **(notes or {})})
+    _write(path, lambda file: file.write(content))
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, indented."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def _write(path: pathlib.Path, write: Callable[[Any], object]) -> None:
+    """Write a temporary file, and give it its name when it is complete."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def _umask() -> int:
+    """Return the mask of new files' permissions; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
