@@ -23,7 +23,7 @@ from train_jax.devices.folders import local_path
 from train_jax.learning.augment import normalize
 from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
-from train_jax.run.restore import TrainedRun, load_model
+from train_jax.run.trained import TrainedModel, load_model
 from train_jax.tasks import Classification
 from vit_jax.interpret import (
     attention_rollout,
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 class Explainer:
     """Draws attention maps and position embeddings of a trained ViT."""
 
-    def __init__(self, run: TrainedRun):
+    def __init__(self, run: TrainedModel):
         """Compile what is drawn.
 
         Raises:
@@ -168,8 +168,7 @@ class Explainer:
         task, model = run.task, run.model
         if not isinstance(task, Classification) or not isinstance(model, ViT):
             raise ValueError(
-                f"config.model.name must be a ViT to be explained, got "
-                f"{run.model_name!r}"
+                f"config.model.name must be a ViT to be explained, got {run.name!r}"
             )
         self._task, self._model, self._variables = task, model, run.variables
         self._has_class_token = model.pool == "cls"

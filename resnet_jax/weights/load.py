@@ -20,6 +20,12 @@ from weight_files.pretrained import IMAGENET_MEAN, IMAGENET_STD, preprocessing_o
 _SIDES = {"small": 32, "imagenet": 224}
 
 
+def is_resnet(source: Source) -> bool:
+    """Whether the names of a source's arrays are those of a ResNet."""
+    is_torch = torch.recognises(torch.read_arrays(source.arrays))
+    return is_torch or huggingface.recognises(source.arrays)
+
+
 def load(
     source: Weights,
     *,
@@ -47,15 +53,15 @@ def load(
             arrays too many or too few.
     """
     opened = open_source(source)
-    is_torch = torch.recognises(read := torch.read_arrays(opened.arrays))
-    if not is_torch and not huggingface.recognises(opened.arrays):
+    if not is_resnet(opened):
         raise ValueError(
             f"weights {opened.name!r} are no ResNet of torchvision, timm or Hugging "
             "Face; their first names are "
             f"{', '.join(map(repr, list(opened.arrays)[:3])) or 'none'}"
         )
     try:
-        if is_torch:
+        read = torch.read_arrays(opened.arrays)
+        if torch.recognises(read):
             return _load(opened, read, torch.read_fields(read), image_size, fields)
         read = huggingface.read_arrays(opened.arrays)
         found = huggingface.read_fields(read, opened.config)

@@ -66,7 +66,7 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=int, help="which one this is, from 0")
 
 
-def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_flag(parser: Any) -> None:
     """Add the flag that names a checkpoint of a run."""
     parser.add_argument(
         "--checkpoint",

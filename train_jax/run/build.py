@@ -71,8 +71,25 @@ def _make_classification(
                 f"config.dataset.{name} must have {num_channels} values, one for each "
                 f"channel, got {value}"
             )
-    arguments = dataclasses.asdict(augment)
-    return Classification(image_shape, train.class_names, mean, std, arguments)
+    return Classification(
+        image_shape,
+        train.class_names,
+        mean,
+        std,
+        augment=dataclasses.asdict(augment),
+        border=border_brightness(train.image_BHWC[:_NUM_BORDERS]),
+    )
+
+
+# The brightness of borders is the mean over so many training images.
+_NUM_BORDERS = 1000
+
+
+def border_brightness(image_BHWC: np.ndarray) -> float:
+    """Compute the mean brightness of the outermost pixels of uint8 images, 0 to 1."""
+    inside = np.zeros(image_BHWC.shape[1:3], bool)
+    inside[1:-1, 1:-1] = True
+    return float(image_BHWC[:, ~inside].mean(dtype=np.float64) / 255)
 
 
 def make_model(config: Config, task: Task) -> nn.Module:

@@ -40,6 +40,7 @@ class Classification:
         mean: of each channel, of pixels in [0, 1].
         std: likewise.
         augment: further arguments of `augment_batch`.
+        border: mean brightness of the training images' borders, 0 to 1, if known.
     """
 
     image_shape: tuple[int, int, int]
@@ -47,6 +48,7 @@ class Classification:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    border: float | None = None
 
     @property
     def num_classes(self) -> int:

@@ -1,0 +1,86 @@
+"""The flags of the commands that use a trained model, and the model they name."""
+
+import argparse
+
+from train_jax.cli import arguments as cli
+from train_jax.devices.folders import local_path
+from train_jax.run.trained import TrainedModel, load_model, load_weights
+
+
+def make_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Make a parser for a command that takes --workdir or --weights."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, allow_abbrev=False
+    )
+    group = parser.add_argument_group("the model")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", metavar="FOLDER", help="folder of a run")
+    source.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help="weights of timm, Hugging Face, torchvision or the ViT's authors: a file, "
+        "a folder or hf://owner/name[@revision]",
+    )
+    cli.add_checkpoint_flag(group)
+    group.add_argument(
+        "--run",
+        type=int,
+        default=0,
+        help="which run, from 0, if there are several in the folder (default: 0)",
+    )
+    for flag, meaning in (("--mean", "mean"), ("--std", "standard deviation")):
+        group.add_argument(
+            flag,
+            type=_numbers,
+            metavar="A,B,C",
+            help=f"{meaning} of each channel, of pixels in [0, 1], where the weights "
+            "don't say it",
+        )
+    group.add_argument(
+        "--num_heads", type=int, help="attention heads, where the weights don't say it"
+    )
+    group.add_argument(
+        "--image_size",
+        type=_size,
+        metavar="HxW",
+        help="size of the model's input, where the weights don't say it",
+    )
+    return parser
+
+
+def load(options: argparse.Namespace) -> TrainedModel:
+    """Load the model that the flags name.
+
+    Raises:
+        ValueError: in one line, if that can't be done.
+    """
+    fields = {
+        name: value
+        for name in ("mean", "std", "num_heads", "image_size")
+        if (value := getattr(options, name)) is not None
+    }
+    if options.workdir is not None:
+        if fields:
+            raise ValueError(f"--{next(iter(fields))} is for --weights alone")
+        workdir = local_path(options.workdir, "--workdir")
+        return load_model(workdir, run=options.run, which=options.checkpoint)
+    for name, default in (("run", 0), ("checkpoint", "last")):
+        if getattr(options, name) != default:
+            raise ValueError(f"--{name} is for --workdir alone")
+    source = options.weights
+    if not source.startswith("hf://"):
+        source = str(local_path(source, "--weights"))
+    return load_weights(source, **fields)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Parse "0.1,0.2"."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Parse "224x224"."""
+    height, width = (int(part) for part in text.split("x"))
+    if min(height, width) < 1:
+        raise ValueError
+    return height, width

@@ -1,0 +1,188 @@
+"""Evaluate a trained model on a split: python -m train_jax.evaluate."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from train_jax import data
+from train_jax.cli import command, model_flags
+from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data.resize import change_channels, resize_image
+from train_jax.devices import sharding
+from train_jax.devices.folders import local_path
+from train_jax.output import plots
+from train_jax.run.evaluate import Evaluation, Evaluator
+from train_jax.run.scores import calibration_error, class_accuracies, top_k_accuracy
+from train_jax.run.trained import TrainedModel
+from train_jax.tasks import Classification
+
+_PROGRAM = "python -m train_jax.evaluate"
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line, evaluate, and return the exit code."""
+    options = _make_parser().parse_args(arguments)
+    return command.run(_PROGRAM, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    out = None if options.out is None else local_path(options.out, "--out")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {options.batch_size}")
+    trained = model_flags.load(options)
+    name, split = _load_split(options, trained)
+    evaluation = evaluate(trained, split, batch_size=options.batch_size)
+    result = {
+        "model": trained.name,
+        "step": trained.step,
+        "dataset": name,
+        "split": options.split,
+        **summarise(split, evaluation),
+    }
+    if out is not None and isinstance(split, ImageSplit):
+        out.mkdir(parents=True, exist_ok=True)
+        predicted_M = evaluation.output_RM[0].argmax(axis=-1)
+        picture = out / "confusion_matrix.png"
+        plots.plot_confusion(split.label_B, predicted_M, split.class_names, picture)
+        print(picture, file=sys.stderr)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        _print_result(result)
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = model_flags.make_parser(
+        _PROGRAM, "Evaluate a trained model on a split of a data set."
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="data set (default: that of the training)"
+    )
+    parser.add_argument(
+        "--split", default="test", help='a split, or one slice of it (default: "test")'
+    )
+    parser.add_argument("--data_dir", help="folder of prepared TFDS sets")
+    parser.add_argument(
+        "--batch_size", type=int, default=256, help="examples at once (default: 256)"
+    )
+    parser.add_argument("--out", help="folder for the picture of the confusion matrix")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of a table"
+    )
+    return parser
+
+
+def _load_split(
+    options: argparse.Namespace, trained: TrainedModel
+) -> tuple[str, ImageSplit | SequenceSplit]:
+    """Load the split, its images of the size that the model takes.
+
+    Raises:
+        ValueError: if the model has other classes.
+    """
+    if options.dataset is None:
+        if trained.dataset is None:
+            raise ValueError("--dataset must name a data set, as weights don't say one")
+        return trained.dataset.name, trained.load_split(options.split)
+    name, task = data.canonical_name(str(options.dataset)), trained.task
+    split = data.load(name, options.split, data_dir=options.data_dir)
+    if not isinstance(split, ImageSplit) or not isinstance(task, Classification):
+        raise ValueError(f"--dataset {name!r} and the model must be of images")
+    if split.num_classes != task.num_classes:
+        raise ValueError(
+            f"--dataset {name!r} has {split.num_classes} classes, the model "
+            f"{task.num_classes}"
+        )
+    return name, _fit(split, trained, task)
+
+
+def _fit(split: ImageSplit, trained: TrainedModel, task: Classification) -> ImageSplit:
+    """Resize the images to those that the model takes, if they are others."""
+    height, width, channels = task.image_shape
+    if split.image_BHWC.shape[1:] == task.image_shape:
+        return split
+    options: Any = {
+        "crop_fraction": trained.crop_fraction,
+        "resampling": trained.resampling,
+    }
+    image_BHWC = change_channels(split.image_BHWC, channels)
+    resized = [resize_image(image, (height, width), **options) for image in image_BHWC]
+    return ImageSplit(np.stack(resized), split.label_B, split.class_names)
+
+
+def evaluate(
+    trained: TrainedModel, split: ImageSplit | SequenceSplit, *, batch_size: int = 256
+) -> Evaluation:
+    """Evaluate a model on a split of the examples it takes; see `Evaluator`."""
+    eval_step = trained.task.make_eval_step(trained.model)
+
+    def with_run_axis(variables: Any, examples: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], eval_step(variables, *examples))
+
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    evaluator = Evaluator(
+        with_run_axis, batch_size=min(batch_size, len(split)), mesh=mesh
+    )
+    return evaluator(jax.device_put(trained.variables), split)
+
+
+def summarise(
+    split: ImageSplit | SequenceSplit, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Turn an evaluation of one model into values for JSON."""
+    result: dict[str, Any] = {
+        "num_examples": len(split),
+        "accuracy": float(evaluation.accuracy_R[0]),
+        "loss": float(evaluation.loss_R[0]),
+    }
+    if not isinstance(split, ImageSplit):
+        return result
+    probability_MY, names = evaluation.output_RM[0], split.class_names
+    classes = class_accuracies(probability_MY.argmax(axis=-1), split.label_B)
+    return result | {
+        "top5_accuracy": top_k_accuracy(probability_MY, split.label_B, 5),
+        "calibration_error": calibration_error(probability_MY, split.label_B),
+        "classes": {
+            names[label]: {"num_examples": count, "accuracy": accuracy}
+            for label, (count, accuracy) in classes.items()
+        },
+    }
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    """Print the scores, and a table of the classes."""
+    step = "" if result["step"] is None else f", step {result['step']:,}"
+    print(
+        f"{result['model']}{step}, on {result['num_examples']:,} examples of "
+        f"{result['dataset']}, {result['split']}"
+    )
+    forms = {
+        "accuracy": ".2%",
+        "top5_accuracy": ".2%",
+        "loss": ".4f",
+        "calibration_error": ".2%",
+    }
+    for name, form in forms.items():
+        if name in result:
+            print(f"{name.replace('_', ' '):18} {result[name]:{form}}")
+    if "classes" not in result:
+        return
+    table = rich.table.Table(box=rich.box.SIMPLE)
+    table.add_column("class")
+    for heading in ("examples", "accuracy"):
+        table.add_column(heading, justify="right")
+    for name, scores in result["classes"].items():
+        table.add_row(name, f"{scores['num_examples']:,}", f"{scores['accuracy']:.2%}")
+    rich.console.Console(highlight=False, markup=False).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""Classify pictures of any size with a trained model, in batches."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train_jax.data.resize import change_channels, resize_image
+from train_jax.devices import compiler
+from train_jax.learning.augment import normalize
+from train_jax.run.trained import TrainedModel, require_images
+
+
+class Classifier:
+    """A trained model that tells the classes of pictures.
+
+    Attributes:
+        task: what the model was trained on.
+        trained: the model.
+    """
+
+    def __init__(self, trained: TrainedModel, *, batch_size: int = 64):
+        """Compile when it is first used.
+
+        Args:
+            trained: the model.
+            batch_size: so many images are classified at once.
+
+        Raises:
+            ValueError: if the model does not classify images.
+        """
+        self.task = require_images(trained)
+        self.trained = trained
+        self._batch_size = batch_size
+        self._variables = jax.device_put(trained.variables)
+        mean, std = self.task.mean, self.task.std
+
+        def classify(variables, image_BHWC):
+            image_BHWC = normalize(image_BHWC, mean=mean, std=std)
+            return jax.nn.softmax(trained.model.apply(variables, image_BHWC))  # type: ignore
+
+        self._classify = compiler.fast_jit(classify)
+
+    def prepare(self, image_HWC: np.ndarray) -> np.ndarray:
+        """Resize a picture to the model's input: the shorter side, then its centre."""
+        height, width, channels = self.task.image_shape
+        return resize_image(
+            change_channels(image_HWC, channels),
+            (height, width),
+            crop_fraction=self.trained.crop_fraction,
+            resampling=self.trained.resampling,
+        )
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Compute the classes' probabilities.
+
+        Args:
+            images: of the model's input, uint8.
+
+        Returns:
+            probability_BY, float32.
+        """
+        outputs = []
+        for start in range(0, len(images), self._batch_size):
+            part = np.stack(images[start : start + self._batch_size])
+            missing = self._batch_size - len(part)
+            padded = np.pad(part, [(0, missing)] + [(0, 0)] * 3)
+            probability_BY = self._classify(self._variables, jnp.asarray(padded))
+            outputs.append(np.asarray(probability_BY)[: len(part)])
+        return np.concatenate(outputs)

@@ -1,0 +1,182 @@
+"""Load a trained model: from the folder of a run, or from weights of others."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+import resnet_jax.weights
+import vit_jax.weights
+from train_jax import tasks
+from train_jax.config.config import resolve
+from train_jax.config.fields import DatasetConfig
+from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.devices import policy
+from train_jax.output import checkpoint
+from train_jax.output import workdir as wd
+from train_jax.run.build import make_model
+from train_jax.run.setup import make_runs, make_start
+from train_jax.run.splits import load
+from train_jax.tasks import Classification, Task
+from weight_files import Pretrained, open_source
+from weight_files.pretrained import Resampling
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, and what is needed to use it.
+
+    Attributes:
+        task: the task it was trained on.
+        model: the module.
+        variables: the variables to evaluate with.
+        name: of the model, for messages.
+        dataset: the data of its training, if they are known.
+        step: number of training steps, if it is known.
+        crop_fraction: see `weight_files.Pretrained`.
+        resampling: likewise.
+    """
+
+    task: Task
+    model: nn.Module
+    variables: Any
+    name: str
+    dataset: DatasetConfig | None = None
+    step: int | None = None
+    crop_fraction: float = 1.0
+    resampling: Resampling = "bilinear"
+
+    def load_split(self, split: str) -> ImageSplit | SequenceSplit:
+        """Load a split of the training's data set."""
+        assert self.dataset is not None
+        return load(self.dataset, split)[0]
+
+    def load_test(self) -> ImageSplit | SequenceSplit:
+        """Load the test split of the training's data set."""
+        assert self.dataset is not None
+        return self.load_split(self.dataset.test_split)
+
+    def to_pretrained(self) -> Pretrained:
+        """Describe the model for other libraries.
+
+        Raises:
+            ValueError: if it does not classify images.
+        """
+        task = require_images(self)
+        return Pretrained(
+            self.model,
+            self.variables,
+            task.image_shape,
+            task.mean,
+            task.std,
+            task.class_names,
+            self.crop_fraction,
+            self.resampling,
+        )
+
+
+def require_images(trained: TrainedModel) -> Classification:
+    """Return the task of a model that classifies images; ValueError for others."""
+    if not isinstance(trained.task, Classification):
+        raise ValueError(f"the model must classify images, {trained.name!r} does not")
+    return trained.task
+
+
+def load_model(
+    workdir: pathlib.Path, *, run: int = 0, which: str = "last"
+) -> TrainedModel:
+    """Restore a trained model from the folder of its run.
+
+    Args:
+        workdir: the run's folder; of it, only `checkpoints/` is used.
+        run: which one, from 0, if several were trained in one program.
+        which: "last", "best" (by validation) or the step of a checkpoint.
+
+    Raises:
+        ValueError: if the folder holds no such checkpoint that is complete, or not so
+            many runs.
+    """
+    directory = workdir / wd.CHECKPOINTS
+    step = checkpoint.find(directory, which)
+    if step is None:
+        raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
+    try:
+        metadata = checkpoint.read_metadata(directory, step)
+    except OSError as error:
+        raise ValueError(f"checkpoint {step} cannot be read: {error}") from error
+    fields = metadata["config"]
+    if "model.attention_implementation" in fields:
+        # That of the training may not exist on this device; the weights fit any.
+        fields["model.attention_implementation"] = "own"
+    config, task = resolve(fields), tasks.from_json(metadata["task"])
+    runs = make_runs(config, devices=jax.devices()[:1])
+    if not 0 <= run < len(runs):
+        raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
+    model = make_model(config, task)
+    abstract_state, _ = make_start(config, model, task, runs)
+    state = checkpoint.restore(directory, step, abstract_state)
+    variables = runs.select(state.eval_variables, run)
+    return TrainedModel(
+        task, model, variables, config.model.name, dataset=config.dataset, step=step
+    )
+
+
+def load_weights(
+    source: str,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    class_names: tuple[str, ...] | None = None,
+    **fields: Any,
+) -> TrainedModel:
+    """Load a model from weights that others trained, see `vit_jax.weights.load`.
+
+    Args:
+        source: a file, a folder or "hf://owner/name[@revision]".
+        mean: of each channel, of pixels in [0, 1], in place of the source's.
+        std: likewise.
+        class_names: likewise.
+        **fields: `num_heads`, `image_size` or others that the source does not tell.
+
+    Raises:
+        ValueError: if the weights can't be read, have no head, or if nothing tells the
+            mean and standard deviation.
+    """
+    opened = open_source(source)
+    if resnet_jax.weights.is_resnet(opened):
+        fields.pop("num_heads", None)
+        loaded = resnet_jax.weights.load(opened, **fields)
+    else:
+        loaded = vit_jax.weights.load(opened, **fields)
+    num_classes: int | None = loaded.model.num_classes  # type: ignore (of both)
+    if num_classes is None:
+        raise ValueError(f"weights {source!r} have no head, so that nothing is told")
+    channels = loaded.image_shape[2]
+    for flag, given, known in (
+        ("--mean", mean, loaded.mean),
+        ("--std", std, loaded.std),
+    ):
+        if given is None and known is None:
+            raise ValueError(
+                f"{flag} must be given, as weights {source!r} don't say it"
+            )
+        if given is not None and len(given) != channels:
+            raise ValueError(f"{flag} must have {channels} values, got {given}")
+    names = class_names or loaded.class_names or tuple(map(str, range(num_classes)))
+    if len(names) != num_classes:
+        raise ValueError(
+            f"weights {source!r} have {num_classes} classes, but {len(names)} names"
+        )
+    task = Classification(
+        loaded.image_shape, names, mean or loaded.mean or (), std or loaded.std or ()
+    )
+    return TrainedModel(
+        task,
+        policy.adapt_model(loaded.model),
+        loaded.variables,
+        type(loaded.model).__name__,
+        crop_fraction=loaded.crop_fraction,
+        resampling=loaded.resampling,
+    )
