@@ -1,38 +1,25 @@
-"""Draw the attention maps of a trained ViT: python -m train_jax.explain."""
+"""Draw what a trained model looks at: python -m train_jax.explain."""
 
 import argparse
 import contextlib
-import functools
 import os
 import pathlib
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from train_jax.cli import arguments as cli
-from train_jax.data.picture import decode_picture
-from train_jax.devices import compiler, processes
+from train_jax.cli import command, model_flags
+from train_jax.cli.pictures import PictureReader, add_input_flags, list_files
 from train_jax.devices.folders import local_path
-from train_jax.learning.augment import normalize
-from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
-from train_jax.run.trained import TrainedModel, load_model
-from train_jax.tasks import Classification
-from vit_jax.interpret import (
-    attention_rollout,
-    attention_weights,
-    mean_attention_distance,
-    patch_relevance,
-    position_similarity,
-)
-from vit_jax.vit import ViT
+from train_jax.trained.classifier import Classifier
+from train_jax.trained.explainers import make_explainer
+from train_jax.trained.model import TrainedModel
 
 _PROGRAM = "python -m train_jax.explain"
 
@@ -42,36 +29,25 @@ _MAX_IMAGES = 128
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, draw, and return the exit code."""
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print(f"{_PROGRAM}: stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+    options = _make_parser().parse_args(arguments)
+    return command.run(_PROGRAM, lambda: _run(options))
 
 
-def _run(arguments: list[str]) -> int:
-    cli.prepare_output()
-    options = _parser().parse_args(arguments)
-    cli.silence_libraries()
-    try:
-        processes.check_devices()
-        compiler.enable_compilation_cache()
-        workdir = local_path(options.workdir, "--workdir")
-        out = local_path(options.out, "--out") if options.out else workdir / wd.PLOTS
-        file = None if options.file is None else local_path(options.file, "--file")
-        run = load_model(workdir, run=options.run, which=options.checkpoint)
-        explainer = Explainer(run)
-        explainer.check_layer_and_head(options.layer, options.head)
-        if file is not None:
-            images = {f"file_{_short_stem(file)}": explainer.read_image(file)}
-            test_BHWC = None
-        else:
-            test: Any = run.load_test()  # of images, as the model is a ViT
-            test_BHWC = test.image_BHWC
-            images = _select_images(test_BHWC, options.images)
-    except (OSError, ValueError) as error:
-        cli.print_error(_PROGRAM, error)
-        return 2
+def _run(options: argparse.Namespace) -> int:
+    out = _out_folder(options)
+    trained = model_flags.load(options)
+    explainer = make_explainer(trained)
+    explainer.check_layer_and_head(options.layer, options.head)
+    classifier = Classifier(trained)
+    reader = PictureReader(
+        classifier, background=options.background, invert=options.invert
+    )
+    test_BHWC = None
+    if options.inputs:
+        images = _read(reader, list_files(options.inputs))
+    else:
+        test_BHWC = _load_test(trained)
+        images = _select_images(test_BHWC, options.images)
     names = [f"explain_{name}.png" for name in images]
     try:
         with _temporary_folder(out) as folder:
@@ -82,13 +58,46 @@ def _run(arguments: list[str]) -> int:
             if test_BHWC is not None:
                 names += explainer.draw_model(folder, test_BHWC[:_MAX_IMAGES])
     except OSError as error:
-        reason = f"no pictures can be written to {str(out)!r}: "
-        reason += f"{error.strerror or error}; --out names another folder"
-        cli.print_error(_PROGRAM, ValueError(reason))
-        return 2
+        raise ValueError(
+            f"no pictures can be written to {str(out)!r}: {error.strerror or error}; "
+            "--out names another folder"
+        ) from error
     for name in names:
         print(out / name)
-    return 0
+    for message in reader.messages:
+        print(f"{_PROGRAM}: {message}", file=sys.stderr)
+    return cli.FAILED if reader.errors else 0
+
+
+def _out_folder(options: argparse.Namespace) -> pathlib.Path:
+    """Choose the folder for the pictures."""
+    if options.out is not None:
+        return local_path(options.out, "--out")
+    if options.workdir is not None:
+        return local_path(options.workdir, "--workdir") / wd.PLOTS
+    raise ValueError("--out must name a folder for the pictures of --weights")
+
+
+def _load_test(trained: TrainedModel) -> np.ndarray:
+    """Load the test images of the training."""
+    if trained.dataset is None:
+        raise ValueError("pictures must be named, as weights have no test images")
+    split: Any = trained.load_test()  # of images, as the model takes them
+    return split.image_BHWC
+
+
+def _read(reader: PictureReader, files: list[pathlib.Path]) -> dict[str, np.ndarray]:
+    """Read pictures, and name them."""
+    images: dict[str, np.ndarray] = {}
+    for file in files:
+        image_HWC = reader.read(file)
+        if image_HWC is None:
+            continue
+        name, number = f"file_{_short_stem(file)}", 2
+        while name in images:
+            name, number = f"file_{number}_{_short_stem(file)}", number + 1
+        images[name] = image_HWC
+    return images
 
 
 def _select_images(image_MHWC: np.ndarray, indices: list[int]) -> dict[str, np.ndarray]:
@@ -124,15 +133,14 @@ def _temporary_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
                 path.rmdir()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog=_PROGRAM,
-        description="Draw the attention maps of a trained ViT.",
-        allow_abbrev=False,
+    parser = model_flags.make_parser(
+        _PROGRAM,
+        "Draw what a trained model looks at: the attention of a ViT, Grad-CAM of a "
+        "ResNet.",
     )
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    cli.add_checkpoint_flag(parser)
+    add_input_flags(parser, nargs="*")
     parser.add_argument("--out", help="folder for the pictures (default: its plots/)")
     parser.add_argument(
         "--images",
@@ -140,157 +148,22 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[0, 1, 2, 3],
         metavar="I",
-        help="numbers of test images, from 0 (default: 0 1 2 3)",
+        help="numbers of test images, from 0, if no pictures are named (default: 0 1 2 "
+        "3)",
     )
-    parser.add_argument("--file", help="a picture to explain instead of test images")
     parser.add_argument(
-        "--layer", type=int, help="layer to draw, from 1 (default: the last)"
+        "--layer", type=int, help="layer of a ViT to draw, from 1 (default: the last)"
     )
-    parser.add_argument("--head", type=int, help="head to draw, from 1 (default: all)")
     parser.add_argument(
-        "--run",
-        type=int,
-        default=0,
-        help="which run, from 0, if there are several in the folder (default: 0)",
+        "--head", type=int, help="head of a ViT to draw, from 1 (default: all)"
     )
     return parser
-
-
-class Explainer:
-    """Draws attention maps and position embeddings of a trained ViT."""
-
-    def __init__(self, run: TrainedModel):
-        """Compile what is drawn.
-
-        Raises:
-            ValueError: if the model is not a ViT.
-        """
-        task, model = run.task, run.model
-        if not isinstance(task, Classification) or not isinstance(model, ViT):
-            raise ValueError(
-                f"config.model.name must be a ViT to be explained, got {run.name!r}"
-            )
-        self._task, self._model, self._variables = task, model, run.variables
-        self._has_class_token = model.pool == "cls"
-        self._tokens: Any = {
-            "has_class_token": self._has_class_token,
-            "num_registers": model.num_registers,
-        }
-        height, width, _ = task.image_shape
-        self._grid = (height // model.patch_size, width // model.patch_size)
-        self._attend = compiler.fast_jit(functools.partial(attention_weights, model))
-        self._classify = compiler.fast_jit(functools.partial(model.apply, train=False))
-
-    def check_layer_and_head(self, layer: int | None, head: int | None) -> None:
-        """Raise ValueError for a layer or a head that does not exist."""
-        for flag, value, most in (
-            ("--layer", layer, self._model.depth),
-            ("--head", head, self._model.num_heads),
-        ):
-            if value is not None and not 1 <= value <= most:
-                raise ValueError(f"{flag} must be in [1, {most}], got {value}")
-
-    def read_image(self, file: pathlib.Path) -> np.ndarray:
-        """Read an image file of the size and channels of the model's input.
-
-        Returns:
-            image_HWC, uint8.
-
-        Raises:
-            ValueError: if it cannot be read, or has another size.
-        """
-        height, width, channels = self._task.image_shape
-        try:
-            image_HWC = decode_picture(file, channels=channels)
-        except ValueError as error:
-            raise ValueError(f"--file {error}") from error
-        if image_HWC.shape != self._task.image_shape:
-            got = "x".join(map(str, image_HWC.shape))
-            raise ValueError(
-                f"--file must be an image of {height}x{width}x{channels}, got {got}"
-            )
-        return image_HWC
-
-    def draw_image(
-        self,
-        image_HWC: np.ndarray,
-        path: pathlib.Path,
-        *,
-        layer: int | None = None,
-        head: int | None = None,
-    ) -> None:
-        """Draw an image, its prediction, the attention rollout and a layer's heads.
-
-        Args:
-            image_HWC: uint8.
-            path: the PNG to write.
-            layer: from 1; the last one if None.
-            head: from 1; all of them if None.
-        """
-        input_BHWC = self._normalize(image_HWC[None])
-        probability_Y = jax.nn.softmax(self._classify(self._variables, input_BHWC))[0]
-        layers = self._attend(self._variables, input_BHWC)
-        layer = self._model.depth if layer is None else layer
-        heads = range(1, self._model.num_heads + 1) if head is None else [head]
-
-        maps = {"rollout": attention_rollout(layers)}
-        for number in heads:
-            title = f"layer {layer}, head {number}"
-            maps[title] = layers[layer - 1][:, number - 1]
-        relevance = {
-            title: np.asarray(patch_relevance(map_BTT, **self._tokens)[0]).reshape(
-                self._grid
-            )
-            for title, map_BTT in maps.items()
-        }
-        attention_plots.plot_explanation(
-            image_HWC,
-            np.asarray(probability_Y),
-            self._task.class_names,
-            relevance,
-            path,
-            patch_size=self._model.patch_size,
-        )
-
-    def draw_model(self, folder: pathlib.Path, image_BHWC: np.ndarray) -> list[str]:
-        """Draw the heads' attention distances and the position embeddings' similarity.
-
-        Args:
-            folder: the PNGs go there.
-            image_BHWC: uint8, the images that the distance is averaged over.
-
-        Returns:
-            The names of the files written.
-        """
-        layers = self._attend(self._variables, self._normalize(image_BHWC))
-        distance_LN = self._model.patch_size * np.stack(
-            [
-                mean_attention_distance(weights_BNTT, grid=self._grid, **self._tokens)
-                for weights_BNTT in layers
-            ]
-        )
-        names = ["attention_distance.png"]
-        attention_plots.plot_attention_distance(distance_LN, folder / names[0])
-        if self._model.position_embedding == "learned":
-            position_1TD = self._variables["params"]["pos_embedding"]
-            similarity_TT = position_similarity(
-                position_1TD, has_class_token=self._has_class_token
-            )
-            names.append("position_similarity.png")
-            attention_plots.plot_position_similarity(
-                np.asarray(similarity_TT), self._grid, folder / names[1]
-            )
-        return names
-
-    def _normalize(self, image_BHWC: np.ndarray) -> jax.Array:
-        mean, std = self._task.mean, self._task.std
-        return normalize(jnp.asarray(image_BHWC), mean=mean, std=std)
 
 
 def _short_stem(file: pathlib.Path) -> str:
     """Turn a file's name into a part of another one that any file system can hold."""
     stem = re.sub(r"[^\w.-]+", "_", file.stem)
-    return stem.encode()[: 255 - len("explain_file_.png")].decode(errors="ignore")
+    return stem.encode()[: 255 - len("explain_file_100_.png")].decode(errors="ignore")
 
 
 if __name__ == "__main__":

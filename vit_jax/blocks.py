@@ -280,8 +280,8 @@ class DecoderBlock(TransformerModule, kw_only=True):
         """
         inputs = x_BTD, x_BTD if memory_BSD is None else memory_BSD
         chex.assert_rank(inputs, 3)
-        dims = chex.Dimensions(B=x_BTD.shape[0], D=x_BTD.shape[2])
-        chex.assert_shape(inputs, dims["B*D"])
+        batch, _, width = x_BTD.shape
+        chex.assert_shape(inputs, (batch, None, width))
         x_BTD = x_BTD.astype(self.dtype)
         flags: dict[str, Any] = {"train": train, "decode": decode}
 

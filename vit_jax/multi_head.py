@@ -87,8 +87,8 @@ class MultiHeadAttention(nn.Module):
         """
         inputs = query_BTD, query_BTD if memory_BSD is None else memory_BSD
         chex.assert_rank(inputs, 3)
-        dims = chex.Dimensions(B=query_BTD.shape[0], D=query_BTD.shape[2])
-        chex.assert_shape(inputs, dims["B*D"])
+        batch, _, width = query_BTD.shape
+        chex.assert_shape(inputs, (batch, None, width))
         self._check(inputs[1], mask)
         query_BNTK = self._project("query", inputs[0])
         key_BNSK, value_BNSK = (self._project(x, inputs[1]) for x in ("key", "value"))

@@ -142,8 +142,8 @@ class Decoder(TransformerModule, kw_only=True):
         """
         inputs = x_BTD, x_BTD if memory_BSD is None else memory_BSD
         chex.assert_rank(inputs, 3)
-        dims = chex.Dimensions(B=x_BTD.shape[0], T=x_BTD.shape[1], D=x_BTD.shape[2])
-        chex.assert_shape(inputs, dims["B*D"])
+        batch, num_tokens, width = x_BTD.shape
+        chex.assert_shape(inputs, (batch, None, width))
         check_at_least(0, depth=self.depth)
         x_BTD = x_BTD.astype(self.dtype)
         if self.causal and not decode:
@@ -154,7 +154,7 @@ class Decoder(TransformerModule, kw_only=True):
                 x_BTD, memory_BSD, mask, memory_mask, train=train, decode=decode
             )
         out_BTD = self._normalize("norm", x_BTD) if self.final_norm else x_BTD
-        chex.assert_shape(out_BTD, dims["BTD"])
+        chex.assert_shape(out_BTD, (batch, num_tokens, width))
         return out_BTD
 
 
@@ -220,8 +220,8 @@ class Transformer(TransformerModule, kw_only=True):
             out_BTD in the compute dtype.
         """
         chex.assert_rank([source_BSD, target_BTD], 3)
-        dims = chex.Dimensions(B=target_BTD.shape[0], D=target_BTD.shape[2])
-        chex.assert_shape([source_BSD, target_BTD], dims["B*D"])
+        batch, _, width = target_BTD.shape
+        chex.assert_shape([source_BSD, target_BTD], (batch, None, width))
         memory_BSD = self.encoder(source_BSD, source_mask, train=train)
         out_BTD = self.decoder(
             target_BTD, memory_BSD, target_mask, memory_mask, train=train

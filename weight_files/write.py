@@ -1,10 +1,8 @@
 """Write files of weights: each appears whole, or not at all."""
 
-import contextlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,20 +49,11 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def _write(path: pathlib.Path, write: Callable[[Any], object]) -> None:
-    """Write a temporary file, and give it its name when it is complete."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file beside the path, then put it in its place."""
+    draft = path.with_name(f"{path.name}.draft")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with draft.open("wb") as file:
             write(file)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(draft, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
-def _umask() -> int:
-    """Return the mask of new files' permissions; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        draft.unlink(missing_ok=True)

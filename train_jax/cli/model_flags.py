@@ -4,7 +4,7 @@ import argparse
 
 from train_jax.cli import arguments as cli
 from train_jax.devices.folders import local_path
-from train_jax.run.trained import TrainedModel, load_model, load_weights
+from train_jax.trained.model import TrainedModel, load_model, load_weights
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -45,6 +45,12 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
         metavar="HxW",
         help="size of the model's input, where the weights don't say it",
     )
+    group.add_argument(
+        "--class_names",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B,C",
+        help="names of the classes, where the weights don't say them",
+    )
     return parser
 
 
@@ -56,7 +62,7 @@ def load(options: argparse.Namespace) -> TrainedModel:
     """
     fields = {
         name: value
-        for name in ("mean", "std", "num_heads", "image_size")
+        for name in ("mean", "std", "num_heads", "image_size", "class_names")
         if (value := getattr(options, name)) is not None
     }
     if options.workdir is not None:

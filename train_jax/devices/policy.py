@@ -43,6 +43,16 @@ def adapt_model(model: nn.Module) -> nn.Module:
     return model.clone(**changes)
 
 
+def portable_model(model: nn.Module) -> nn.Module:
+    """Undo `adapt_model`: let a model compute as is possible on every device."""
+    changes: dict[str, Any] = {}
+    if hasattr(model, "conv_general_dilated"):
+        changes["conv_general_dilated"] = jax.lax.conv_general_dilated
+    if hasattr(model, "dot_general"):
+        changes["dot_general"] = jax.lax.dot_general
+    return model.clone(**changes)
+
+
 def _rounds_products() -> bool:
     """Whether a CPU is faster with the factors of products rounded to bfloat16."""
     return jax.device_count() == 1 and processor.multiplies_bfloat16()

@@ -79,7 +79,7 @@ def plot_explanation(
     relevance: Mapping[str, np.ndarray],
     path: pathlib.Path,
     *,
-    patch_size: int,
+    patch_size: int | None,
 ) -> None:
     """Draw an image, its patches, the most probable classes and the relevance maps.
 
@@ -87,9 +87,9 @@ def plot_explanation(
         image_HWC: uint8.
         probability_Y: the model's class probabilities.
         class_names: a name for each class.
-        relevance: title → relevance of each patch, (rows, columns); sums to 1.
+        relevance: title → relevance of each patch or position, (rows, columns).
         path: the PNG to write.
-        patch_size: side of a patch, pixels.
+        patch_size: side of a patch, pixels; None if there are none.
     """
     columns = max(4, min(len(relevance), 6))
     rows = 1 + -(-len(relevance) // columns)
@@ -102,16 +102,25 @@ def plot_explanation(
         show_image(axis, image_HWC)
         height, width, _ = image_HWC.shape
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axis.imshow(map_of_patches, cmap="magma", alpha=0.65, extent=extent)
+        axis.imshow(
+            map_of_patches,
+            cmap="magma",
+            alpha=0.65,
+            extent=extent,
+            interpolation="bicubic" if patch_size is None else "nearest",
+        )
         axis.set_title(title, fontsize=9)
         axis.axis("off")
     figure.savefig(path, dpi=120)
 
 
-def _draw_patches(axis: Any, image_HWC: np.ndarray, patch_size: int) -> None:
-    """Draw an image with lines between its patches."""
+def _draw_patches(axis: Any, image_HWC: np.ndarray, patch_size: int | None) -> None:
+    """Draw an image with lines between its patches, if it has any."""
     height, width, _ = image_HWC.shape
     show_image(axis, image_HWC)
+    if patch_size is None:
+        axis.set_title(f"{height}x{width} pixels", fontsize=9)
+        return
     lines = {"color": "C1", "linewidth": 0.8}
     for y in range(patch_size, height, patch_size):
         axis.axhline(y - 0.5, **lines)

@@ -28,11 +28,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     replace_file(path, json.dumps(value, indent=2) + "\n")
 
 
-def replace_file(path: pathlib.Path, text: str) -> None:
+def replace_file(path: pathlib.Path, content: str | bytes | bytearray) -> None:
     """Write a file beside the path, then put it in its place."""
+    content = content.encode() if isinstance(content, str) else content
     draft = path.with_name(path.name + ".draft")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
         os.replace(draft, path)
     except OSError:
         draft.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ Fields = dict[str, Any]
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD, PLOTS = "checkpoints", "tensorboard", "plots"
+EXPORT = "export"
 
 # In config.json, beside the fields: the lengths that the run was first asked for.
 HISTORY = "history"
@@ -262,7 +263,7 @@ def read_field(workdir: pathlib.Path, field: str) -> Any:
 
 def _remove_run(workdir: pathlib.Path) -> None:
     """Delete a run's files; the config last, so that a rest is known as a run."""
-    for name in (CHECKPOINTS, TENSORBOARD, PLOTS):
+    for name in (CHECKPOINTS, TENSORBOARD, PLOTS, EXPORT):
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
     for name in (METRICS, SUMMARY, CONFIG):

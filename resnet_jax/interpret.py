@@ -1,0 +1,61 @@
+"""Where in an image a ResNet finds a class: Grad-CAM."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.resnet import ResNet
+
+Array = jax.Array
+
+
+def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -> Array:
+    """Compute where the features lie that speak for a class.
+
+    The last feature map, its channels weighted by their mean gradient of the class's
+    logit, what is negative set to 0. After it there are only average pooling and a
+    linear layer, so that the gradient is the layer's kernel, divided by the number of
+    positions: no backward pass is needed.
+
+    >>> model = ResNet(10, stage_sizes=(1, 1), width=4)
+    >>> image_BHWC, label_B = jnp.ones((1, 8, 8, 3)), jnp.zeros(1, int)
+    >>> variables = model.init(jax.random.key(0), image_BHWC)
+    >>> grad_cam(model, variables, image_BHWC, label_B).shape
+    (1, 4, 4)
+
+    Args:
+        model: with a head.
+        variables: its variables.
+        image_BHWC: normalised images, floating point.
+        label_B: the classes to look for, integers.
+
+    Returns:
+        map_BHW of the last feature map's height and width, float32.
+
+    Raises:
+        ValueError: if the model has no head.
+
+    References: arXiv:1610.02391, eq. 1 and 2.
+    """
+    chex.assert_rank([image_BHWC, label_B], [4, 1])
+    chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
+    if model.num_classes is None:
+        raise ValueError("num_classes must not be None to look for a class")
+    last = f"stage{len(model.stage_sizes)}_block{model.stage_sizes[-1]}"
+
+    def is_last(module: nn.Module, method: str) -> bool:
+        return module.name == last and method == "__call__"
+
+    outputs: Any = model.apply(
+        variables, image_BHWC, capture_intermediates=is_last, mutable="intermediates"
+    )
+    _, captured = outputs
+    (feature_BHWF,) = captured["intermediates"][last]["__call__"]
+    batch, height, width, _ = feature_BHWF.shape
+    weight_BF = variables["params"]["head"]["kernel"].T[label_B] / (height * width)
+    map_BHW = jnp.einsum("BHWF,BF->BHW", feature_BHWF.astype(jnp.float32), weight_BF)
+    chex.assert_shape(map_BHW, (batch, height, width))
+    return jax.nn.relu(map_BHW)

@@ -1,0 +1,104 @@
+"""The pictures that a command line names, and how they are read for a model."""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+
+from train_jax.data.picture import decode_picture
+from train_jax.data.pictures import find_pictures
+from train_jax.devices.folders import local_path
+from train_jax.run.build import border_brightness
+from train_jax.trained.classifier import Classifier
+
+# A border is dark below the one, and bright above the other.
+_DARK, _BRIGHT = 0.25, 0.5
+
+
+def add_input_flags(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
+    """Add the arguments that name pictures and say how they are read."""
+    parser.add_argument(
+        "inputs",
+        nargs=nargs,
+        metavar="PICTURE",
+        help='picture files, folders of them, or "-" for paths on standard input',
+    )
+    parser.add_argument(
+        "--background",
+        type=int,
+        default=255,
+        metavar="GREY",
+        help="what shines through transparent pixels, 0 to 255 (default: 255, white)",
+    )
+    parser.add_argument(
+        "--invert", action="store_true", help="turn dark into bright, and back"
+    )
+
+
+def list_files(inputs: list[str]) -> list[pathlib.Path]:
+    """List the files that the arguments name.
+
+    Raises:
+        ValueError: if a folder holds no picture, or nothing is named at all.
+    """
+    lines = (line.rstrip("\r\n") for line in sys.stdin) if "-" in inputs else ()
+    names = [name for name in inputs if name != "-"] + [line for line in lines if line]
+    files = find_pictures(local_path(name, "a picture") for name in names)
+    if not files:
+        raise ValueError("no picture is named on standard input")
+    return files
+
+
+class PictureReader:
+    """Reads pictures for a model, and collects what is wrong with them.
+
+    Attributes:
+        errors: file → why it can't be read.
+        messages: errors and warnings, to be printed at the end.
+    """
+
+    def __init__(self, classifier: Classifier, *, background: int, invert: bool):
+        """Choose how pictures are read.
+
+        Args:
+            classifier: the model.
+            background: grey level behind transparent pixels.
+            invert: whether dark and bright are exchanged.
+
+        Raises:
+            ValueError: for a background that is no grey level.
+        """
+        if not 0 <= background <= 255:
+            raise ValueError(f"--background must be in [0, 255], got {background}")
+        self._classifier = classifier
+        self._background, self._invert = background, invert
+        self.errors: dict[str, str] = {}
+        self.messages: list[str] = []
+
+    def read(self, file: pathlib.Path) -> np.ndarray | None:
+        """Read a picture as the model takes it, uint8; None if it can't be read."""
+        channels = self._classifier.task.image_shape[2]
+        try:
+            image_HWC = decode_picture(
+                file, channels=channels, background=self._background
+            )
+        except ValueError as error:
+            self.errors[str(file)] = str(error)
+            self.messages.append(f"error: {error}")
+            return None
+        image_HWC = 255 - image_HWC if self._invert else image_HWC
+        self._compare_borders(file, image_HWC)
+        return self._classifier.prepare(image_HWC)
+
+    def _compare_borders(self, file: pathlib.Path, image_HWC: np.ndarray) -> None:
+        """Warn of a bright border where the model was trained on dark ones."""
+        border = self._classifier.task.border
+        is_grey = self._classifier.task.image_shape[2] == 1
+        if border is None or border > _DARK or not is_grey or self._invert:
+            return
+        if border_brightness(image_HWC[None]) > _BRIGHT:
+            self.messages.append(
+                f"warning: {str(file)!r} has a bright border, the training's pictures "
+                "have dark ones; --invert exchanges dark and bright"
+            )

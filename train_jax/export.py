@@ -1,0 +1,152 @@
+"""Export a trained model for other programs: python -m train_jax.export."""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import resnet_jax.weights
+import vit_jax.weights
+from resnet_jax.resnet import ResNet
+from train_jax.cli import command, model_flags
+from train_jax.devices.folders import local_path
+from train_jax.output import workdir as wd
+from train_jax.output.files import replace_file
+from train_jax.trained import model_card, program
+from train_jax.trained.model import TrainedModel
+from vit_jax.vit import ViT
+
+_PROGRAM = "python -m train_jax.export"
+
+# Format → name of the file or folder.
+_NAMES = {
+    "stablehlo": "model.stablehlo",
+    "safetensors": "model.safetensors",
+    "npz": "model.npz",
+    "hf": "hf",
+    "savedmodel": "savedmodel",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line, export, and return the exit code."""
+    options = _make_parser().parse_args(arguments)
+    return command.run(_PROGRAM, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    path = _out_path(options)
+    trained = model_flags.load(options)
+    start = time.perf_counter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = _FORMATS[options.format](trained, path)
+    if options.format == "hf":
+        files.append(_write_card(trained, options, path))
+    seconds = time.perf_counter() - start
+    result = {
+        "format": options.format,
+        "path": str(path),
+        "files": [str(file) for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
+        "seconds": round(seconds, 2),
+    }
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print(f"{path}  {result['bytes'] / 2**20:.1f} MiB, {seconds:.1f} s")
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = model_flags.make_parser(
+        _PROGRAM,
+        "Write a trained model for other programs: stablehlo, the whole computation "
+        "from uint8 pixels to probabilities, for any batch size, on CPU, CUDA and TPU; "
+        "savedmodel, the same for TensorFlow; safetensors, the weights for timm (a "
+        "ResNet's for torchvision as well); hf, a folder for transformers; npz, for "
+        "the ViT authors' code.",
+    )
+    parser.add_argument("--format", required=True, choices=tuple(_NAMES))
+    parser.add_argument(
+        "--out", help="file or folder to write (default: in the workdir's export/)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object about the result",
+    )
+    return parser
+
+
+def _out_path(options: argparse.Namespace) -> pathlib.Path:
+    """Choose where to write."""
+    if options.out is not None:
+        return local_path(options.out, "--out")
+    if options.workdir is None:
+        raise ValueError("--out must say where to write what --weights hold")
+    folder = local_path(options.workdir, "--workdir") / wd.EXPORT
+    return folder / _NAMES[options.format]
+
+
+def _write_stablehlo(trained: TrainedModel, path: pathlib.Path) -> list[pathlib.Path]:
+    replace_file(path, program.export_stablehlo(trained))
+    return [path]
+
+
+def _write_savedmodel(trained: TrainedModel, path: pathlib.Path) -> list[pathlib.Path]:
+    return program.export_savedmodel(trained, path)
+
+
+def _write_weights(
+    trained: TrainedModel, path: pathlib.Path, *, format: str
+) -> list[pathlib.Path]:
+    """Write the weights in the layout of another library.
+
+    Raises:
+        ValueError: if it has no such layout for the model.
+    """
+    if isinstance(trained.model, ViT):
+        return vit_jax.weights.save(path, trained.to_pretrained(), format=format)
+    if isinstance(trained.model, ResNet):
+        return resnet_jax.weights.save(path, trained.to_pretrained(), format=format)
+    raise ValueError(
+        f"weights are written of a ViT or a ResNet, not of {trained.name!r}; "
+        "--format stablehlo takes any model"
+    )
+
+
+def _writer(format: str) -> Callable[[TrainedModel, pathlib.Path], list[pathlib.Path]]:
+    return lambda trained, path: _write_weights(trained, path, format=format)
+
+
+_FORMATS: dict[str, Callable[[TrainedModel, pathlib.Path], list[pathlib.Path]]] = {
+    "stablehlo": _write_stablehlo,
+    "savedmodel": _write_savedmodel,
+    "safetensors": _writer("timm"),
+    "npz": _writer("npz"),
+    "hf": _writer("hf"),
+}
+
+
+def _write_card(
+    trained: TrainedModel, options: argparse.Namespace, folder: pathlib.Path
+) -> pathlib.Path:
+    """Write the model card, with the results of the run, if there are any."""
+    summary: dict[str, Any] = {}
+    if options.workdir is not None:
+        file = local_path(options.workdir, "--workdir") / wd.SUMMARY
+        if file.is_file():
+            summary = json.loads(file.read_text(encoding="utf-8"))
+    # The summary is of the last or the best checkpoint, and of all runs in the folder.
+    is_its = summary.get("test_step") == trained.step and "runs" not in summary
+    card = folder / "README.md"
+    text = model_card.make_card(trained, summary if is_its else {})
+    replace_file(card, text)
+    return card
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""Draw what a trained model looks at: attention of a ViT, Grad-CAM of a ResNet."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.interpret import grad_cam
+from resnet_jax.resnet import ResNet
+from train_jax.devices import compiler
+from train_jax.learning.augment import normalize
+from train_jax.output import attention_plots
+from train_jax.trained.model import TrainedModel, require_images
+from vit_jax.interpret import (
+    attention_rollout,
+    attention_weights,
+    mean_attention_distance,
+    patch_relevance,
+    position_similarity,
+)
+from vit_jax.vit import ViT
+
+
+def make_explainer(trained: TrainedModel) -> "ViTExplainer | ResNetExplainer":
+    """Make the explainer that belongs to a model.
+
+    Raises:
+        ValueError: if the model is neither a ViT nor a ResNet.
+    """
+    if isinstance(trained.model, ViT):
+        return ViTExplainer(trained)
+    if isinstance(trained.model, ResNet):
+        return ResNetExplainer(trained)
+    raise ValueError(
+        f"the model must be a ViT or a ResNet to be explained, got {trained.name!r}"
+    )
+
+
+class ViTExplainer:
+    """Draws attention maps and position embeddings of a trained ViT."""
+
+    def __init__(self, trained: TrainedModel):
+        """Compile what is drawn."""
+        model: Any = trained.model
+        task = require_images(trained)
+        self._task, self._model, self._variables = task, model, trained.variables
+        self._has_class_token = model.pool == "cls"
+        self._tokens: Any = {
+            "has_class_token": self._has_class_token,
+            "num_registers": model.num_registers,
+        }
+        height, width, _ = task.image_shape
+        self._grid = (height // model.patch_size, width // model.patch_size)
+        self._attend = compiler.fast_jit(functools.partial(attention_weights, model))
+        self._classify = compiler.fast_jit(functools.partial(model.apply, train=False))
+
+    def check_layer_and_head(self, layer: int | None, head: int | None) -> None:
+        """Raise ValueError for a layer or a head that does not exist."""
+        for flag, value, most in (
+            ("--layer", layer, self._model.depth),
+            ("--head", head, self._model.num_heads),
+        ):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{flag} must be in [1, {most}], got {value}")
+
+    def draw_image(
+        self,
+        image_HWC: np.ndarray,
+        path: pathlib.Path,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> None:
+        """Draw an image, its prediction, the attention rollout and a layer's heads.
+
+        Args:
+            image_HWC: uint8.
+            path: the PNG to write.
+            layer: from 1; the last one if None.
+            head: from 1; all of them if None.
+        """
+        input_BHWC = self._normalize(image_HWC[None])
+        probability_Y = jax.nn.softmax(self._classify(self._variables, input_BHWC))[0]
+        layers = self._attend(self._variables, input_BHWC)
+        chosen: int = self._model.depth if layer is None else layer
+        heads = range(1, self._model.num_heads + 1) if head is None else [head]
+
+        maps = {"rollout": attention_rollout(layers)}
+        for number in heads:
+            title = f"layer {chosen}, head {number}"
+            maps[title] = layers[chosen - 1][:, number - 1]
+        relevance = {
+            title: np.asarray(patch_relevance(map_BTT, **self._tokens)[0]).reshape(
+                self._grid
+            )
+            for title, map_BTT in maps.items()
+        }
+        attention_plots.plot_explanation(
+            image_HWC,
+            np.asarray(probability_Y),
+            self._task.class_names,
+            relevance,
+            path,
+            patch_size=self._model.patch_size,
+        )
+
+    def draw_model(self, folder: pathlib.Path, image_BHWC: np.ndarray) -> list[str]:
+        """Draw the heads' attention distances and the position embeddings' similarity.
+
+        Args:
+            folder: the PNGs go there.
+            image_BHWC: uint8, the images that the distance is averaged over.
+
+        Returns:
+            The names of the files written.
+        """
+        layers = self._attend(self._variables, self._normalize(image_BHWC))
+        distance_LN = self._model.patch_size * np.stack(
+            [
+                mean_attention_distance(weights_BNTT, grid=self._grid, **self._tokens)
+                for weights_BNTT in layers
+            ]
+        )
+        names = ["attention_distance.png"]
+        attention_plots.plot_attention_distance(distance_LN, folder / names[0])
+        if self._model.position_embedding == "learned":
+            position_1TD = self._variables["params"]["pos_embedding"]
+            similarity_TT = position_similarity(
+                position_1TD, has_class_token=self._has_class_token
+            )
+            names.append("position_similarity.png")
+            attention_plots.plot_position_similarity(
+                np.asarray(similarity_TT), self._grid, folder / names[1]
+            )
+        return names
+
+    def _normalize(self, image_BHWC: np.ndarray) -> jax.Array:
+        mean, std = self._task.mean, self._task.std
+        return normalize(jnp.asarray(image_BHWC), mean=mean, std=std)
+
+
+class ResNetExplainer:
+    """Draws Grad-CAM of a trained ResNet."""
+
+    def __init__(self, trained: TrainedModel):
+        """Compile what is drawn."""
+        self._task, self._variables = require_images(trained), trained.variables
+        mean, std, model = self._task.mean, self._task.std, trained.model
+
+        def explain(variables: Any, image_BHWC: jax.Array) -> Any:
+            image_BHWC = normalize(image_BHWC, mean=mean, std=std)
+            probability_BY = jax.nn.softmax(model.apply(variables, image_BHWC))  # type: ignore
+            label_B = probability_BY.argmax(axis=-1)
+            return probability_BY, grad_cam(model, variables, image_BHWC, label_B)  # type: ignore
+
+        self._explain = compiler.fast_jit(explain)
+
+    def check_layer_and_head(self, layer: int | None, head: int | None) -> None:
+        """Raise ValueError: a ResNet has no layers with heads."""
+        for flag, value in (("--layer", layer), ("--head", head)):
+            if value is not None:
+                raise ValueError(f"{flag} is for a ViT alone")
+
+    def draw_image(
+        self,
+        image_HWC: np.ndarray,
+        path: pathlib.Path,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> None:
+        """Draw an image, its prediction, and where the likeliest class was found."""
+        del layer, head
+        outputs = self._explain(self._variables, jnp.asarray(image_HWC[None]))
+        (probability_Y,), (map_HW,) = map(np.asarray, outputs)
+        attention_plots.plot_explanation(
+            image_HWC,
+            probability_Y,
+            self._task.class_names,
+            {"Grad-CAM": map_HW},
+            path,
+            patch_size=None,
+        )
+
+    def draw_model(self, folder: pathlib.Path, image_BHWC: np.ndarray) -> list[str]:
+        """Draw nothing more: there are no positions or attention."""
+        del folder, image_BHWC
+        return []

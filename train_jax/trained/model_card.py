@@ -1,0 +1,79 @@
+"""Write a model card for the Hugging Face hub: what a model is, and what it reached."""
+
+from typing import Any
+
+from train_jax.learning.state import count_parameters
+from train_jax.trained.model import TrainedModel, require_images
+
+_TEXT = """\
+# {name} trained on {dataset}
+
+An image classifier with {parameters:,} parameters for {num_classes} classes, trained \
+with [vit-resnet-jax](https://github.com/vit-resnet-jax/vit-resnet-jax).
+
+- input: {height} × {width} pixels, {channels}
+- normalisation: mean {mean}, standard deviation {std}, of pixels in [0, 1]
+- classes: {classes}
+
+## Results
+
+{results}
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="FOLDER")
+print(classify("picture.png"))
+```
+"""
+
+
+def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
+    """Make the text of a model card.
+
+    Args:
+        trained: the model.
+        summary: of its run; nothing if that isn't known.
+    """
+    import yaml  # of the extra [hub]
+
+    task = require_images(trained)
+    dataset = trained.dataset.name if trained.dataset else "an unknown data set"
+    height, width, num_channels = task.image_shape
+    accuracy = summary.get("test_accuracy")
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "jax"],
+    }
+    results = "Not measured."
+    if accuracy is not None and trained.dataset is not None:
+        results = (
+            f"{accuracy:.2%} of the test split of {dataset} are classified correctly, "
+            f"after {summary['test_step']:,} training steps."
+        )
+        metric = {"type": "accuracy", "value": round(accuracy, 4), "name": "accuracy"}
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": dataset, "name": dataset, "split": "test"},
+            "metrics": [metric],
+        }
+        header["datasets"] = [dataset]
+        header["model-index"] = [{"name": trained.name, "results": [result]}]
+    text = _TEXT.format(
+        name=trained.name,
+        dataset=dataset,
+        parameters=count_parameters(trained.variables["params"]),
+        num_classes=task.num_classes,
+        height=height,
+        width=width,
+        channels="grey" if num_channels == 1 else "RGB",
+        mean=", ".join(f"{value:.4g}" for value in task.mean),
+        std=", ".join(f"{value:.4g}" for value in task.std),
+        classes=", ".join(task.class_names[:20])
+        + (" and others" if task.num_classes > 20 else ""),
+        results=results,
+    )
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{text}"
