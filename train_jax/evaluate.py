@@ -19,8 +19,8 @@ from train_jax.devices import sharding
 from train_jax.devices.folders import local_path
 from train_jax.output import plots
 from train_jax.run.evaluate import Evaluation, Evaluator
+from train_jax.run.trained import TrainedModel
 from train_jax.tasks import Classification
-from train_jax.trained.model import TrainedModel
 from train_jax.trained.scores import calibration_error, class_accuracies, top_k_accuracy
 
 _PROGRAM = "python -m train_jax.evaluate"

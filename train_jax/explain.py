@@ -17,9 +17,9 @@ from train_jax.cli import command, model_flags
 from train_jax.cli.pictures import PictureReader, add_input_flags, list_files
 from train_jax.devices.folders import local_path
 from train_jax.output import workdir as wd
+from train_jax.run.trained import TrainedModel
 from train_jax.trained.classifier import Classifier
 from train_jax.trained.explainers import make_explainer
-from train_jax.trained.model import TrainedModel
 
 _PROGRAM = "python -m train_jax.explain"
 

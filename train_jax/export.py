@@ -15,8 +15,8 @@ from train_jax.cli import command, model_flags
 from train_jax.devices.folders import local_path
 from train_jax.output import workdir as wd
 from train_jax.output.files import replace_file
+from train_jax.run.trained import TrainedModel
 from train_jax.trained import model_card, program
-from train_jax.trained.model import TrainedModel
 from vit_jax.vit import ViT
 
 _PROGRAM = "python -m train_jax.export"

@@ -22,7 +22,7 @@ from train_jax import explain
 from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
-from train_jax.trained.model import load_model
+from train_jax.run.trained import load_model
 
 
 @pytest.fixture(scope="module")

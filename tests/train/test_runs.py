@@ -20,7 +20,7 @@ from train_jax.output import report
 from train_jax.output import workdir as wd
 from train_jax.run.failures import Diverged
 from train_jax.run.setup import make_runs
-from train_jax.trained.model import load_model
+from train_jax.run.trained import load_model
 
 EVERYTHING = {
     "model.dropout_rate": 0.1,

@@ -56,7 +56,9 @@ class ModelConfig:
 class DatasetConfig:
     """The data and their splits."""
 
-    name: str = option("digits", "'digits', 'reverse', or an image set of TFDS")
+    name: str = option(
+        "digits", "'digits', 'reverse', 'folder:PATH', or an image set of TFDS"
+    )
     train_split: str = option(
         "train[:90%]", "examples to train on: a split, or one slice of it"
     )
@@ -72,9 +74,23 @@ class DatasetConfig:
     manual_dir: str | None = option(
         None, "folder with a set's original archives, to prepare it without internet"
     )
+    image_size: int | None = option(
+        None,
+        "side to which images are brought, pixels; None for images as they are",
+        or_none(integer(1, 4096)),
+    )
+    resize: Literal["crop", "pad", "stretch"] = option(
+        "crop",
+        "how images of other proportions are brought to a square: cut off, with a "
+        "black frame, or stretched",
+    )
+    split_seed: int = option(
+        0, "seed of the order of a folder's pictures", integer(0, 2**31 - 1)
+    )
     mean: tuple[float, ...] | None = option(
         None,
-        "mean of the pixels in [0, 1]; None for that of the data set, if known, or 0.5",
+        "mean of the pixels in [0, 1]; None for that of the data set, if known, or "
+        "0.5; of a folder that of its training split",
         or_none(NUMBERS),
     )
     std: tuple[float, ...] | None = option(

@@ -1,16 +1,24 @@
-"""Load datasets as numpy arrays: TFDS image sets, digits, sequences to reverse.
+"""Load datasets as numpy arrays: TFDS image sets, folders, digits, sequences.
 
 `load("mnist", "train[:90%]")` prepares, reads and caches. Importing this package is
 cheap: TFDS, TensorFlow, OpenCV and scikit-learn are imported by the functions that use
 them, and a set in the cache is read without any of them.
 """
 
+import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from train_jax.data import cache, tfds_prepare, tfds_read
 from train_jax.data.digits import load_digits
+from train_jax.data.folder import PREFIX, load_folder
 from train_jax.data.names import canonical_name as canonical_name
+from train_jax.data.resize import Resize, resize_image
 from train_jax.data.reverse import load_reverse
 from train_jax.data.split import ImageSplit as ImageSplit
 from train_jax.data.split import SequenceSplit as SequenceSplit
@@ -29,8 +37,9 @@ def load(
     the original archives in `manual_dir`.
 
     Args:
-        name: `"digits"`, `"reverse"`, or the name of a TFDS image-classification set:
-            `"dataset"`, `"dataset/config"`, either with `":1.2.3"` for a version.
+        name: `"digits"`, `"reverse"`, `"folder:PATH"`, see `load_folder`, or the name
+            of a TFDS image-classification set: `"dataset"`, `"dataset/config"`, either
+            with `":1.2.3"` for a version.
         split: a split or one slice of it, in the syntax and with the rounding of TFDS:
             `"train"`, `"train[:90%]"`, `"train[-5000:]"`.
         data_dir: folder of prepared TFDS sets; defaults to the environment variable
@@ -51,26 +60,77 @@ def load_splits(
     *splits: str,
     data_dir: str | None = None,
     manual_dir: str | None = None,
+    image_size: int | None = None,
+    resize: Resize = "crop",
+    split_seed: int = 0,
 ) -> list[ImageSplit | SequenceSplit]:
     """Load several splits; slices of the same one are views of the same arrays.
+
+    Args:
+        name: see `load`.
+        *splits: see `load`.
+        data_dir: see `load`.
+        manual_dir: see `load`.
+        image_size: side to which images are brought, pixels; None to leave them.
+        resize: how, see `resize_image`.
+        split_seed: of the order of a folder's pictures, see `load_folder`.
 
     Raises:
         ValueError: see `load`.
     """
     name = canonical_name(name)
     bases = [parse_split(split)[0] for split in splits]
-    whole = {
-        it: _load_whole(name, it, data_dir, manual_dir) for it in dict.fromkeys(bases)
-    }
+    load_base: Callable[[str], ImageSplit | SequenceSplit]
+    if is_folder(name):
+        root = local_path(name.removeprefix(PREFIX), "config.dataset.name")
+        options: Any = {"image_size": image_size, "resize": resize}
+        load_base = functools.partial(
+            load_folder, root, split_seed=split_seed, **options
+        )
+    else:
+        load_base = functools.partial(
+            _load_whole, name, data_dir=data_dir, manual_dir=manual_dir
+        )
+    whole = {it: load_base(it) for it in dict.fromkeys(bases)}
+    if image_size is not None:
+        whole = {it: _resize(part, image_size, resize) for it, part in whole.items()}
     return [
         whole[base][absolute_slice(split, len(whole[base]))]
         for base, split in zip(bases, splits, strict=True)
     ]
 
 
+def _resize(
+    split: ImageSplit | SequenceSplit, image_size: int, resize: Resize
+) -> ImageSplit | SequenceSplit:
+    """Bring the images of a split to a size.
+
+    Raises:
+        ValueError: for a set of sequences.
+    """
+    if not isinstance(split, ImageSplit):
+        raise ValueError(
+            "config.dataset.image_size must be None for a set without images, got "
+            f"{image_size}"
+        )
+    size = (image_size, image_size)
+    if split.image_BHWC.shape[1:3] == size:
+        return split
+    resized = [
+        resize_image(image_HWC, size, how=resize, background=0)
+        for image_HWC in split.image_BHWC
+    ]
+    return dataclasses.replace(split, image_BHWC=np.stack(resized))
+
+
 def is_sequences(name: str) -> bool:
     """Whether a dataset consists of sequences instead of images."""
     return name == "reverse"
+
+
+def is_folder(name: str) -> bool:
+    """Whether a dataset is a folder of pictures."""
+    return name.startswith(PREFIX)
 
 
 def _load_whole(

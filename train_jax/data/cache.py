@@ -7,6 +7,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,14 @@ def cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
     stats = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]
-    source = json.dumps([_CACHE_FORMAT, str(folder.resolve()), stats, base])
-    key = hashlib.sha256(source.encode()).hexdigest()[:16]
     label = "-".join([*folder.parts[-2:], base])
+    return path_of(label, [str(folder.resolve()), stats, base])
+
+
+def path_of(label: str, facts: Any) -> pathlib.Path:
+    """Name a cache file by a label, and a hash of what its content depends on."""
+    source = json.dumps([_CACHE_FORMAT, *facts])
+    key = hashlib.sha256(source.encode()).hexdigest()[:16]
     return cache_folder() / f"{label}-{key}.npz"
 
 

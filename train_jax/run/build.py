@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from resnet_jax import whitening_kernel
+from train_jax import data
 from train_jax.config.fields import AugmentConfig, Config, DatasetConfig
 from train_jax.config.models import IMAGE_MODELS, SEQUENCE_MODELS, create_model
 from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig, RuleConfig
@@ -63,6 +64,8 @@ def _make_classification(
                 f"channels, got {getattr(augment, name)}"
             )
     mean, std = channel_statistics(dataset.name, num_channels)
+    if data.is_folder(dataset.name):
+        mean, std = measure_channels(train.image_BHWC)
     mean = mean if dataset.mean is None else dataset.mean
     std = std if dataset.std is None else dataset.std
     for name, value in (("mean", mean), ("std", std)):
@@ -79,6 +82,23 @@ def _make_classification(
         augment=dataclasses.asdict(augment),
         border=border_brightness(train.image_BHWC[:_NUM_BORDERS]),
     )
+
+
+def measure_channels(
+    image_BHWC: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Compute mean and standard deviation of each channel of uint8 images, in [0, 1].
+
+    A channel of one value gets the deviation 1.
+    """
+    mean, std = [], []
+    for channel in range(image_BHWC.shape[-1]):
+        counts = np.bincount(image_BHWC[..., channel].reshape(-1), minlength=256)
+        share, value = counts / counts.sum(), np.arange(256) / 255
+        average = float(share @ value)
+        mean.append(average)
+        std.append(float(share @ (value - average) ** 2) ** 0.5 or 1.0)
+    return tuple(mean), tuple(std)
 
 
 # The brightness of borders is the mean over so many training images.

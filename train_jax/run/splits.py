@@ -41,6 +41,9 @@ def load(dataset: DatasetConfig, *splits: str) -> list[ImageSplit | SequenceSpli
         *splits,
         data_dir=dataset.data_dir,
         manual_dir=dataset.manual_dir,
+        image_size=dataset.image_size,
+        resize=dataset.resize,
+        split_seed=dataset.split_seed,
     )
     if jax.process_count() > 1:
         processes.call_on_main(load_all)

@@ -9,7 +9,7 @@ import numpy as np
 from train_jax.data.resize import change_channels, resize_image
 from train_jax.devices import compiler
 from train_jax.learning.augment import normalize
-from train_jax.trained.model import TrainedModel, require_images
+from train_jax.run.trained import TrainedModel, require_images
 
 
 class Classifier:

@@ -1,0 +1,217 @@
+"""Load a folder of pictures: a folder for each class, in splits or all together."""
+
+import concurrent.futures
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from train_jax.data import cache
+from train_jax.data.picture import decode_picture
+from train_jax.data.pictures import find_pictures
+from train_jax.data.resize import Resize, resize_image
+from train_jax.data.split import ImageSplit, check_split_name
+
+PREFIX = "folder:"
+_SPLITS = ("train", "val", "test")
+# Of pictures that are in no split, this share is the training split.
+_TRAIN_SHARE = 0.9
+# Modes of Pillow without colours.
+_GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+
+Examples = list[tuple[pathlib.Path, int]]
+
+
+def load_folder(
+    root: pathlib.Path,
+    base: str,
+    *,
+    image_size: int | None = None,
+    resize: Resize = "crop",
+    split_seed: int = 0,
+) -> ImageSplit:
+    """Load a split of a folder of pictures.
+
+    The folder holds `train/CLASS/…` and, if there are any, `val/CLASS/…` and
+    `test/CLASS/…`; or the classes alone, of whose pictures nine tenths are the split
+    "train" and the others "test". The pictures are in an order drawn from the seed in
+    which the classes are mixed evenly, so that any slice has its share of each.
+
+    Args:
+        root: the folder.
+        base: name of the split.
+        image_size: side to which pictures are brought, pixels; without it all must be
+            of one size.
+        resize: how they are brought to it, see `resize_image`.
+        split_seed: of the order.
+
+    Returns:
+        The split; its images are grey if all pictures of the training split are.
+
+    Raises:
+        ValueError: in one line, for a folder that is laid out otherwise, a class
+            without pictures, pictures that can't be read, or of different sizes.
+    """
+    splits, class_names = _list_examples(root, split_seed)
+    check_split_name(base, splits, f"{PREFIX}{root}")
+    facts = [
+        *(str(root.resolve()), base, image_size, resize, split_seed),
+        [_stat(file, root) for file, _ in itertools.chain(*splits.values())],
+    ]
+    path = cache.path_of(f"{root.name}-{base}", facts)
+    data = cache.read_cache(path)
+    if data is None:
+        channels = 1 if all(_is_grey(file) for file, _ in splits["train"]) else 3
+        images = _read(
+            [file for file, _ in splits[base]],
+            root,
+            channels=channels,
+            image_size=image_size,
+            resize=resize,
+        )
+        label_B = np.array([label for _, label in splits[base]], np.int32)
+        data = ImageSplit(np.stack(images), label_B, class_names)
+        cache.write_cache(path, data)
+    return data
+
+
+def _list_examples(
+    root: pathlib.Path, seed: int
+) -> tuple[dict[str, Examples], tuple[str, ...]]:
+    """List the pictures of each split with their labels, and the classes' names."""
+    if not root.is_dir():
+        raise ValueError(f"dataset {PREFIX}{str(root)!r} is not a folder")
+    folders = {name: root / name for name in _SPLITS if (root / name).is_dir()}
+    if folders and "train" not in folders:
+        raise ValueError(
+            f"dataset {str(root)!r} has a folder {next(iter(folders))!r}, but none "
+            "called 'train'"
+        )
+    is_split = len(folders) > 1
+    if not is_split:
+        folders = {"train": folders.get("train", root)}
+    classes = {name: _list_classes(folder) for name, folder in folders.items()}
+    class_names = tuple(classes["train"])
+    for split, names in classes.items():
+        if odd := sorted(set(names) ^ set(class_names)):
+            has = "lacks the" if odd[0] in class_names else "has another"
+            raise ValueError(f"split {split!r} of {str(root)!r} {has} class {odd[0]!r}")
+    mixed = {split: _mix(files, seed) for split, files in classes.items()}
+    if not is_split:
+        whole = mixed["train"]
+        cut = round(_TRAIN_SHARE * len(whole))
+        mixed = {"train": whole[:cut], "test": whole[cut:]}
+        for split, examples in mixed.items():
+            missing = set(range(len(class_names))) - {label for _, label in examples}
+            if missing:
+                raise ValueError(
+                    f"class {class_names[min(missing)]!r} of {str(root)!r} has too few "
+                    f"pictures to be in the split {split!r}"
+                )
+    return mixed, class_names
+
+
+def _list_classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Map the name of each class to its pictures."""
+    names = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
+    if len(names) < 2:
+        raise ValueError(
+            f"{str(folder)!r} must hold a folder for each of 2 classes or more, got "
+            f"{len(names)}"
+        )
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"the classes {other!r} and {name!r} in {str(folder)!r} differ in "
+                "upper and lower case alone"
+            )
+    found = {}
+    for name in names:
+        try:
+            found[name] = find_pictures([folder / name])
+        except ValueError as error:
+            raise ValueError(
+                f"class {name!r} in {str(folder)!r} holds no picture"
+            ) from error
+    return found
+
+
+def _mix(files: dict[str, list[pathlib.Path]], seed: int) -> Examples:
+    """Shuffle each class, and mix the classes evenly."""
+    placed = []
+    for label, paths in enumerate(files.values()):
+        order = np.random.default_rng([seed, label]).permutation(len(paths))
+        placed += [
+            ((place + 0.5) / len(paths), label, paths[index])
+            for place, index in enumerate(order)
+        ]
+    return [(path, label) for _, label, path in sorted(placed)]
+
+
+def _stat(file: pathlib.Path, root: pathlib.Path) -> tuple[str, int, int]:
+    stat = file.stat()
+    return os.fspath(file.relative_to(root)), stat.st_size, stat.st_mtime_ns
+
+
+def _is_grey(file: pathlib.Path) -> bool:
+    """Whether a picture is stored without colours; one that can't be read is."""
+    try:
+        with Image.open(file) as image:
+            return image.mode in _GREY
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return True
+
+
+def _read(
+    files: list[pathlib.Path],
+    root: pathlib.Path,
+    *,
+    channels: int,
+    image_size: int | None,
+    resize: Resize,
+) -> list[np.ndarray]:
+    """Decode pictures, in several threads, and bring them to one size."""
+
+    def read(file: pathlib.Path) -> Any:
+        try:
+            image_HWC = decode_picture(file, channels=channels)
+        except ValueError as error:
+            return error
+        if image_size is None:
+            return image_HWC
+        return resize_image(
+            image_HWC, (image_size, image_size), how=resize, background=0
+        )
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        images = list(threads.map(read, files))
+    errors = [image for image in images if isinstance(image, ValueError)]
+    if errors:
+        others = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise ValueError(f"dataset {str(root)!r}: {errors[0]}{others}")
+    _check_sizes(images, files)
+    return images
+
+
+def _check_sizes(images: Iterable[np.ndarray], files: list[pathlib.Path]) -> None:
+    """Raise ValueError if the pictures are of different sizes."""
+    sizes: dict[tuple[int, ...], pathlib.Path] = {}
+    for image, file in zip(images, files, strict=True):
+        sizes.setdefault(image.shape[:2], file)
+    if len(sizes) > 1:
+        a, b = itertools.islice(sizes.items(), 2)
+        shown = ", ".join(f"{str(f)!r} has {h}x{w}" for (h, w), f in (a, b))
+        raise ValueError(
+            "config.dataset.image_size must be given for pictures of different sizes: "
+            f"{shown}"
+        )
