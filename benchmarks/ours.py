@@ -11,7 +11,7 @@ from benchmarks.cases import Case
 from train_jax.config.config import resolve
 from train_jax.config.fields import Config
 from train_jax.data import ImageSplit
-from train_jax.run import build, setup
+from train_jax.run import build, initial, setup
 from train_jax.tasks import Task
 
 # The schedule of the learning rate does not end before a benchmark does.
@@ -35,8 +35,8 @@ def make_program(
     """
     train = _make_images(case, 8 * case.batch_size)
     config, task, model = _make_model(case, train, **fields)
-    runs = setup.make_runs(config, devices=devices)
-    _, init_state = setup.make_start(config, model, task, runs)
+    runs = initial.make_runs(config, devices=devices)
+    _, init_state = initial.make_start(config, model, task, runs)
     trainer = setup.make_trainer(config, model, task, train, runs)
     state = init_state()
     trainer.compile(state)

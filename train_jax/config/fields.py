@@ -206,6 +206,16 @@ class Config:
         or_none(number(0, below=1)),
         sweepable=True,
     )
+    init_from: str | None = option(
+        None,
+        "weights to start from: the workdir of a run, a file or folder of weights, or "
+        "hf://owner/name[@revision]",
+    )
+    freeze: Literal["backbone"] | None = option(
+        None,
+        "what keeps its weights: all but the head, which then learns from features "
+        "without dropout, or nothing",
+    )
     dtype: Literal["float32", "bfloat16", "auto"] = option(
         "float32",
         "dtype of the computation; parameters stay float32; 'auto' for the faster one "

@@ -35,6 +35,7 @@ def make_train_step(
     *,
     accumulation_steps: int = 1,
     params_sharding: Any = None,
+    train: bool = True,
 ) -> TrainStep:
     """Make the pure function (state, batch, key) → (state, metrics).
 
@@ -45,13 +46,15 @@ def make_train_step(
             one after another, and their gradients are averaged.
         params_sharding: sharding of the parameters while the gradient is computed, if
             it is another one than between the steps.
+        train: see `loss_of_batch`.
 
     Returns:
         A function of a state, a batch and a key for dropout. Its metrics are means
         over the batch, before the update: `loss`, and `accuracy`, the share of
         examples that are right in every place.
     """
-    gradient = jax.grad(functools.partial(loss_of_batch, model), has_aux=True)
+    loss = functools.partial(loss_of_batch, model, train=train)
+    gradient = jax.grad(loss, has_aux=True)
 
     def train_step(state: TrainState, batch: Batch, key: Array):
         chex.assert_shape([state.step, state.label_smoothing], ())
@@ -97,6 +100,7 @@ def loss_of_batch(
     key: Array,
     *,
     label_smoothing: Array | float = 0.0,
+    train: bool = True,
 ) -> tuple[Array, tuple[Metrics, PyTree]]:
     """Compute the mean loss over a batch.
 
@@ -107,6 +111,7 @@ def loss_of_batch(
         batch: inputs, and class probabilities (B, Y) or (B, T, V).
         key: for dropout.
         label_smoothing: share of the target spread evenly over all classes.
+        train: whether dropout is active, and BatchNorm takes the batch's statistics.
 
     Returns:
         The loss, a scalar; beside it the metrics and the new running statistics.
@@ -117,7 +122,7 @@ def loss_of_batch(
     logits, updates = model.apply(
         {"params": params, "batch_stats": batch_stats},
         *inputs,
-        train=True,
+        train=train,
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )

@@ -47,6 +47,11 @@ def find(directory: pathlib.Path, which: str) -> int | None:
     return _first_complete(directory, steps)[0]
 
 
+def has_any(directory: pathlib.Path) -> bool:
+    """Whether a folder holds a checkpoint, complete or not."""
+    return bool(_list_steps(directory))
+
+
 def rename_damaged(directory: pathlib.Path) -> int | None:
     """Rename damaged checkpoints to damaged_STEP, so that their steps are free.
 

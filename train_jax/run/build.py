@@ -164,6 +164,14 @@ def init_variables(
     return jax.jit(functools.partial(model.init, train=False))(key, *inputs)
 
 
+def groups_of(config: Config) -> Mapping[str, GroupConfig]:
+    """List the groups of parameters, that of the frozen ones among them."""
+    if config.freeze is None:
+        return config.groups
+    frozen = GroupConfig(params="^(?!head/)", learning_rate=0.0)
+    return {**config.groups, "freeze": frozen}
+
+
 def make_optimizer(
     optimizer: OptimizerConfig,
     groups: Mapping[str, GroupConfig],

@@ -15,7 +15,7 @@ from train_jax.config.config import from_config_dict, to_json
 from train_jax.config.fields import Config
 from train_jax.devices import processes, sharding
 from train_jax.learning.state import TrainState, count_parameters
-from train_jax.output import checkpoint, plots, report, summary
+from train_jax.output import checkpoint, checkpoint_search, plots, report, summary
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint import Checkpoints
 from train_jax.output.files import write_json
@@ -92,7 +92,8 @@ def prepare(
         wd.check_workdir(workdir, fields, **how)
 
     processes.call_on_main(check_folder)
-    parts = set_up(config)
+    has_checkpoint = checkpoint_search.has_any(workdir / wd.CHECKPOINTS)
+    parts = set_up(config, resumes=has_checkpoint and not overwrite)
     return functools.partial(_run, workdir, config, parts, **how)
 
 

@@ -5,22 +5,20 @@ The config goes no further than here: everything below takes explicit arguments.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from train_jax import data
 from train_jax.config.fields import MOST_STEPS, Config
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.devices import compiler, policy, sharding
+from train_jax.devices import policy, sharding
 from train_jax.learning.augment import TestAugmentation
 from train_jax.learning.state import TrainState
 from train_jax.learning.step import epoch_order, make_next_step, make_train_step
 from train_jax.run.build import (
-    check_groups,
-    init_variables,
+    groups_of,
     make_model,
     make_optimizer,
     make_task,
@@ -28,9 +26,12 @@ from train_jax.run.build import (
 )
 from train_jax.run.epoch import Trainer
 from train_jax.run.evaluate import Evaluation, Evaluator
+from train_jax.run.initial import make_runs, make_start
 from train_jax.run.runs import Runs
 from train_jax.run.splits import FIELDS, load_splits
+from train_jax.run.start import fit_start, load_start
 from train_jax.tasks import Classification, Task, Translation
+from weight_files import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +75,24 @@ class Parts:
         return None if self.val is None else self.evaluator(variables, self.val)
 
 
-def set_up(config: Config) -> Parts:
+def set_up(config: Config, *, resumes: bool = False) -> Parts:
     """Load the data, build the model, and check that all of it fits together.
 
     What can be known from the config alone is checked before anything is read or
     downloaded.
 
+    Args:
+        config: what to set up.
+        resumes: whether a checkpoint is there, so that `init_from` isn't needed.
+
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
     _check_without_data(config)
-    return make_parts(config, *load_splits(config.dataset))
+    start = None
+    if config.init_from is not None and not resumes:
+        start = load_start(config.init_from)
+    return make_parts(config, *load_splits(config.dataset), start=start)
 
 
 def make_parts(
@@ -93,6 +101,7 @@ def make_parts(
     val: ImageSplit | SequenceSplit | None,
     test: ImageSplit | SequenceSplit,
     *,
+    start: Pretrained | None = None,
     model: nn.Module | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Parts:
@@ -103,6 +112,7 @@ def make_parts(
         train: the examples to learn from.
         val: the examples to validate on, if there are any.
         test: the examples to test on.
+        start: the weights to start from, in place of drawn ones.
         model: in place of the config's.
         devices: all of them if not given.
 
@@ -113,7 +123,8 @@ def make_parts(
     task = make_task(config.dataset, config.augment, train)
     model = make_model(config, task) if model is None else model
     model = whiten(model, task, train)
-    abstract_state, init_state = make_start(config, model, task, runs)
+    given = None if start is None else fit_start(start, model, task)
+    abstract_state, init_state = make_start(config, model, task, runs, given=given)
     # A batch larger than the longest split would be padding alone.
     batch_size = min(config.eval_batch_size, max(len(val or ()), len(test)))
     evaluate = functools.partial(
@@ -133,12 +144,6 @@ def make_parts(
         evaluator=evaluate(),
         view_evaluator=evaluate(augmentation=views) if views else None,
     )
-
-
-def make_runs(config: Config, *, devices: Sequence[Any] | None = None) -> Runs:
-    """List the runs that the config asks for; see `Runs.combine`."""
-    seeds = range(config.seed, config.seed + config.num_seeds)
-    return Runs.combine(seeds, config.sweep, devices=devices)
 
 
 def _check_without_data(config: Config) -> None:
@@ -187,46 +192,6 @@ def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
     return steps_per_epoch, total_steps
 
 
-def make_start(
-    config: Config, model: nn.Module, task: Task, runs: Runs
-) -> tuple[TrainState, Callable[[], TrainState]]:
-    """Describe the training state of all runs, and make the function that draws it.
-
-    Returns:
-        The abstract state, with shardings, and a function without arguments.
-    """
-    # The structure of the optimiser's state does not depend on the schedule's length.
-    make_tx = functools.partial(
-        make_optimizer,
-        config.optimizer,
-        config.groups,
-        steps_per_epoch=0,
-        total_steps=1,
-    )
-
-    def init(key: jax.Array, swept: Mapping[str, Any]) -> TrainState:
-        variables = init_variables(model, key, task.inputs())
-        check_groups(config.groups, variables["params"])
-        return TrainState.create(
-            variables,
-            make_tx(swept=swept),
-            label_smoothing=swept.get("label_smoothing", config.label_smoothing),
-            ema_decay=swept.get("ema_decay", config.ema_decay),
-        )
-
-    init_all = runs.vmap(init)
-    arguments = (runs.keys["init"], runs.swept_values())
-    abstract_state = sharding.shard_state(
-        jax.eval_shape(init_all, *arguments),
-        runs.mesh,
-        num_runs=len(runs),
-        fsdp=config.fsdp,
-    )
-    layout = jax.tree.map(lambda x: x.sharding, abstract_state)
-    jitted = compiler.fast_jit(init_all, out_shardings=layout)
-    return abstract_state, functools.partial(jitted, *arguments)
-
-
 def make_trainer(
     config: Config,
     model: nn.Module,
@@ -242,7 +207,7 @@ def make_trainer(
     steps_per_epoch, total_steps = count_steps(config, len(train))
     tx = make_optimizer(
         config.optimizer,
-        config.groups,
+        groups_of(config),
         # Each run's own values are in its state; these only make them be read there.
         {field: values[0] for field, values in runs.swept.items()},
         steps_per_epoch=steps_per_epoch,
@@ -253,6 +218,7 @@ def make_trainer(
         tx,
         accumulation_steps=config.accumulation_steps,
         params_sharding=sharding.replicated(runs.mesh) if config.fsdp else None,
+        train=config.freeze is None,
     )
     next_step = make_next_step(
         train_step,

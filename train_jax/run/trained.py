@@ -17,7 +17,7 @@ from train_jax.devices import policy
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
-from train_jax.run.setup import make_runs, make_start
+from train_jax.run.initial import make_runs, make_start
 from train_jax.run.splits import load
 from train_jax.tasks import Classification, Task
 from weight_files import Pretrained, open_source

@@ -1,0 +1,81 @@
+"""The runs of a program, and the training state that they start from."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+
+from train_jax.config.fields import Config
+from train_jax.devices import compiler, sharding
+from train_jax.learning.state import TrainState
+from train_jax.run.build import (
+    check_groups,
+    groups_of,
+    init_variables,
+    make_optimizer,
+)
+from train_jax.run.runs import Runs
+from train_jax.tasks import Task
+
+
+def make_runs(config: Config, *, devices: Sequence[Any] | None = None) -> Runs:
+    """List the runs that the config asks for; see `Runs.combine`."""
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    return Runs.combine(seeds, config.sweep, devices=devices)
+
+
+def make_start(
+    config: Config,
+    model: nn.Module,
+    task: Task,
+    runs: Runs,
+    *,
+    given: Mapping[str, Any] | None = None,
+) -> tuple[TrainState, Callable[[], TrainState]]:
+    """Describe the training state of all runs, and make the function that draws it.
+
+    Args:
+        config: names what belongs to the state.
+        model: the module.
+        task: what it is trained on.
+        runs: the runs that are trained in one program.
+        given: path → array, variables in place of drawn ones; see `fit_start`.
+
+    Returns:
+        The abstract state, with shardings, and a function without arguments.
+    """
+    # The structure of the optimiser's state does not depend on the schedule's length.
+    make_tx = functools.partial(
+        make_optimizer,
+        config.optimizer,
+        groups_of(config),
+        steps_per_epoch=0,
+        total_steps=1,
+    )
+
+    def init(key: jax.Array, swept: Mapping[str, Any], given: Any) -> TrainState:
+        variables = init_variables(model, key, task.inputs())
+        flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+        variables = flax.traverse_util.unflatten_dict({**flat, **given}, sep="/")
+        check_groups(groups_of(config), variables["params"])
+        return TrainState.create(
+            variables,
+            make_tx(swept=swept),
+            label_smoothing=swept.get("label_smoothing", config.label_smoothing),
+            ema_decay=swept.get("ema_decay", config.ema_decay),
+        )
+
+    init_all = runs.vmap(init, in_axes=(0, 0, None))
+    arguments = (runs.keys["init"], runs.swept_values(), dict(given or {}))
+    abstract_state = sharding.shard_state(
+        jax.eval_shape(init_all, *arguments),
+        runs.mesh,
+        num_runs=len(runs),
+        fsdp=config.fsdp,
+    )
+    layout = jax.tree.map(lambda x: x.sharding, abstract_state)
+    jitted = compiler.fast_jit(init_all, out_shardings=layout)
+    return abstract_state, functools.partial(jitted, *arguments)
