@@ -18,9 +18,12 @@ HEAVY = (
     "tensorflow_datasets",
     "torch",
 )
-PACKAGES = ("vit_jax", "resnet_jax", "train_jax")
+PACKAGES = ("vit_jax", "resnet_jax", "weight_files", "train_jax")
 # Packages of the trainer: each may import those that follow it.
-LAYERS = ("run", "tasks", "output", "cli", "config", "data", "learning", "devices")
+LAYERS = (
+    *("trained", "run", "tasks", "output", "cli"),
+    *("config", "data", "learning", "devices"),
+)
 
 # Modules that flax.linen itself loads do not count, so it is imported first.
 SCRIPT = """

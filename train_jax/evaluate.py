@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 
 from train_jax import data
-from train_jax.cli import command, model_flags
+from train_jax.cli import command
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.resize import change_channels, resize_image
 from train_jax.devices import sharding
@@ -21,6 +21,7 @@ from train_jax.output import plots
 from train_jax.run.evaluate import Evaluation, Evaluator
 from train_jax.run.trained import TrainedModel
 from train_jax.tasks import Classification
+from train_jax.trained import flags
 from train_jax.trained.scores import calibration_error, class_accuracies, top_k_accuracy
 
 _PROGRAM = "python -m train_jax.evaluate"
@@ -36,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     out = None if options.out is None else local_path(options.out, "--out")
     if options.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {options.batch_size}")
-    trained = model_flags.load(options)
+    trained = flags.load(options)
     name, split = _load_split(options, trained)
     evaluation = evaluate(trained, split, batch_size=options.batch_size)
     result = {
@@ -60,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = model_flags.make_parser(
+    parser = flags.make_parser(
         _PROGRAM, "Evaluate a trained model on a split of a data set."
     )
     parser.add_argument(

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from train_jax.cli import arguments as cli
-from train_jax.cli import command, model_flags
-from train_jax.cli.pictures import PictureReader, add_input_flags, list_files
+from train_jax.cli import command
 from train_jax.devices.folders import local_path
 from train_jax.output import workdir as wd
 from train_jax.run.trained import TrainedModel
+from train_jax.trained import flags
 from train_jax.trained.classifier import Classifier
 from train_jax.trained.explainers import make_explainer
+from train_jax.trained.pictures import PictureReader, add_input_flags, list_files
 
 _PROGRAM = "python -m train_jax.explain"
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     out = _out_folder(options)
-    trained = model_flags.load(options)
+    trained = flags.load(options)
     explainer = make_explainer(trained)
     explainer.check_layer_and_head(options.layer, options.head)
     classifier = Classifier(trained)
@@ -93,9 +94,9 @@ def _read(reader: PictureReader, files: list[pathlib.Path]) -> dict[str, np.ndar
         image_HWC = reader.read(file)
         if image_HWC is None:
             continue
-        name, number = f"file_{_short_stem(file)}", 2
+        name, number = _short_name("file", file), 2
         while name in images:
-            name, number = f"file_{number}_{_short_stem(file)}", number + 1
+            name, number = _short_name(f"file_{number}", file), number + 1
         images[name] = image_HWC
     return images
 
@@ -135,7 +136,7 @@ def _temporary_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = model_flags.make_parser(
+    parser = flags.make_parser(
         _PROGRAM,
         "Draw what a trained model looks at: the attention of a ViT, Grad-CAM of a "
         "ResNet.",
@@ -160,10 +161,11 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _short_stem(file: pathlib.Path) -> str:
+def _short_name(prefix: str, file: pathlib.Path) -> str:
     """Turn a file's name into a part of another one that any file system can hold."""
-    stem = re.sub(r"[^\w.-]+", "_", file.stem)
-    return stem.encode()[: 255 - len("explain_file_100_.png")].decode(errors="ignore")
+    stem = re.sub(r"[^\w.-]+", "_", file.stem).encode()
+    room = 255 - len(f"explain_{prefix}_.png")
+    return f"{prefix}_{stem[:room].decode(errors='ignore')}"
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Any
 import resnet_jax.weights
 import vit_jax.weights
 from resnet_jax.resnet import ResNet
-from train_jax.cli import command, model_flags
+from train_jax.cli import command
 from train_jax.devices.folders import local_path
 from train_jax.output import workdir as wd
 from train_jax.output.files import replace_file
 from train_jax.run.trained import TrainedModel
-from train_jax.trained import model_card, program
+from train_jax.trained import flags, model_card, program
 from vit_jax.vit import ViT
 
 _PROGRAM = "python -m train_jax.export"
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     path = _out_path(options)
-    trained = model_flags.load(options)
+    trained = flags.load(options)
     start = time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     files = _FORMATS[options.format](trained, path)
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = model_flags.make_parser(
+    parser = flags.make_parser(
         _PROGRAM,
         "Write a trained model for other programs: stablehlo, the whole computation "
         "from uint8 pixels to probabilities, for any batch size, on CPU, CUDA and TPU; "

@@ -13,9 +13,10 @@ import rich.console
 import rich.progress
 
 from train_jax.cli import arguments as cli
-from train_jax.cli import command, model_flags
-from train_jax.cli.pictures import PictureReader, add_input_flags, list_files
+from train_jax.cli import command
+from train_jax.trained import flags
 from train_jax.trained.classifier import Classifier
+from train_jax.trained.pictures import PictureReader, add_input_flags, list_files
 
 _PROGRAM = "python -m train_jax.predict"
 
@@ -33,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
                 f"--{name} must be at least 1, got {getattr(options, name)}"
             )
     files = list_files(options.inputs)
-    classifier = Classifier(model_flags.load(options), batch_size=options.batch_size)
+    classifier = Classifier(flags.load(options), batch_size=options.batch_size)
     reader = PictureReader(
         classifier, background=options.background, invert=options.invert
     )
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = model_flags.make_parser(
+    parser = flags.make_parser(
         _PROGRAM, "Tell the classes of pictures, with their probabilities."
     )
     add_input_flags(parser)
@@ -76,9 +77,9 @@ def _predict(
     predictions = []
     size, task = options.batch_size, classifier.task
     console = rich.console.Console(stderr=True)
-    is_short = len(files) <= 1
+    is_hidden = len(files) <= 1 or not console.is_terminal
     with rich.progress.Progress(
-        console=console, transient=True, disable=is_short
+        console=console, transient=True, disable=is_hidden
     ) as progress:
         bar = progress.add_task("pictures", total=len(files))
         for start in range(0, len(files), size):

@@ -89,7 +89,27 @@ def _dropout(x: Any) -> Any:
     return Dropout(0.5, deterministic=False).apply({}, x, rngs={"dropout": KEY})
 
 
+_resnet = ResNet(3, stage_sizes=(1,), width=4)
+
+
+def _grad_cam(*inputs: Any) -> Any:
+    variables = modules.variables(_resnet, *IMAGE.shape)
+    return resolve("resnet_jax.interpret.grad_cam")(_resnet, variables, *inputs)
+
+
 CONTRACTS = {
+    "resnet_jax.interpret.grad_cam": Contract(
+        (IMAGE, jnp.zeros(2, int)),
+        (IMAGE[0], jnp.zeros(2, int)),
+        "jax.numpy.einsum",
+        _grad_cam,
+    ),
+    "vit_jax.weights.position.resize_position_embedding": Contract(
+        (jnp.ones((1, 5, 3)), (2, 2), (3, 3)),
+        (jnp.ones((5, 3)), (2, 2), (3, 3)),
+        "jax.image.resize",
+        misshape=lambda x: x[:1],
+    ),
     "vit_jax.attention.dot_product_attention": Contract(
         (X, X, X), (X[0, 0], X, X), "vit_jax.attention._multiply"
     ),

@@ -37,6 +37,10 @@ EXPECTED = {
     "vit_mnist_reference": (605_066, MNIST),
     "vit_mnist_best": (509_195, MNIST),
     "vit_cifar10": (2_697_226, CIFAR10),
+    "finetune_vit_cifar10": (
+        21_669_514,
+        Classification((224, 224, 3), DIGITS, mean=(0.5,) * 3, std=(0.5,) * 3),
+    ),
     "fast_cifar10": (1_971_640, CIFAR10),
     "resnet20_cifar10": (269_722, CIFAR10),
     "resnet18_cifar10": (11_173_962, CIFAR10),

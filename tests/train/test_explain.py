@@ -1,20 +1,22 @@
 """Explain a trained run: pictures of its attention, one error line otherwise."""
 
+import dataclasses
 import errno
 import functools
 import json
 import os
 import shutil
 import tempfile
-import types
 
 import cv2
+import flax.linen as nn
 import jax
 import matplotlib.image
 import numpy as np
 import optax
 import pytest
 
+import resnet_jax.weights
 import train
 from resnet_jax import ResNet
 from tests.train.command import train_arguments
@@ -23,6 +25,9 @@ from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
 from train_jax.run.trained import load_model
+from train_jax.trained import explainers
+from train_jax.trained import flags as model_flags
+from weight_files import Pretrained
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def image_MHWC(run):
 def load_once():
     """Restore each model once: that is most of the time of a short command."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explain, "load_model", functools.cache(load_model))
+        patch.setattr(model_flags, "load_model", functools.cache(load_model))
         yield
 
 
@@ -115,7 +120,7 @@ def test_an_image_from_a_file(run, image_MHWC, tmp_path, drawn):
     expected_HWC = image_MHWC[5]
     pixels = np.repeat(expected_HWC, 3, axis=-1)
     matplotlib.image.imsave(tmp_path / "five.png", pixels)
-    arguments = ["--workdir", str(run), "--file", str(tmp_path / "five.png")]
+    arguments = ["--workdir", str(run), str(tmp_path / "five.png")]
     assert explain.main(arguments) == 0
     np.testing.assert_array_equal(drawn[0][0], expected_HWC)
 
@@ -130,7 +135,7 @@ def test_16_bits_are_rounded(run, image_MHWC, tmp_path, drawn):
     wide_HWC = np.clip(expected_HWC.astype(int) * 257 + 128, 0, 65535)
     file = tmp_path / "five.tif"
     file.write_bytes(cv2.imencode(".tif", wide_HWC.astype(np.uint16))[1].tobytes())
-    assert explain.main(["--workdir", str(run), "--file", str(file)]) == 0
+    assert explain.main(["--workdir", str(run), str(file)]) == 0
     np.testing.assert_array_equal(drawn[0][0], expected_HWC)
 
 
@@ -146,7 +151,7 @@ def test_a_file_leaves_the_pictures_of_test_images_alone(
         for name in ("explain_0", "attention_distance", "position_similarity")
     ]
     file = _write_image(tmp_path / "0.png", image_MHWC[5])
-    assert explain.main([*arguments, "--file", str(file)]) == 0
+    assert explain.main([str(file), *arguments]) == 0
     assert capsys.readouterr().out.split() == [str(out / "explain_file_0.png")]
     after = {path: path.read_bytes() for path in out.iterdir()}
     assert set(after) == {*before, out / "explain_file_0.png"}
@@ -168,7 +173,7 @@ def test_output_names_of_unusual_file_names(
 ):
     file = _write_image(tmp_path / f"{stem}.png", image_MHWC[5])
     out = tmp_path / "out"
-    flags = ["--workdir", str(run), "--file", str(file), "--out", str(out)]
+    flags = ["--workdir", str(run), str(file), "--out", str(out)]
     assert explain.main(flags) == 0
     assert os.listdir(out) == [expected]
     assert len(os.fsencode(expected)) <= 255
@@ -178,7 +183,7 @@ def test_output_names_of_unusual_file_names(
 def test_the_home_folder_is_expanded(run, image_MHWC, monkeypatch):
     monkeypatch.setenv("HOME", str(run.parent))
     _write_image(run.parent / "five.png", image_MHWC[5])
-    flags = ["--workdir", "~/run", "--file", "~/five.png", "--out", "~/pictures"]
+    flags = ["--workdir", "~/run", "~/five.png", "--out", "~/pictures"]
     assert explain.main(flags) == 0
     assert os.listdir(run.parent / "pictures") == ["explain_file_five.png"]
 
@@ -199,11 +204,6 @@ def _fail(arguments, capsys):
         (["--head", "9"], "--head must be in [1, 2], got 9"),
         (["--images", "0", "90"], "--images must be in [0, 89], got 90"),
         (["--images", "-1"], "--images must be in [0, 89], got -1"),
-        (["--file", "no.png"], "--file 'no.png' can't be read: No such file"),
-        (["--file", ""], "--file '.' is not a file"),
-        (["--file", "x" * 300], "x' can't be read: File name too long"),
-        (["--file", __file__], f"--file {__file__!r} is no picture of a known kind"),
-        (["--file", "gs://bucket/x.png"], "--file must be a path on this machine"),
         (["--out", "s3://bucket/x"], "--out must be a path on this machine"),
     ],
 )
@@ -233,7 +233,7 @@ def test_error_line_for_a_wrong_workdir(capsys, workdir, message):
 def test_error_line_for_an_out_that_cannot_be_written(
     run, tmp_path, capsys, monkeypatch, out, reason
 ):
-    monkeypatch.setattr(explain.Explainer, "draw_image", _must_not_be_called)
+    monkeypatch.setattr(explainers.ViTExplainer, "draw_image", _must_not_be_called)
     (tmp_path / "file").touch()
     line = _fail(["--workdir", run, "--out", tmp_path / out], capsys)
     expected = f"no pictures can be written to {str(tmp_path / out)!r}: {reason}; --out"
@@ -242,7 +242,7 @@ def test_error_line_for_an_out_that_cannot_be_written(
 
 
 def test_error_line_for_a_workdir_that_is_read_only(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(explain.Explainer, "draw_image", _must_not_be_called)
+    monkeypatch.setattr(explainers.ViTExplainer, "draw_image", _must_not_be_called)
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir, ignore=shutil.ignore_patterns(wd.PLOTS))
 
@@ -272,10 +272,31 @@ def _must_not_be_called(*args, **kwargs):
     raise AssertionError("drawn before it was known where to write")
 
 
-def test_error_line_for_an_image_of_another_size(run, tmp_path, capsys):
-    matplotlib.image.imsave(tmp_path / "large.png", np.zeros((9, 8, 3)))
-    line = _fail(["--workdir", run, "--file", tmp_path / "large.png"], capsys)
-    assert "--file must be an image of 8x8x1, got 9x8x1" in line
+def test_an_image_of_another_size_is_resized(run, tmp_path, drawn):
+    pixels = np.zeros((9, 20, 3))
+    pixels[:, 5:] = 1
+    matplotlib.image.imsave(tmp_path / "large.png", pixels)
+    assert explain.main(["--workdir", str(run), str(tmp_path / "large.png")]) == 0
+    assert drawn[0][0].shape == (8, 8, 1)
+    assert (drawn[0][0] == 255).all()  # the dark fifth is outside of the centre
+
+
+def test_files_that_cannot_be_read_are_named_and_the_others_drawn(
+    run, image_MHWC, tmp_path, drawn, capsys
+):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    _write_image(folder / "a.png", image_MHWC[5])
+    (folder / "b.png").write_text("no picture")
+    (folder / "deep").mkdir()
+    _write_image(folder / "deep" / "a.png", image_MHWC[6])
+    assert explain.main(["--workdir", str(run), str(folder), "no.png"]) == 1
+    captured = capsys.readouterr()
+    names = [line.rpartition("/")[2] for line in captured.out.split()]
+    assert names == ["explain_file_a.png", "explain_file_2_a.png"]
+    lines = captured.err.splitlines()
+    assert f"error: {str(folder / 'b.png')!r} is no picture of a known" in lines[0]
+    assert "error: 'no.png' can't be read: No such file" in lines[1]
 
 
 def test_a_folder_without_a_run_or_a_checkpoint(run, tmp_path, capsys):
@@ -297,11 +318,27 @@ def test_a_checkpoint_of_version_0_1(run, tmp_path, capsys):
     assert line == f"python -m train_jax.explain: error: {expected}"
 
 
-def test_error_for_a_model_without_attention(run):
-    resnet = types.SimpleNamespace(
-        task=load_model(run).task,
-        model=ResNet(10, stage_sizes=(1, 1), width=8),
-        model_name="resnet18",
-    )
-    with pytest.raises(ValueError, match="must be a ViT to be explained, got 'resnet"):
-        explain.Explainer(resnet)
+def test_grad_cam_of_a_resnet(tmp_path, drawn, capsys):
+    model = ResNet(3, stage_sizes=(1, 1), width=8)
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    pretrained = Pretrained(model, variables, (32, 32, 3))
+    file = tmp_path / "a.safetensors"
+    resnet_jax.weights.save(file, pretrained, format="timm")
+    _write_image(tmp_path / "a.png", np.full((32, 32, 3), 9, np.uint8))
+    flags = ["--weights", str(file), str(tmp_path / "a.png"), "--out", str(tmp_path)]
+    assert explain.main(flags) == 0
+    ((image_HWC, probability_Y, names, relevance, _),) = drawn
+    assert image_HWC.shape == (32, 32, 3) and len(probability_Y) == 3
+    assert names == ("0", "1", "2")
+    assert relevance["Grad-CAM"].shape == (16, 16)
+    assert "--head is for a ViT alone" in _fail([*flags, "--head", "1"], capsys)
+    assert "--out must name a folder" in _fail(flags[:3], capsys)
+    message = "pictures must be named, as weights have no test images"
+    assert message in _fail([*flags[:2], *flags[3:]], capsys)
+
+
+def test_error_for_a_model_that_cannot_be_explained(run):
+    trained = load_model(run)
+    other = dataclasses.replace(trained, model=nn.Dense(10), name="dense")
+    with pytest.raises(ValueError, match=r"must be a ViT or a ResNet .* got 'dense'"):
+        explainers.make_explainer(other)

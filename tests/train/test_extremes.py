@@ -22,6 +22,8 @@ INTEGERS = {
     "num_epochs": (R, M, R),
     "num_steps": (R, M, R),
     "seed": (M, M, R),
+    "dataset.image_size": (R, R, R),  # 1 is not divisible by the patch size
+    "dataset.split_seed": (M, M, R),
     "num_seeds": (R, M, R),
     "checkpoint.every_epochs": (R, M, M),
     "checkpoint.every_steps": (R, M, M),

@@ -28,7 +28,8 @@ MODELS = (
 TOP_LEVEL = (
     "config.batch_size, config.eval_batch_size, config.accumulation_steps, "
     "config.num_epochs, config.num_steps, config.label_smoothing, config.ema_decay, "
-    "config.dtype, config.seed, config.num_seeds, config.fsdp, config.debug_nans, "
+    "config.init_from, config.freeze, config.dtype, config.seed, config.num_seeds, "
+    "config.fsdp, config.debug_nans, "
     "config.test_checkpoint, config.test_augmentation"
 )
 SWEEPABLE = (
@@ -44,8 +45,8 @@ SPLIT = (
     "'train[55000:]', 'train[10%:20%]'"
 )
 NAME = (
-    "allowed: 'digits', or a TFDS image-classification set as 'dataset', "
-    "'dataset/config' or 'dataset:1.2.3'"
+    "allowed: 'digits', 'folder:PATH', or a TFDS image-classification set as "
+    "'dataset', 'dataset/config' or 'dataset:1.2.3'"
 )
 
 # Field=value → what is said, after "config." where the line starts with that.

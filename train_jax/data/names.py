@@ -32,8 +32,9 @@ def parse_name(name: str) -> tuple[str, str | None, str | None]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"dataset {name!r} is not a name; allowed: 'digits', or a TFDS image-"
-            "classification set as 'dataset', 'dataset/config' or 'dataset:1.2.3'"
+            f"dataset {name!r} is not a name; allowed: 'digits', 'folder:PATH', or a "
+            "TFDS image-classification set as 'dataset', 'dataset/config' or "
+            "'dataset:1.2.3'"
         )
     dataset, config, version = match.groups()
     return dataset, config, version

@@ -74,6 +74,24 @@ def decode_picture(
     return image_HWC.reshape(*image_HWC.shape[:2], channels)
 
 
+def flatten_picture(
+    image_HWC: np.ndarray, *, channels: int, background: int = 255
+) -> np.ndarray:
+    """Blend RGBA pixels with the background, and turn them into grey or RGB.
+
+    Args:
+        image_HWC: uint8, four channels.
+        channels: 1 for grey, 3 for RGB.
+        background: grey level, 0 to 255.
+
+    Returns:
+        (H, W, channels) uint8.
+    """
+    image = _on_background(Image.fromarray(image_HWC), background)
+    flat_HWC = np.asarray(image if channels == 3 else image.convert("L"))
+    return flat_HWC.reshape(*flat_HWC.shape[:2], channels)
+
+
 def _read(path: pathlib.Path, name: str) -> bytes:
     """Read a regular file; a pipe or device may have no end."""
     try:

@@ -9,11 +9,8 @@ import numpy as np
 from train_jax.data.picture import decode_picture
 from train_jax.data.pictures import find_pictures
 from train_jax.devices.folders import local_path
-from train_jax.run.build import border_brightness
+from train_jax.trained.borders import has_opposite_border
 from train_jax.trained.classifier import Classifier
-
-# A border is dark below the one, and bright above the other.
-_DARK, _BRIGHT = 0.25, 0.5
 
 
 def add_input_flags(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
@@ -88,17 +85,9 @@ class PictureReader:
             self.messages.append(f"error: {error}")
             return None
         image_HWC = 255 - image_HWC if self._invert else image_HWC
-        self._compare_borders(file, image_HWC)
-        return self._classifier.prepare(image_HWC)
-
-    def _compare_borders(self, file: pathlib.Path, image_HWC: np.ndarray) -> None:
-        """Warn of a bright border where the model was trained on dark ones."""
-        border = self._classifier.task.border
-        is_grey = self._classifier.task.image_shape[2] == 1
-        if border is None or border > _DARK or not is_grey or self._invert:
-            return
-        if border_brightness(image_HWC[None]) > _BRIGHT:
+        if not self._invert and has_opposite_border(self._classifier.task, image_HWC):
             self.messages.append(
                 f"warning: {str(file)!r} has a bright border, the training's pictures "
                 "have dark ones; --invert exchanges dark and bright"
             )
+        return self._classifier.prepare(image_HWC)

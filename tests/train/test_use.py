@@ -1,0 +1,370 @@
+"""Use a trained model by command: evaluate, predict, export."""
+
+import csv
+import functools
+import io
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax.weights
+import train
+from resnet_jax import ResNet
+from tests.train.command import train_arguments
+from train_jax import data, evaluate, export, predict
+from train_jax.learning.augment import normalize
+from train_jax.output import workdir as wd
+from train_jax.run import experiment
+from train_jax.run.trained import load_model
+from train_jax.trained import flags as model_flags
+from train_jax.trained.classifier import Classifier
+from train_jax.trained.scores import calibration_error, top_k_accuracy
+from weight_files import Pretrained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run that has learnt something."""
+    workdir = tmp_path_factory.mktemp("use") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_plot", lambda *_: None)
+        assert train.main(train_arguments(workdir, num_steps=60)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """A file with the weights of a small ResNet for colours."""
+    model = ResNet(10, stage_sizes=(1, 1), width=8)
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    file = tmp_path_factory.mktemp("resnet") / "a.safetensors"
+    pretrained = Pretrained(model, variables, (32, 32, 3))
+    resnet_jax.weights.save(file, pretrained, format="timm")
+    return file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_flags, "load_model", functools.cache(load_model))
+        yield
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    return data.load("digits", "test[:90]")
+
+
+def call(command, *arguments, code=0):
+    assert command.main([str(argument) for argument in arguments]) == code
+
+
+def test_evaluate_gives_the_summary_s_numbers(run, capsys):
+    call(evaluate, "--workdir", run, "--split", "test[:90]", "--json")
+    result = json.loads(capsys.readouterr().out)
+    summary = json.loads((run / wd.SUMMARY).read_text())
+    assert result["accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert result["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+    assert result["num_examples"] == 90 and result["step"] == 60
+    classes = result["classes"].values()
+    hits = sum(scores["num_examples"] * scores["accuracy"] for scores in classes)
+    assert hits / 90 == pytest.approx(result["accuracy"])
+
+
+def test_evaluate_draws_and_prints_a_table(run, capsys, tmp_path):
+    call(evaluate, "--workdir", run, "--out", tmp_path / "new")
+    captured = capsys.readouterr()
+    assert captured.err == f"{tmp_path / 'new' / 'confusion_matrix.png'}\n"
+    assert Image.open(captured.err.strip()).size[0] > 300
+    assert "calibration error" in captured.out and "examples" in captured.out
+
+
+def test_evaluate_brings_images_to_the_model_s_size(resnet, capsys):
+    call(evaluate, "--weights", resnet, "--dataset", "digits", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_examples"] == 360 and 0 <= result["accuracy"] <= 1
+
+
+def test_scores_by_hand():
+    probability_MY = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7]])
+    label_M = np.array([0, 2, 0])
+    assert top_k_accuracy(probability_MY, label_M, 1) == pytest.approx(1 / 3)
+    assert top_k_accuracy(probability_MY, label_M, 2) == pytest.approx(2 / 3)
+    expected = (abs(1 - 0.6) + abs(0 - 0.5) + abs(0 - 0.7)) / 3
+    assert calibration_error(probability_MY, label_M) == pytest.approx(expected)
+
+
+LOSSLESS = {
+    "a.png": {},
+    "palette.png": {"convert": "P"},
+    "alpha.png": {"convert": "LA"},
+    "rgb.png": {"convert": "RGB"},
+    "rgba.png": {"convert": "RGBA"},
+    "a.bmp": {},
+    "a.tiff": {},
+    "lzw.tif": {"compression": "tiff_lzw"},
+    "a.webp": {"lossless": True, "convert": "RGB"},
+    "a.gif": {},
+    "a.pgm": {},
+}
+
+
+def test_one_picture_in_all_encodings(run, test_images, tmp_path, capsys):
+    """The same probabilities in lossless ones; in lossy ones the same class."""
+    index = 5
+    picture = Image.fromarray(test_images.image_BHWC[index, ..., 0])
+    for name, options in LOSSLESS.items():
+        options = dict(options)
+        picture.convert(options.pop("convert", "L")).save(tmp_path / name, **options)
+    for name in ("lossy.jpg", "lossy.webp", "lossy.jp2"):
+        picture.save(tmp_path / name, quality=95)
+    wide = (test_images.image_BHWC[index, ..., 0].astype(np.uint16)) * 257
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    picture.convert("CMYK").save(tmp_path / "lossy_cmyk.jpg", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "exif.png", exif=exif)
+    call(predict, "--workdir", run, tmp_path, "--json", "--top_k", 10)
+    result = json.loads(capsys.readouterr().out)
+    tops = {
+        os.path.basename(it["file"]): {x["class"]: x["probability"] for x in it["top"]}
+        for it in result["predictions"]
+    }
+    assert tops.keys() == {path.name for path in tmp_path.iterdir()}
+    expected = tops["a.png"]
+    for name, top in tops.items():
+        if name.startswith("lossy"):
+            assert next(iter(top)) == next(iter(expected)), name
+        else:
+            assert top == expected, name
+    trained = load_model(run)
+    image = test_images.image_BHWC[index : index + 1]
+    logits = trained.model.apply(
+        trained.variables,
+        normalize(image, mean=trained.task.mean, std=trained.task.std),
+    )
+    probability_Y = jax.nn.softmax(logits)[0]
+    for name, probability in expected.items():
+        assert probability == pytest.approx(float(probability_Y[int(name)]), abs=1e-5)
+
+
+def test_transparent_pixels_are_white_or_the_background(run, tmp_path):
+    picture = Image.new("LA", (8, 8), (0, 0))
+    picture.save(tmp_path / "a.png")
+    classifier = Classifier(load_model(run))
+    for background in (255, 0):
+        reader = predict.PictureReader(classifier, background=background, invert=False)
+        assert (reader.read(tmp_path / "a.png") == background).all()
+
+
+def test_unreadable_files_are_named_and_the_others_done(run, tmp_path, capsys):
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    call(predict, "--workdir", run, tmp_path, tmp_path / "none.png", code=1)
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    assert line.startswith(str(tmp_path / "good.png"))
+    lines = captured.err.splitlines()
+    for line, name in zip(lines, ("half", "text", "none"), strict=True):
+        assert line.startswith("python -m train_jax.predict: error: '")
+        assert f"{name}.png' " in line
+
+
+def test_paths_on_standard_input_and_csv(run, tmp_path, capsys, monkeypatch):
+    files = [tmp_path / name for name in ("b.png", "a.png")]
+    for file in files:
+        Image.new("L", (8, 8)).save(file)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{f}\n" for f in files)))
+    call(predict, "--workdir", run, "-", "--csv", "--top_k", "2", "--batch_size", "1")
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    columns = ["class_1", "probability_1", "class_2", "probability_2"]
+    assert rows[0] == ["file", *columns]
+    assert [row[0] for row in rows[1:]] == [str(file) for file in files]
+    assert rows[1][1:] == rows[2][1:]
+
+
+def test_a_bright_border_is_noticed(run, test_images, tmp_path, capsys):
+    pixels = test_images.image_BHWC[0, ..., 0]
+    Image.fromarray(255 - pixels).save(tmp_path / "paper.png")
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    trained = load_model(run)
+    assert trained.task.border < 0.25
+    call(predict, "--workdir", run, tmp_path, "--json", "--top_k", "10")
+    captured = capsys.readouterr()
+    assert captured.err.count("bright border") == 1
+    assert "paper.png" in captured.err and "--invert" in captured.err
+    plain = json.loads(captured.out)["predictions"][1]["top"]
+    call(predict, "--workdir", run, tmp_path / "paper.png", "--json", "--invert",
+         "--top_k", "10")  # fmt: skip
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    inverted = json.loads(captured.out)["predictions"][0]["top"]
+    for a, b in zip(plain, inverted, strict=True):
+        assert a["class"] == b["class"]
+        assert a["probability"] == pytest.approx(b["probability"], abs=1e-6)
+
+
+# Reads the file in a process to which only jax, its parts and flatbuffers are known.
+READER = """
+import sys
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("flax", "chex", "optax", "vit_jax", "resnet_jax",
+                                  "train_jax", "weight_files", "tensorflow"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Only())
+import jax.export, numpy as np
+program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+assert program.platforms == ("cpu", "cuda", "tpu")
+images = np.load(sys.argv[2])
+for size in (1, 7, 256):
+    out = program.call(images[:size])
+    np.savez(f"{sys.argv[3]}_{size}.npz", **out)
+"""
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_stablehlo_is_opened_without_this_project(kind, run, resnet, tmp_path):
+    pytest.importorskip("flatbuffers")
+    flags = ["--workdir", run] if kind == "vit" else ["--weights", resnet]
+    file = tmp_path / "model.stablehlo"
+    call(export, *flags, "--format", "stablehlo", "--out", file)
+    options = model_flags.make_parser("", "").parse_args(list(map(str, flags)))
+    trained = model_flags.load(options)
+    shape = (256, *trained.task.image_shape)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    arguments = [str(file), str(tmp_path / "images.npy"), str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-c", READER, *arguments], check=True)
+    inputs = normalize(images, mean=trained.task.mean, std=trained.task.std)
+    logits = np.asarray(jax.jit(trained.model.apply)(trained.variables, inputs))
+    for size in (1, 7, 256):
+        with np.load(tmp_path / f"out_{size}.npz") as out:
+            error = np.abs(out["logits"] - logits[:size]).max() / np.abs(logits).max()
+            assert error < (1e-5 if kind == "vit" else 1e-4)
+            np.testing.assert_allclose(out["probabilities"].sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.slow  # imports TensorFlow, which writes and reads a SavedModel
+def test_savedmodel_is_opened_by_tensorflow(run, tmp_path):
+    pytest.importorskip("tensorflow")
+    script = """
+import sys, numpy as np, tensorflow as tf
+from train_jax import export
+workdir, out, images = sys.argv[1:]
+assert export.main(["--workdir", workdir, "--format", "savedmodel", "--out", out]) == 0
+classify = tf.saved_model.load(out).signatures["serving_default"]
+np.savez(out + ".npz", **{k: v.numpy() for k, v in classify(tf.constant(np.load(images))).items()})
+"""
+    images = data.load("digits", "test[:7]").image_BHWC
+    np.save(tmp_path / "images.npy", images)
+    arguments = [str(run), str(tmp_path / "out"), str(tmp_path / "images.npy")]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    trained = load_model(run)
+    inputs = normalize(images, mean=trained.task.mean, std=trained.task.std)
+    logits = trained.model.apply(trained.variables, inputs)
+    with np.load(tmp_path / "out.npz") as out:
+        np.testing.assert_allclose(out["logits"], logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz", "hf"])
+def test_weights_are_written_and_used_again(format, run, tmp_path, capsys):
+    out = tmp_path / ("hf" if format == "hf" else f"model.{format}")
+    call(export, "--workdir", run, "--format", format, "--out", out, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert result["bytes"] == sum(os.path.getsize(file) for file in result["files"])
+    flags = ["--dataset", "digits", "--split", "test[:90]", "--json"]
+    call(evaluate, "--workdir", run, *flags)
+    expected = json.loads(capsys.readouterr().out)
+    call(evaluate, "--weights", out, *flags)
+    actual = json.loads(capsys.readouterr().out)
+    for name in ("accuracy", "loss", "calibration_error"):
+        assert actual[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_model_card_states_the_measured_result(run, capsys):
+    call(export, "--workdir", run, "--format", "hf")
+    summary = json.loads((run / wd.SUMMARY).read_text())
+    card = (run / wd.EXPORT / "hf" / "README.md").read_text()
+    assert f"{summary['test_accuracy']:.2%} of the test split of digits" in card
+    assert card.startswith("---\n") and "pipeline_tag: image-classification" in card
+
+
+WRONG = {
+    "evaluate": [
+        ("", "one of the arguments --workdir --weights is required"),
+        ("--workdir RUN --weights x", "not allowed with argument"),
+        ("--workdir nothing", "--workdir 'nothing' holds no checkpoint"),
+        ("--workdir RUN --split test[", "split 'test[' is not understood"),
+        ("--workdir RUN --split val", "has no split 'val'"),
+        ("--workdir RUN --dataset imagenet_x", "imagenet_x"),
+        ("--workdir RUN --dataset reverse", "must be of images"),
+        ("--workdir RUN --batch_size 0", "--batch_size must be at least 1, got 0"),
+        ("--workdir RUN --checkpoint 7", "--checkpoint must be last, best or the step"),
+        ("--workdir RUN --run 1", "--run must be in [0, 0], got 1"),
+        ("--workdir RUN --mean 0.5", "--mean is for --weights alone"),
+        ("--workdir gs://a/b", "--workdir must be a path on this machine"),
+        ("--weights nothing.npz --dataset digits", "'nothing.npz' are not there"),
+        ("--weights README.md --dataset digits", "must be a file of: .npz"),
+        ("--weights hf://x --dataset digits", "must be hf://owner/name"),
+        ("--weights RESNET", "--dataset must name a data set"),
+        ("--weights RESNET --checkpoint best", "--checkpoint is for --workdir alone"),
+        ("--weights RESNET --run 1", "--run is for --workdir alone"),
+        ("--weights RESNET --dataset digits --mean 0.5", "--mean must have 3 values"),
+        ("--weights RESNET --dataset digits --std x", "invalid _numbers value: 'x'"),
+        ("--weights RESNET --image_size 3", "invalid _size value: '3'"),
+        ("--weights RESNET --class_names a,b --dataset digits", "10 classes, but 2"),
+        ("--workdir RUN --out README.md", "File exists"),
+    ],
+    "predict": [
+        ("--workdir RUN", "the following arguments are required: PICTURE"),
+        ("--workdir RUN EMPTY", "holds no picture"),
+        ("--workdir RUN -", "no picture is named on standard input"),
+        ("--workdir RUN a.png --top_k 0", "--top_k must be at least 1, got 0"),
+        ("--workdir RUN a.png --batch_size 0", "--batch_size must be at least 1"),
+        ("--workdir RUN a.png --background 256", "--background must be in [0, 255]"),
+        ("--workdir RUN a.png --json --csv", "not allowed with argument"),
+        ("--workdir RUN s3://a/b.png", "must be a path on this machine"),
+    ],
+    "export": [
+        ("--workdir RUN", "the following arguments are required: --format"),
+        ("--workdir RUN --format onnx", "invalid choice: 'onnx'"),
+        ("--weights RESNET --format npz", "--out must say where to write"),
+        ("--weights RESNET --format npz --out OUT", "format must be one of"),
+        ("--weights RESNET --format hf --out OUT", "has no ResNet with stem 'small'"),
+        ("--workdir RUN --format npz --out README.md/x", "File exists"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [(name, *row) for name, rows in WRONG.items() for row in rows],
+)
+def test_wrong_input_is_one_line(
+    command, flags, message, run, resnet, tmp_path, capsys, monkeypatch
+):
+    module = {"evaluate": evaluate, "predict": predict, "export": export}[command]
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": run, "RESNET": resnet, "EMPTY": tmp_path / "empty"}
+    places["OUT"] = tmp_path / "out"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    arguments = [str(places.get(word, word)) for word in flags.split()]
+    try:
+        code = module.main(arguments)
+    except SystemExit as error:
+        code = error.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert message in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,118 @@
+"""Draw or drop a picture on a web page, and see what a model says: the demo.
+
+python -m train_jax.demo --workdir RUN opens the page on this machine.
+"""
+
+import argparse
+import functools
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from train_jax.cli import command
+from train_jax.data.picture import flatten_picture
+from train_jax.run.trained import TrainedModel
+from train_jax.trained import flags
+from train_jax.trained.borders import has_opposite_border
+from train_jax.trained.classifier import Classifier
+from train_jax.trained.explainers import make_explainer
+
+_PROGRAM = "python -m train_jax.demo"
+_CANVAS = 280  # pixels
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line, and serve the page until Ctrl-C."""
+    options = _make_parser().parse_args(arguments)
+    return command.run(_PROGRAM, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    trained = flags.load(options)
+    page = make_page(trained)
+    page.launch(server_name=options.host, server_port=options.port, share=False)
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = flags.make_parser(
+        _PROGRAM, "Serve a web page on which a trained model tells what it sees."
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, help="port (default: a free one from 7860)")
+    return parser
+
+
+def make_page(trained: TrainedModel) -> Any:
+    """Make the page: a canvas, the probabilities, and what the model looks at.
+
+    Returns:
+        A `gradio.Blocks`.
+
+    Raises:
+        ValueError: if gradio, of the extra [demo], is not installed, or the model
+            can't be explained.
+    """
+    try:
+        import gradio as gr  # type: ignore (of the extra [demo])
+    except ImportError as error:
+        raise ValueError("the demo needs the extra [demo]") from error
+    answer = functools.partial(
+        _answer, Classifier(trained, batch_size=1), make_explainer(trained)
+    )
+    with gr.Blocks(title=trained.name, analytics_enabled=False) as page:
+        gr.Markdown(f"## {trained.name}")
+        with gr.Row():
+            with gr.Column():
+                with gr.Tab("Draw"):
+                    canvas = gr.Sketchpad(
+                        value=np.full((_CANVAS, _CANVAS, 3), 255, np.uint8),
+                        show_label=False,
+                        canvas_size=(_CANVAS, _CANVAS),
+                        brush=gr.Brush(default_size=_CANVAS // 24, colors=["#000000"]),
+                        layers=False,
+                        elem_id="canvas",
+                    )
+                    ask_drawing = gr.Button("Ask", variant="primary", elem_id="ask")
+                with gr.Tab("Picture"):
+                    upload = gr.Image(show_label=False, image_mode="RGBA")
+                    ask_picture = gr.Button("Ask", variant="primary")
+            with gr.Column():
+                label = gr.Label(label="classes", num_top_classes=5, elem_id="answer")
+                picture = gr.Image(label="what the model looks at")
+        outputs = [label, picture]
+        ask_drawing.click(lambda drawing: answer(drawing["composite"]), canvas, outputs)
+        ask_picture.click(answer, upload, outputs)
+    return page
+
+
+def _answer(
+    classifier: Classifier, explainer: Any, pixels_HWC: np.ndarray | None
+) -> tuple[dict[str, float], np.ndarray]:
+    """Classify and explain a picture, RGBA; dark digits on white paper are inverted."""
+    import gradio as gr  # type: ignore (of the extra [demo])
+    import matplotlib.image
+
+    if pixels_HWC is None or pixels_HWC.min() == 255:
+        raise gr.Error("Draw something, or drop a picture.")
+    task = classifier.task
+    image_HWC = flatten_picture(pixels_HWC, channels=task.image_shape[2])
+    if has_opposite_border(task, image_HWC):
+        image_HWC = 255 - image_HWC
+    image_HWC = classifier.prepare(image_HWC)
+    probability_Y = classifier([image_HWC])[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "map.png"
+        explainer.draw_image(image_HWC, path)
+        drawn = matplotlib.image.imread(path)
+    pairs = zip(task.class_names, probability_Y.tolist(), strict=True)
+    return dict(pairs), (255 * drawn[..., :3]).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
