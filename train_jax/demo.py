@@ -84,7 +84,7 @@ def make_page(trained: TrainedModel) -> Any:
                     ask_picture = gr.Button("Ask", variant="primary")
             with gr.Column():
                 label = gr.Label(label="classes", num_top_classes=5, elem_id="answer")
-                picture = gr.Image(label="what the model looks at")
+                picture = gr.Image(show_label=False)
         outputs = [label, picture]
         ask_drawing.click(lambda drawing: answer(drawing["composite"]), canvas, outputs)
         ask_picture.click(answer, upload, outputs)

@@ -262,7 +262,8 @@ from train_jax import export
 workdir, out, images = sys.argv[1:]
 assert export.main(["--workdir", workdir, "--format", "savedmodel", "--out", out]) == 0
 classify = tf.saved_model.load(out).signatures["serving_default"]
-np.savez(out + ".npz", **{k: v.numpy() for k, v in classify(tf.constant(np.load(images))).items()})
+outputs = classify(tf.constant(np.load(images)))
+np.savez(out + ".npz", **{name: value.numpy() for name, value in outputs.items()})
 """
     images = data.load("digits", "test[:7]").image_BHWC
     np.save(tmp_path / "images.npy", images)

@@ -1,0 +1,55 @@
+"""The demo: what the page answers, and what is said where it can't be served."""
+
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from train_jax import demo
+from train_jax.run.trained import TrainedModel
+from train_jax.tasks import Classification
+from train_jax.trained.classifier import Classifier
+from train_jax.trained.explainers import make_explainer
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = vit_jax.ViT(3, patch_size=4, width=8, depth=1, num_heads=2)
+    variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    task = Classification((8, 8, 1), ("a", "b", "c"), (0.5,), (0.5,), border=0.0)
+    return TrainedModel(task, model, variables, "vit")
+
+
+def answer(trained, pixels_HWC, monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "gradio", types.SimpleNamespace(Error=RuntimeError)
+    )
+    classifier = Classifier(trained, batch_size=1)
+    return demo._answer(classifier, make_explainer(trained), pixels_HWC)
+
+
+def test_a_dark_drawing_on_white_is_inverted(trained, monkeypatch):
+    drawing = np.full((40, 40, 4), 255, np.uint8)
+    drawing[10:30, 15:25, :3] = 0
+    light = np.zeros((40, 40, 4), np.uint8)
+    light[10:30, 15:25] = 255
+    light[..., 3] = 255
+    (a, picture), (b, _) = (answer(trained, x, monkeypatch) for x in (drawing, light))
+    assert a == b and a.keys() == {"a", "b", "c"}
+    assert sum(a.values()) == pytest.approx(1)
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+
+
+@pytest.mark.parametrize("pixels", [None, np.full((9, 9, 4), 255, np.uint8)])
+def test_an_empty_canvas_is_said(pixels, trained, monkeypatch):
+    with pytest.raises(RuntimeError, match="Draw something, or drop a picture"):
+        answer(trained, pixels, monkeypatch)
+
+
+def test_gradio_is_asked_for(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ValueError, match=r"the demo needs the extra \[demo\]"):
+        demo.make_page(trained)
