@@ -10,7 +10,7 @@ def test_every_package_is_listed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     files = [
         p
-        for name in ("vit_jax", "resnet_jax", "train_jax")
+        for name in ("vit_jax", "resnet_jax", "weight_files", "train_jax")
         for p in (ROOT / name).rglob("*.py")
     ]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in files}

@@ -95,7 +95,7 @@ def test_an_extreme_value(field, value, outcome):
 
     if outcome == R:
         name = field.rpartition(".")[2]
-        with pytest.raises(ValueError, match=f"{name}|batch_size") as caught:
+        with pytest.raises(ValueError, match=f"{name}|batch_size|patch_size") as caught:
             make_parts()
         assert "\n" not in str(caught.value)
     else:

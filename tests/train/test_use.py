@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -255,7 +256,9 @@ def test_stablehlo_is_opened_without_this_project(kind, run, resnet, tmp_path):
 
 @pytest.mark.slow  # imports TensorFlow, which writes and reads a SavedModel
 def test_savedmodel_is_opened_by_tensorflow(run, tmp_path):
-    pytest.importorskip("tensorflow")
+    # Not imported here: torch, in another test of this process, may then crash.
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("needs TensorFlow, the extra [prepare]")
     script = """
 import sys, numpy as np, tensorflow as tf
 from train_jax import export
