@@ -17,7 +17,7 @@ from train_jax.data.picture import flatten_picture
 from train_jax.run.trained import TrainedModel
 from train_jax.trained import flags
 from train_jax.trained.borders import has_opposite_border
-from train_jax.trained.classifier import Classifier
+from train_jax.trained.classifier import Classifier, fit_image
 from train_jax.trained.explainers import make_explainer
 
 _PROGRAM = "python -m train_jax.demo"
@@ -26,8 +26,7 @@ _CANVAS = 280  # pixels
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, and serve the page until Ctrl-C."""
-    options = _make_parser().parse_args(arguments)
-    return command.run(_PROGRAM, lambda: _run(options))
+    return command.run(_make_parser(), _run, arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -104,7 +103,7 @@ def _answer(
     image_HWC = flatten_picture(pixels_HWC, channels=task.image_shape[2])
     if has_opposite_border(task, image_HWC):
         image_HWC = 255 - image_HWC
-    image_HWC = classifier.prepare(image_HWC)
+    image_HWC = fit_image(classifier.trained, image_HWC)
     probability_Y = classifier([image_HWC])[0]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "map.png"

@@ -1,6 +1,7 @@
 """Evaluate a trained model on a split: python -m train_jax.evaluate."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -14,14 +15,15 @@ import rich.table
 from train_jax import data
 from train_jax.cli import command
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.data.resize import change_channels, resize_image
 from train_jax.devices import sharding
 from train_jax.devices.folders import local_path
 from train_jax.output import plots
 from train_jax.run.evaluate import Evaluation, Evaluator
+from train_jax.run.splits import load
 from train_jax.run.trained import TrainedModel
 from train_jax.tasks import Classification
 from train_jax.trained import flags
+from train_jax.trained.classifier import fit_image
 from train_jax.trained.scores import calibration_error, class_accuracies, top_k_accuracy
 
 _PROGRAM = "python -m train_jax.evaluate"
@@ -29,8 +31,7 @@ _PROGRAM = "python -m train_jax.evaluate"
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, evaluate, and return the exit code."""
-    options = _make_parser().parse_args(arguments)
-    return command.run(_PROGRAM, lambda: _run(options))
+    return command.run(_make_parser(), _run, arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -92,7 +93,10 @@ def _load_split(
     if options.dataset is None:
         if trained.dataset is None:
             raise ValueError("--dataset must name a data set, as weights don't say one")
-        return trained.dataset.name, trained.load_split(options.split)
+        dataset = trained.dataset
+        if options.data_dir is not None:
+            dataset = dataclasses.replace(dataset, data_dir=options.data_dir)
+        return dataset.name, load(dataset, options.split)[0]
     name, task = data.canonical_name(str(options.dataset)), trained.task
     split = data.load(name, options.split, data_dir=options.data_dir)
     if not isinstance(split, ImageSplit) or not isinstance(task, Classification):
@@ -102,21 +106,10 @@ def _load_split(
             f"--dataset {name!r} has {split.num_classes} classes, the model "
             f"{task.num_classes}"
         )
-    return name, _fit(split, trained, task)
-
-
-def _fit(split: ImageSplit, trained: TrainedModel, task: Classification) -> ImageSplit:
-    """Resize the images to those that the model takes, if they are others."""
-    height, width, channels = task.image_shape
     if split.image_BHWC.shape[1:] == task.image_shape:
-        return split
-    options: Any = {
-        "crop_fraction": trained.crop_fraction,
-        "resampling": trained.resampling,
-    }
-    image_BHWC = change_channels(split.image_BHWC, channels)
-    resized = [resize_image(image, (height, width), **options) for image in image_BHWC]
-    return ImageSplit(np.stack(resized), split.label_B, split.class_names)
+        return name, split
+    fitted = [fit_image(trained, image_HWC) for image_HWC in split.image_BHWC]
+    return name, dataclasses.replace(split, image_BHWC=np.stack(fitted))
 
 
 def evaluate(

@@ -18,7 +18,6 @@ from train_jax.devices.folders import local_path
 from train_jax.output import workdir as wd
 from train_jax.run.trained import TrainedModel
 from train_jax.trained import flags
-from train_jax.trained.classifier import Classifier
 from train_jax.trained.explainers import make_explainer
 from train_jax.trained.pictures import PictureReader, add_input_flags, list_files
 
@@ -30,18 +29,15 @@ _MAX_IMAGES = 128
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, draw, and return the exit code."""
-    options = _make_parser().parse_args(arguments)
-    return command.run(_PROGRAM, lambda: _run(options))
+    return command.run(_make_parser(), _run, arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
     out = _out_folder(options)
     trained = flags.load(options)
-    explainer = make_explainer(trained)
-    explainer.check_layer_and_head(options.layer, options.head)
-    classifier = Classifier(trained)
+    explainer = make_explainer(trained, layer=options.layer, head=options.head)
     reader = PictureReader(
-        classifier, background=options.background, invert=options.invert
+        trained, background=options.background, invert=options.invert
     )
     test_BHWC = None
     if options.inputs:
@@ -53,9 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with _temporary_folder(out) as folder:
             for name, image_HWC in zip(names, images.values(), strict=True):
-                explainer.draw_image(
-                    image_HWC, folder / name, layer=options.layer, head=options.head
-                )
+                explainer.draw_image(image_HWC, folder / name)
             if test_BHWC is not None:
                 names += explainer.draw_model(folder, test_BHWC[:_MAX_IMAGES])
     except OSError as error:

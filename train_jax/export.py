@@ -33,8 +33,7 @@ _NAMES = {
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, export, and return the exit code."""
-    options = _make_parser().parse_args(arguments)
-    return command.run(_PROGRAM, lambda: _run(options))
+    return command.run(_make_parser(), _run, arguments)
 
 
 def _run(options: argparse.Namespace) -> int:

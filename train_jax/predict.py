@@ -23,8 +23,7 @@ _PROGRAM = "python -m train_jax.predict"
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, predict, and return the exit code."""
-    options = _make_parser().parse_args(arguments)
-    return command.run(_PROGRAM, lambda: _run(options))
+    return command.run(_make_parser(), _run, arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -34,9 +33,10 @@ def _run(options: argparse.Namespace) -> int:
                 f"--{name} must be at least 1, got {getattr(options, name)}"
             )
     files = list_files(options.inputs)
-    classifier = Classifier(flags.load(options), batch_size=options.batch_size)
+    trained = flags.load(options)
+    classifier = Classifier(trained, batch_size=options.batch_size)
     reader = PictureReader(
-        classifier, background=options.background, invert=options.invert
+        trained, background=options.background, invert=options.invert
     )
     predictions = _predict(classifier, reader, files, options)
     if options.json:

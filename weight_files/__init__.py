@@ -3,7 +3,13 @@
 `vit_jax.weights` and `resnet_jax.weights` turn what is read here into their models.
 """
 
-from weight_files.pretrained import Pretrained, adapt_channels, fit_to_model
+from weight_files.folders import write_huggingface, write_timm
+from weight_files.pretrained import (
+    Pretrained,
+    adapt_channels,
+    find_mismatch,
+    fit_to_model,
+)
 from weight_files.read import Source, Weights, open_source
 from weight_files.table import (
     Entry,
@@ -15,7 +21,7 @@ from weight_files.table import (
     to_ours,
     to_theirs,
 )
-from weight_files.write import write_json, write_npz, write_safetensors
+from weight_files.write import write_npz
 
 __all__ = [
     "Entry",
@@ -25,6 +31,7 @@ __all__ = [
     "adapt_channels",
     "convolution",
     "dense",
+    "find_mismatch",
     "fit_to_model",
     "fused",
     "norm",
@@ -32,7 +39,7 @@ __all__ = [
     "renamed",
     "to_ours",
     "to_theirs",
-    "write_json",
+    "write_huggingface",
     "write_npz",
-    "write_safetensors",
+    "write_timm",
 ]

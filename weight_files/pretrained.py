@@ -63,23 +63,38 @@ def fit_to_model(
     expected = jax.eval_shape(model.init, jax.random.key(0), image_BHWC)
     ours: Any = flax.traverse_util.flatten_dict(dict(expected), sep="/")
     flat: Any = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+    for path in ours.keys() & flat.keys():
+        sides = [[n for n in it[path].shape if n != 1] for it in (ours, flat)]
+        if sides[0] == sides[1]:
+            flat[path] = flat[path].reshape(ours[path].shape)
+    if mismatch := find_mismatch(flat, ours):
+        raise ValueError(f"they {mismatch}")
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def find_mismatch(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Say how arrays differ from those that a model has, in names and shapes.
+
+    Args:
+        given: path → array.
+        wanted: path → array, or its description.
+
+    Returns:
+        What "they" do, naming the first three; None if all fit.
+    """
+    wrong = {
+        f"{path} {given[path].shape} instead of {wanted[path].shape}"
+        for path in wanted.keys() & given.keys()
+        if given[path].shape != wanted[path].shape
+    }
     for names, fault in (
-        (ours.keys() - flat.keys(), "lack what the model calls"),
-        (flat.keys() - ours.keys(), "have what the model has not:"),
+        (wanted.keys() - given.keys(), "lack what the model calls"),
+        (given.keys() - wanted.keys(), "have what the model has not:"),
+        (wrong, "have other shapes than the model:"),
     ):
         if names:
-            raise ValueError(f"they {fault} {first_three(names)}")
-    wrong = {
-        f"{path} {flat[path].shape} instead of {ours[path].shape}"
-        for path in ours
-        if np.size(flat[path]) != np.prod(ours[path].shape, dtype=int)
-        or [n for n in flat[path].shape if n > 1]
-        != [n for n in ours[path].shape if n > 1]
-    }
-    if wrong:
-        raise ValueError(f"they have other shapes than the model: {first_three(wrong)}")
-    fitted = {path: np.reshape(flat[path], ours[path].shape) for path in ours}
-    return flax.traverse_util.unflatten_dict(fitted, sep="/")
+            return f"{fault} {first_three(names)}"
+    return None
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -139,15 +154,3 @@ def preprocessing_of(source: Source) -> dict[str, Any]:
     method = preprocessing.get("resample", timm.get("interpolation"))
     found["resampling"] = "bicubic" if method in (3, "bicubic") else "bilinear"
     return found
-
-
-def timm_preprocessing(pretrained: Pretrained) -> dict[str, Any]:
-    """Describe the preprocessing in timm's words, as `preprocessing_of` reads them."""
-    height, width, channels = pretrained.image_shape
-    return {
-        "input_size": [channels, height, width],
-        "mean": pretrained.mean,
-        "std": pretrained.std,
-        "crop_pct": pretrained.crop_fraction,
-        "interpolation": pretrained.resampling,
-    }

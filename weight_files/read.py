@@ -67,7 +67,7 @@ def open_source(source: Weights) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, Mapping):
-        arrays = {name: _as_float32(np.asarray(x)) for name, x in source.items()}
+        arrays = {name: _as_float32(x) for name, x in source.items()}
         return Source("a state dict", arrays)
     name = os.fspath(source)
     path = _download(name) if name.startswith("hf://") else pathlib.Path(name)
@@ -159,7 +159,7 @@ def _read_note(path: pathlib.Path) -> dict[str, Any]:
     return _parse_json(text, path)
 
 
-def _read_torch(path: pathlib.Path) -> Arrays:
+def _read_torch(path: pathlib.Path) -> dict[str, Any]:
     torch = _import("torch", str(path), "PyTorch")
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
@@ -177,14 +177,7 @@ def _read_torch(path: pathlib.Path) -> Arrays:
             f"weights {str(path)!r} must be a state dict, of tensors alone; "
             f"{others[0]!r} is none"
         )
-    return {
-        name.removeprefix("module."): (
-            tensor.float() if tensor.is_floating_point() else tensor
-        )
-        .detach()
-        .numpy()
-        for name, tensor in tensors
-    }
+    return {name.removeprefix("module."): tensor for name, tensor in tensors}
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -208,8 +201,12 @@ def _parse_json(text: str, path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
-    """Turn floats, also those of 16 bits that numpy does not know, into float32."""
+def _as_float32(array: Any) -> np.ndarray:
+    """Turn an array or tensor of floats, also of 16 bits, into float32."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array
+    array = np.asarray(array)
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 

@@ -1,6 +1,6 @@
 """The layout of Hugging Face's `ResNetForImageClassification`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.blocks import BasicBlock, BottleneckBlock
@@ -95,10 +95,8 @@ def check(model: ResNet) -> None:
             )
 
 
-def config_of(
-    model: ResNet, channels: int, class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Make the content of config.json."""
+def config_of(model: ResNet, channels: int) -> dict[str, Any]:
+    """Make the content of config.json, without the classes."""
     expansion = model.block.expansion
     is_basic = model.block is BasicBlock
     return {
@@ -115,6 +113,4 @@ def config_of(
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": False,
-        "id2label": {str(i): name for i, name in enumerate(class_names)},
-        "label2id": {name: i for i, name in enumerate(class_names)},
     }

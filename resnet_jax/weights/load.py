@@ -66,7 +66,9 @@ def load(
         read = huggingface.read_arrays(opened.arrays)
         found = huggingface.read_fields(read, opened.config)
         return _load(opened, read, found, image_size, fields, layout=huggingface)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        reason = f"they lack {error}"
+    except (IndexError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     except ValueError as error:
         reason = str(error)
@@ -87,8 +89,8 @@ def _load(
     model = ResNet(**(found | fields))
     told: dict[str, Any] = preprocessing_of(source)
     side = _SIDES[model.stem]
-    size = image_size or told.pop("image_size", (side, side))
-    told.pop("image_size", None)
+    known = told.pop("image_size", (side, side))
+    size = image_size or known
     if channels == 3:
         told = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **told}
     image_shape = (size[0], size[1], channels)

@@ -1,6 +1,5 @@
 """Write the weights of a ResNet for other libraries."""
 
-import json
 import os
 import pathlib
 
@@ -8,9 +7,7 @@ import jax
 
 from resnet_jax.resnet import ResNet
 from resnet_jax.weights import huggingface, torch
-from weight_files import Pretrained, to_theirs, write_json, write_safetensors
-from weight_files.huggingface import preprocessor_config
-from weight_files.pretrained import timm_preprocessing
+from weight_files import Pretrained, to_theirs, write_huggingface, write_timm
 
 _FORMATS = ("torchvision", "timm", "hf")
 
@@ -38,28 +35,10 @@ def save(
     if not isinstance(model, ResNet):
         raise ValueError(f"the model must be a ResNet, got {type(model).__name__}")
     variables = jax.device_get(pretrained.variables)
-    if format != "hf":
-        arrays = torch.add_counters(to_theirs(torch.table(model), variables))
-        config = {
-            "pretrained_cfg": timm_preprocessing(pretrained),
-            "label_names": list(pretrained.class_names or ()),
-        }
-        write_safetensors(path, arrays, {"config": json.dumps(config)})
-        return [path]
-    huggingface.check(model)
-    arrays = torch.add_counters(to_theirs(huggingface.table(model), variables))
-    names = pretrained.class_names or [
-        f"LABEL_{label}" for label in range(model.num_classes or 0)
-    ]
-    channels = pretrained.image_shape[2]
-    files = {
-        "config.json": huggingface.config_of(model, channels, names),
-        "preprocessor_config.json": preprocessor_config(
-            pretrained, "ViTImageProcessor"
-        ),
-    }
-    path.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path / "model.safetensors", arrays)
-    for name, content in files.items():
-        write_json(path / name, content)
-    return [path / name for name in ("model.safetensors", *files)]
+    if format == "hf":
+        huggingface.check(model)
+        arrays = torch.add_counters(to_theirs(huggingface.table(model), variables))
+        config = huggingface.config_of(model, pretrained.image_shape[2])
+        return write_huggingface(path, arrays, config, pretrained)
+    arrays = torch.add_counters(to_theirs(torch.table(model), variables))
+    return write_timm(path, arrays, pretrained)

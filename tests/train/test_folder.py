@@ -104,7 +104,7 @@ def test_mean_and_deviation_are_those_of_the_training_split(digits):
 
 def test_classes_alone_are_split(tmp_path):
     write(tmp_path, [f"{name}/{i}.png" for name in "ab" for i in range(20)])
-    train, test = (load_folder(tmp_path, name) for name in ("train", "test"))
+    train, test = load_folder(tmp_path, "train", "test")
     assert np.bincount(train.label_B).tolist() == [18, 18]
     assert np.bincount(test.label_B).tolist() == [2, 2]
     assert train.class_names == ("a", "b")
@@ -114,7 +114,7 @@ def test_the_seed_chooses_the_order(tmp_path):
     for i in range(20):
         for name in "ab":
             write(tmp_path, [f"{name}/{i}.png"], PICTURE + i)
-    orders = [load_folder(tmp_path, "train", split_seed=seed) for seed in (0, 0, 1)]
+    orders = [load_folder(tmp_path, "train", split_seed=seed)[0] for seed in (0, 0, 1)]
     a, b, c = (split.image_BHWC[:, 0, 0, 0].tolist() for split in orders)
     assert a == b != c
 
@@ -126,7 +126,7 @@ def test_pictures_of_other_sizes_are_resized(resize, corner, tmp_path):
     write(tmp_path, [f"{name}/{i}.png" for name in "ab" for i in range(10)])
     wide = np.full((5, 11, 3), 9, np.uint8)
     write(tmp_path, [f"{name}/w{i}.jpg" for name in "ab" for i in range(5)], wide)
-    split = load_folder(tmp_path, "train", image_size=6, resize=resize)
+    (split,) = load_folder(tmp_path, "train", image_size=6, resize=resize)
     assert split.image_BHWC.shape[1:] == (6, 6, 3)
     corners = split.image_BHWC[:, 0, 0, 0]
     assert np.isin(corners, [PICTURE[0, 0, 0], corner, *range(9)]).all()
@@ -147,7 +147,7 @@ def test_other_files_and_hidden_folders_are_ignored(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / "._1.png").write_text("of a Mac")
-    assert len(load_folder(tmp_path, "train")) == 18
+    assert len(load_folder(tmp_path, "train")[0]) == 18
 
 
 def _two_classes(root):
@@ -179,6 +179,11 @@ def _few(root):
     write(root, ["a/1.png", *(f"b/{i}.png" for i in range(30))])
 
 
+def _other_sizes(root):
+    _two_classes(root / "train")
+    write(root / "test", ["a/1.png", "b/1.png"], np.zeros((5, 7, 3), np.uint8))
+
+
 def _no_train(root):
     _two_classes(root / "val")
 
@@ -200,6 +205,7 @@ def _splits(root):
         (_missing_in_a_split, "split 'test' of '{root}' lacks the class 'b'"),
         (_other_case, "'A' and 'a' in '{root}' differ in upper and lower case alone"),
         (_few, "class 'a' of '{root}' has too few pictures to be in the split 'test'"),
+        (_other_sizes, "image_size must be given for pictures of different sizes"),
         (_no_train, "has a folder 'val', but none called 'train'"),
         (
             _one_class,

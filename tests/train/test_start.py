@@ -119,6 +119,12 @@ def test_a_frozen_backbone_stays_and_the_head_learns(run, tmp_path):
         assert is_same == (not path.startswith("head/")), path
 
 
+def test_something_must_be_left_to_learn():
+    fields = {"groups.all.params": ".", "groups.all.learning_rate": 0.0}
+    with pytest.raises(ValueError, match="must leave a parameter to learn"):
+        set_up(tiny_config(fields))
+
+
 def test_statistics_of_a_frozen_resnet_stay(tmp_path):
     fields = {"model.name": "resnet20", "batch_size": 32, **STEPS}
     run = tmp_path / "run"
@@ -173,9 +179,9 @@ def _fail(run, capsys, **fields):
         ({"init_from": "s3://b/x"}, "config.init_from 's3://b/x': it must be a path"),
         ({"init_from": "hf://x"}, "must be hf://owner/name"),
         ({"init_from": "README.md"}, "must be a file of: .npz"),
-        ({"model.width": 32}, "has other shapes than config.model: 'params/cls"),
-        ({"model.depth": 2}, "config.init_from lacks 'params/encoder/block_1"),
-        ({"model.pool": "mean"}, "config.init_from has what config.model has not:"),
+        ({"model.width": 32}, "have other shapes than the model: 'params/cls"),
+        ({"model.depth": 2}, "lack what the model calls 'params/encoder/block_1"),
+        ({"model.pool": "mean"}, "have what the model has not: 'params/cls'"),
         ({"model.num_heads": 4}, "config.model.num_heads must be 2, as in config.init"),
         ({"model.activation": "relu"}, "config.model.activation must be 'gelu_tanh'"),
         ({"freeze": "head"}, "config.freeze must be one of backbone, or None, got"),

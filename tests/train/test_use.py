@@ -24,7 +24,6 @@ from train_jax.output import workdir as wd
 from train_jax.run import experiment
 from train_jax.run.trained import load_model
 from train_jax.trained import flags as model_flags
-from train_jax.trained.classifier import Classifier
 from train_jax.trained.scores import calibration_error, top_k_accuracy
 from weight_files import Pretrained
 
@@ -158,9 +157,9 @@ def test_one_picture_in_all_encodings(run, test_images, tmp_path, capsys):
 def test_transparent_pixels_are_white_or_the_background(run, tmp_path):
     picture = Image.new("LA", (8, 8), (0, 0))
     picture.save(tmp_path / "a.png")
-    classifier = Classifier(load_model(run))
+    trained = load_model(run)
     for background in (255, 0):
-        reader = predict.PictureReader(classifier, background=background, invert=False)
+        reader = predict.PictureReader(trained, background=background, invert=False)
         assert (reader.read(tmp_path / "a.png") == background).all()
 
 
@@ -256,7 +255,6 @@ def test_stablehlo_is_opened_without_this_project(kind, run, resnet, tmp_path):
 
 @pytest.mark.slow  # imports TensorFlow, which writes and reads a SavedModel
 def test_savedmodel_is_opened_by_tensorflow(run, tmp_path):
-    # Not imported here: torch, in another test of this process, may then crash.
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("needs TensorFlow, the extra [prepare]")
     script = """

@@ -9,7 +9,8 @@ import pytest
 import resnet_jax.weights
 import vit_jax.weights
 from tests.weights.test_parity import relative
-from weight_files import open_source
+from vit_jax.weights.authors import AUTHORS
+from weight_files import open_source, to_theirs
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]  # up to 86 million parameters
 
@@ -62,7 +63,7 @@ def test_vit_of_timm(name, size, torch, tmp_path):
 @pytest.mark.parametrize("is_big_vision", [False, True])
 @pytest.mark.parametrize("pool", ["cls", "mean", "map"])
 def test_npz_is_read_by_timm(pool, is_big_vision, torch, tmp_path):
-    """timm reads the authors' files; big_vision's differ as its README's code says."""
+    """timm reads the authors' files, and those of big_vision."""
     timm = pytest.importorskip("timm")
     pools = {"cls": "token", "mean": "avg", "map": "map"}
     fields = {"class_token": pool == "cls", "global_pool": pools[pool]}
@@ -74,44 +75,36 @@ def test_npz_is_read_by_timm(pool, is_big_vision, torch, tmp_path):
     loaded = vit_jax.weights.load(
         module.state_dict(), activation="gelu_tanh", initialization="authors", pool=pool
     )
-    if pool == "cls":
-        plain = loaded
-    elif not is_big_vision:
+    file = tmp_path / "a.npz"
+    if is_big_vision:
+        write_big_vision(file, loaded)
+        fields["no_embed_class"] = True
+    elif pool != "cls":
         with pytest.raises(ValueError, match="has no ViT with pool"):
-            vit_jax.weights.save(tmp_path / "a.npz", loaded, format="npz")
+            vit_jax.weights.save(file, loaded, format="npz")
         return
     else:
-        plain = loaded
-    file = tmp_path / "a.npz"
-    write_authors(file, plain, is_big_vision=is_big_vision)
-    again = make(
-        **size, **fields, **({"no_embed_class": True} if is_big_vision else {})
-    )
+        vit_jax.weights.save(file, loaded, format="npz")
+    again = make(**size, **fields)
     again.load_pretrained(str(file))
     loaded = vit_jax.weights.load(file)
     assert loaded.mean == (0.5, 0.5, 0.5)
     compare(again.eval(), loaded)
 
 
-def write_authors(file, loaded, *, is_big_vision):
-    """Write a ViT in the authors' layout, or in big_vision's."""
-    from vit_jax.weights.authors import AUTHORS
-    from weight_files import to_theirs
-
+def write_big_vision(file, loaded):
+    """Write a ViT as big_vision names its parameters."""
     arrays = to_theirs(AUTHORS.table(loaded.model), loaded.variables)
-    if is_big_vision:
-        for old, new in (
-            ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"),
-            ("encoderblock", "encoderblock"),
-            ("LayerNorm_2", "LayerNorm_1"),
-            ("MlpBlock_3", "MlpBlock_0"),
-            ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
-        ):
-            arrays = {name.replace(old, new): x for name, x in arrays.items()}
-        if loaded.model.pool == "cls":
-            arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
-        arrays = {f"params/{name}": x for name, x in arrays.items()}
-    np.savez(file, **arrays)
+    for old, new in (
+        ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"),
+        ("LayerNorm_2", "LayerNorm_1"),
+        ("MlpBlock_3", "MlpBlock_0"),
+        ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
+    ):
+        arrays = {name.replace(old, new): x for name, x in arrays.items()}
+    if loaded.model.pool == "cls":
+        arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
+    np.savez(file, **{f"params/{name}": x for name, x in arrays.items()})
 
 
 def test_vit_of_hugging_face(torch, tmp_path):

@@ -1,31 +1,37 @@
 """Run a command: one line for a mistake, and its exit code."""
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable
 
 from train_jax.cli import arguments as cli
+from train_jax.devices import compiler, processes
 
 
-def run(program: str, command: Callable[[], int]) -> int:
+def run(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], int],
+    arguments: list[str],
+) -> int:
     """Run a command that uses a trained model, and return its exit code.
 
     Args:
-        program: how it is called, for messages.
-        command: does what the command does, and returns its exit code; what it raises
-            as OSError or ValueError is the user's mistake, printed in one line.
+        parser: of its command line.
+        command: takes the options, and returns the exit code; what it raises as OSError
+            or ValueError is the user's mistake, printed in one line.
+        arguments: the command line.
     """
-    from train_jax.devices import compiler, processes
-
     try:
         cli.prepare_output()
+        options = parser.parse_args(arguments)
         cli.silence_libraries()
         processes.check_devices()
         compiler.enable_compilation_cache()
-        return command()
+        return command(options)
     except KeyboardInterrupt:
-        print(f"{program}: stopped", file=sys.stderr)
+        print(f"{parser.prog}: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except (OSError, ValueError) as error:
-        cli.print_error(program, error)
+        cli.print_error(parser.prog, error)
         return 2

@@ -6,10 +6,8 @@ them, and a set in the cache is read without any of them.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,20 +78,16 @@ def load_splits(
     """
     name = canonical_name(name)
     bases = [parse_split(split)[0] for split in splits]
-    load_base: Callable[[str], ImageSplit | SequenceSplit]
+    names = dict.fromkeys(bases)
     if is_folder(name):
         root = local_path(name.removeprefix(PREFIX), "config.dataset.name")
-        options: Any = {"image_size": image_size, "resize": resize}
-        load_base = functools.partial(
-            load_folder, root, split_seed=split_seed, **options
-        )
+        how: Any = {"image_size": image_size, "resize": resize}
+        loaded = load_folder(root, *names, split_seed=split_seed, **how)
     else:
-        load_base = functools.partial(
-            _load_whole, name, data_dir=data_dir, manual_dir=manual_dir
-        )
-    whole = {it: load_base(it) for it in dict.fromkeys(bases)}
-    if image_size is not None:
-        whole = {it: _resize(part, image_size, resize) for it, part in whole.items()}
+        loaded = [_load_whole(name, it, data_dir, manual_dir) for it in names]
+        if image_size is not None:
+            loaded = [_resize(split, image_size, resize) for split in loaded]
+    whole = dict(zip(names, loaded, strict=True))
     return [
         whole[base][absolute_slice(split, len(whole[base]))]
         for base, split in zip(bases, splits, strict=True)

@@ -4,7 +4,7 @@ import concurrent.futures
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,12 @@ Examples = list[tuple[pathlib.Path, int]]
 
 def load_folder(
     root: pathlib.Path,
-    base: str,
-    *,
+    *bases: str,
     image_size: int | None = None,
     resize: Resize = "crop",
     split_seed: int = 0,
-) -> ImageSplit:
-    """Load a split of a folder of pictures.
+) -> list[ImageSplit]:
+    """Load splits of a folder of pictures.
 
     The folder holds `train/CLASS/…` and, if there are any, `val/CLASS/…` and
     `test/CLASS/…`; or the classes alone, of whose pictures nine tenths are the split
@@ -43,40 +42,40 @@ def load_folder(
 
     Args:
         root: the folder.
-        base: name of the split.
+        *bases: names of the splits.
         image_size: side to which pictures are brought, pixels; without it all must be
             of one size.
         resize: how they are brought to it, see `resize_image`.
         split_seed: of the order.
 
     Returns:
-        The split; its images are grey if all pictures of the training split are.
+        The splits; their images are grey if all pictures of the training split are.
 
     Raises:
         ValueError: in one line, for a folder that is laid out otherwise, a class
             without pictures, pictures that can't be read, or of different sizes.
     """
-    splits, class_names = _list_examples(root, split_seed)
-    check_split_name(base, splits, f"{PREFIX}{root}")
-    facts = [
-        *(str(root.resolve()), base, image_size, resize, split_seed),
-        [_stat(file, root) for file, _ in itertools.chain(*splits.values())],
-    ]
-    path = cache.path_of(f"{root.name}-{base}", facts)
-    data = cache.read_cache(path)
-    if data is None:
-        channels = 1 if all(_is_grey(file) for file, _ in splits["train"]) else 3
-        images = _read(
-            [file for file, _ in splits[base]],
-            root,
-            channels=channels,
-            image_size=image_size,
-            resize=resize,
-        )
-        label_B = np.array([label for _, label in splits[base]], np.int32)
-        data = ImageSplit(np.stack(images), label_B, class_names)
-        cache.write_cache(path, data)
-    return data
+    examples, class_names = _list_examples(root, split_seed)
+    for base in bases:
+        check_split_name(base, examples, f"{PREFIX}{root}")
+    stats = [_stat(file, root) for file, _ in itertools.chain(*examples.values())]
+    how: Any = {"image_size": image_size, "resize": resize}
+    splits = []
+    for base in bases:
+        facts = [str(root.resolve()), base, *how.values(), split_seed, stats]
+        path = cache.path_of(f"{root.name}-{base}", facts)
+        split = cache.read_cache(path)
+        if split is None:
+            channels = 1 if all(_is_grey(file) for file, _ in examples["train"]) else 3
+            files, labels = zip(*examples[base], strict=True)
+            images = _read(files, root, channels=channels, **how)
+            label_B = np.array(labels, np.int32)
+            split = ImageSplit(np.stack(images), label_B, class_names)
+            cache.write_cache(path, split)
+        splits.append(split)
+    firsts = [examples[base][0][0] for base in bases]
+    _check_sizes([split.image_BHWC[0] for split in splits], firsts)
+    return splits
 
 
 def _list_examples(
@@ -173,7 +172,7 @@ def _is_grey(file: pathlib.Path) -> bool:
 
 
 def _read(
-    files: list[pathlib.Path],
+    files: Sequence[pathlib.Path],
     root: pathlib.Path,
     *,
     channels: int,
@@ -203,7 +202,7 @@ def _read(
     return images
 
 
-def _check_sizes(images: Iterable[np.ndarray], files: list[pathlib.Path]) -> None:
+def _check_sizes(images: Iterable[np.ndarray], files: Sequence[pathlib.Path]) -> None:
     """Raise ValueError if the pictures are of different sizes."""
     sizes: dict[tuple[int, ...], pathlib.Path] = {}
     for image, file in zip(images, files, strict=True):

@@ -272,3 +272,9 @@ def check_groups(groups: Mapping[str, GroupConfig], params: Any) -> None:
                     f"config.groups.{owners[path]}.params does"
                 )
             owners[path] = name
+    learns = {name for name, group in groups.items() if group.learning_rate}
+    if all(owners.get(path, "") in groups.keys() - learns for path in flat):
+        raise ValueError(
+            "config.freeze and config.groups must leave a parameter to learn, such as "
+            "those of a head, which this model has not"
+        )

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,17 +9,15 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-import resnet_jax.weights
 import vit_jax.weights
 from resnet_jax.resnet import ResNet
 from train_jax.devices.folders import local_path
 from train_jax.output import workdir as wd
 from train_jax.run.build import init_variables
-from train_jax.run.trained import load_model
+from train_jax.run.trained import load_model, read_weights
 from train_jax.tasks import Classification, Task
 from vit_jax.vit import ViT
-from weight_files import Pretrained, adapt_channels, open_source
-from weight_files.table import first_three
+from weight_files import Pretrained, adapt_channels, find_mismatch
 
 # Fields of a ViT that change what is computed, but not the parameters' shapes.
 _SAME_FIELDS = ("num_heads", "activation", "norm", "norm_epsilon", "residual")
@@ -34,19 +31,13 @@ def load_start(init_from: str) -> Pretrained:
     """
     try:
         if init_from.startswith("hf://"):
-            return _load_weights(init_from)
+            return read_weights(init_from)
         path = local_path(init_from, "it")
         if (path / wd.CHECKPOINTS).is_dir():
             return load_model(path).to_pretrained()
-        return _load_weights(str(path))
+        return read_weights(str(path))
     except ValueError as error:
         raise ValueError(f"config.init_from {init_from!r}: {error}") from error
-
-
-def _load_weights(source: str) -> Pretrained:
-    opened = open_source(source)
-    package = resnet_jax if resnet_jax.weights.is_resnet(opened) else vit_jax
-    return package.weights.load(opened)
 
 
 def fit_start(start: Pretrained, model: nn.Module, task: Task) -> dict[str, np.ndarray]:
@@ -89,14 +80,14 @@ def fit_start(start: Pretrained, model: nn.Module, task: Task) -> dict[str, np.n
         kernel = "params/stem_conv/kernel"
         given[kernel] = adapt_channels(given[kernel], task.image_shape[2])
     if not _has_same_classes(start, task):
-        given = {k: v for k, v in given.items() if not k.startswith("params/head/")}
-        print(
-            f"the head is drawn anew, for {task.num_classes} classes", file=sys.stderr
+        given, wanted = (
+            {k: v for k, v in flat.items() if not k.startswith("params/head/")}
+            for flat in (given, wanted)
         )
-    head = {path for path in wanted if path.startswith("params/head/")}
-    _check_shapes(
-        given, {k: v for k, v in wanted.items() if k in given or k not in head}
-    )
+        classes = f"{task.num_classes} classes"
+        print(f"the head is drawn anew, for {classes}", file=sys.stderr)
+    if mismatch := find_mismatch(given, wanted):
+        raise ValueError(f"config.init_from: the weights {mismatch}")
     return given
 
 
@@ -137,22 +128,3 @@ def _has_same_classes(start: Pretrained, task: Classification) -> bool:
     if num_classes != task.num_classes:
         return False
     return start.class_names in (None, task.class_names)
-
-
-def _check_shapes(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the weights are those of the model."""
-    for names, fault in (
-        (wanted.keys() - given.keys(), "lacks"),
-        (given.keys() - wanted.keys(), "has what config.model has not:"),
-    ):
-        if names:
-            raise ValueError(f"config.init_from {fault} {first_three(names)}")
-    wrong = {
-        f"{path} {given[path].shape} instead of {wanted[path].shape}"
-        for path in wanted
-        if given[path].shape != wanted[path].shape
-    }
-    if wrong:
-        raise ValueError(
-            f"config.init_from has other shapes than config.model: {first_three(wrong)}"
-        )

@@ -48,15 +48,10 @@ class TrainedModel:
     crop_fraction: float = 1.0
     resampling: Resampling = "bilinear"
 
-    def load_split(self, split: str) -> ImageSplit | SequenceSplit:
-        """Load a split of the training's data set."""
-        assert self.dataset is not None
-        return load(self.dataset, split)[0]
-
     def load_test(self) -> ImageSplit | SequenceSplit:
         """Load the test split of the training's data set."""
         assert self.dataset is not None
-        return self.load_split(self.dataset.test_split)
+        return load(self.dataset, self.dataset.test_split)[0]
 
     def to_pretrained(self) -> Pretrained:
         """Describe the model for other libraries.
@@ -123,6 +118,15 @@ def load_model(
     )
 
 
+def read_weights(source: str, **fields: Any) -> Pretrained:
+    """Load a ViT or a ResNet from weights, see `vit_jax.weights.load`."""
+    opened = open_source(source)
+    if not resnet_jax.weights.is_resnet(opened):
+        return vit_jax.weights.load(opened, **fields)
+    fields.pop("num_heads", None)
+    return resnet_jax.weights.load(opened, **fields)
+
+
 def load_weights(
     source: str,
     *,
@@ -131,7 +135,7 @@ def load_weights(
     class_names: tuple[str, ...] | None = None,
     **fields: Any,
 ) -> TrainedModel:
-    """Load a model from weights that others trained, see `vit_jax.weights.load`.
+    """Load a model from weights that others trained.
 
     Args:
         source: a file, a folder or "hf://owner/name[@revision]".
@@ -144,12 +148,7 @@ def load_weights(
         ValueError: if the weights can't be read, have no head, or if nothing tells the
             mean and standard deviation.
     """
-    opened = open_source(source)
-    if resnet_jax.weights.is_resnet(opened):
-        fields.pop("num_heads", None)
-        loaded = resnet_jax.weights.load(opened, **fields)
-    else:
-        loaded = vit_jax.weights.load(opened, **fields)
+    loaded = read_weights(source, **fields)
     num_classes: int | None = loaded.model.num_classes  # type: ignore (of both)
     if num_classes is None:
         raise ValueError(f"weights {source!r} have no head, so that nothing is told")

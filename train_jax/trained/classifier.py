@@ -12,6 +12,25 @@ from train_jax.learning.augment import normalize
 from train_jax.run.trained import TrainedModel, require_images
 
 
+def fit_image(trained: TrainedModel, image_HWC: np.ndarray) -> np.ndarray:
+    """Resize a picture so that it fills a model's input, and cut out its centre.
+
+    Args:
+        trained: the model.
+        image_HWC: uint8, of any size, grey or RGB.
+
+    Returns:
+        image_HWC of the model's input, uint8.
+    """
+    height, width, channels = require_images(trained).image_shape
+    return resize_image(
+        change_channels(image_HWC, channels),
+        (height, width),
+        crop_fraction=trained.crop_fraction,
+        resampling=trained.resampling,
+    )
+
+
 class Classifier:
     """A trained model that tells the classes of pictures.
 
@@ -41,16 +60,6 @@ class Classifier:
             return jax.nn.softmax(trained.model.apply(variables, image_BHWC))  # type: ignore
 
         self._classify = compiler.fast_jit(classify)
-
-    def prepare(self, image_HWC: np.ndarray) -> np.ndarray:
-        """Resize a picture to the model's input: the shorter side, then its centre."""
-        height, width, channels = self.task.image_shape
-        return resize_image(
-            change_channels(image_HWC, channels),
-            (height, width),
-            crop_fraction=self.trained.crop_fraction,
-            resampling=self.trained.resampling,
-        )
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Compute the classes' probabilities.

@@ -24,15 +24,26 @@ from vit_jax.interpret import (
 from vit_jax.vit import ViT
 
 
-def make_explainer(trained: TrainedModel) -> "ViTExplainer | ResNetExplainer":
+def make_explainer(
+    trained: TrainedModel, *, layer: int | None = None, head: int | None = None
+) -> "ViTExplainer | ResNetExplainer":
     """Make the explainer that belongs to a model.
 
+    Args:
+        trained: the model.
+        layer: layer of a ViT to draw, from 1; the last one if None.
+        head: head of a ViT to draw, from 1; all of them if None.
+
     Raises:
-        ValueError: if the model is neither a ViT nor a ResNet.
+        ValueError: if the model is neither a ViT nor a ResNet, or has no such layer or
+            head.
     """
     if isinstance(trained.model, ViT):
-        return ViTExplainer(trained)
+        return ViTExplainer(trained, layer, head)
     if isinstance(trained.model, ResNet):
+        for flag, value in (("--layer", layer), ("--head", head)):
+            if value is not None:
+                raise ValueError(f"{flag} is for a ViT alone")
         return ResNetExplainer(trained)
     raise ValueError(
         f"the model must be a ViT or a ResNet to be explained, got {trained.name!r}"
@@ -42,9 +53,17 @@ def make_explainer(trained: TrainedModel) -> "ViTExplainer | ResNetExplainer":
 class ViTExplainer:
     """Draws attention maps and position embeddings of a trained ViT."""
 
-    def __init__(self, trained: TrainedModel):
-        """Compile what is drawn."""
+    def __init__(self, trained: TrainedModel, layer: int | None, head: int | None):
+        """Choose what is drawn, see `make_explainer`."""
         model: Any = trained.model
+        for flag, value, most in (
+            ("--layer", layer, model.depth),
+            ("--head", head, model.num_heads),
+        ):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{flag} must be in [1, {most}], got {value}")
+        self._layer = model.depth if layer is None else layer
+        self._heads = range(1, model.num_heads + 1) if head is None else [head]
         task = require_images(trained)
         self._task, self._model, self._variables = task, model, trained.variables
         self._has_class_token = model.pool == "cls"
@@ -57,41 +76,20 @@ class ViTExplainer:
         self._attend = compiler.fast_jit(functools.partial(attention_weights, model))
         self._classify = compiler.fast_jit(functools.partial(model.apply, train=False))
 
-    def check_layer_and_head(self, layer: int | None, head: int | None) -> None:
-        """Raise ValueError for a layer or a head that does not exist."""
-        for flag, value, most in (
-            ("--layer", layer, self._model.depth),
-            ("--head", head, self._model.num_heads),
-        ):
-            if value is not None and not 1 <= value <= most:
-                raise ValueError(f"{flag} must be in [1, {most}], got {value}")
-
-    def draw_image(
-        self,
-        image_HWC: np.ndarray,
-        path: pathlib.Path,
-        *,
-        layer: int | None = None,
-        head: int | None = None,
-    ) -> None:
+    def draw_image(self, image_HWC: np.ndarray, path: pathlib.Path) -> None:
         """Draw an image, its prediction, the attention rollout and a layer's heads.
 
         Args:
             image_HWC: uint8.
             path: the PNG to write.
-            layer: from 1; the last one if None.
-            head: from 1; all of them if None.
         """
         input_BHWC = self._normalize(image_HWC[None])
         probability_Y = jax.nn.softmax(self._classify(self._variables, input_BHWC))[0]
         layers = self._attend(self._variables, input_BHWC)
-        chosen: int = self._model.depth if layer is None else layer
-        heads = range(1, self._model.num_heads + 1) if head is None else [head]
-
         maps = {"rollout": attention_rollout(layers)}
-        for number in heads:
-            title = f"layer {chosen}, head {number}"
-            maps[title] = layers[chosen - 1][:, number - 1]
+        for number in self._heads:
+            title = f"layer {self._layer}, head {number}"
+            maps[title] = layers[self._layer - 1][:, number - 1]
         relevance = {
             title: np.asarray(patch_relevance(map_BTT, **self._tokens)[0]).reshape(
                 self._grid
@@ -158,22 +156,8 @@ class ResNetExplainer:
 
         self._explain = compiler.fast_jit(explain)
 
-    def check_layer_and_head(self, layer: int | None, head: int | None) -> None:
-        """Raise ValueError: a ResNet has no layers with heads."""
-        for flag, value in (("--layer", layer), ("--head", head)):
-            if value is not None:
-                raise ValueError(f"{flag} is for a ViT alone")
-
-    def draw_image(
-        self,
-        image_HWC: np.ndarray,
-        path: pathlib.Path,
-        *,
-        layer: int | None = None,
-        head: int | None = None,
-    ) -> None:
+    def draw_image(self, image_HWC: np.ndarray, path: pathlib.Path) -> None:
         """Draw an image, its prediction, and where the likeliest class was found."""
-        del layer, head
         outputs = self._explain(self._variables, jnp.asarray(image_HWC[None]))
         (probability_Y,), (map_HW,) = map(np.asarray, outputs)
         attention_plots.plot_explanation(

@@ -9,8 +9,9 @@ import numpy as np
 from train_jax.data.picture import decode_picture
 from train_jax.data.pictures import find_pictures
 from train_jax.devices.folders import local_path
+from train_jax.run.trained import TrainedModel, require_images
 from train_jax.trained.borders import has_opposite_border
-from train_jax.trained.classifier import Classifier
+from train_jax.trained.classifier import fit_image
 
 
 def add_input_flags(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
@@ -55,27 +56,27 @@ class PictureReader:
         messages: errors and warnings, to be printed at the end.
     """
 
-    def __init__(self, classifier: Classifier, *, background: int, invert: bool):
+    def __init__(self, trained: TrainedModel, *, background: int, invert: bool):
         """Choose how pictures are read.
 
         Args:
-            classifier: the model.
+            trained: the model.
             background: grey level behind transparent pixels.
             invert: whether dark and bright are exchanged.
 
         Raises:
-            ValueError: for a background that is no grey level.
+            ValueError: for a background that is no grey level, or a model of no images.
         """
         if not 0 <= background <= 255:
             raise ValueError(f"--background must be in [0, 255], got {background}")
-        self._classifier = classifier
+        self._trained, self._task = trained, require_images(trained)
         self._background, self._invert = background, invert
         self.errors: dict[str, str] = {}
         self.messages: list[str] = []
 
     def read(self, file: pathlib.Path) -> np.ndarray | None:
         """Read a picture as the model takes it, uint8; None if it can't be read."""
-        channels = self._classifier.task.image_shape[2]
+        channels = self._task.image_shape[2]
         try:
             image_HWC = decode_picture(
                 file, channels=channels, background=self._background
@@ -85,9 +86,9 @@ class PictureReader:
             self.messages.append(f"error: {error}")
             return None
         image_HWC = 255 - image_HWC if self._invert else image_HWC
-        if not self._invert and has_opposite_border(self._classifier.task, image_HWC):
+        if not self._invert and has_opposite_border(self._task, image_HWC):
             self.messages.append(
                 f"warning: {str(file)!r} has a bright border, the training's pictures "
                 "have dark ones; --invert exchanges dark and bright"
             )
-        return self._classifier.prepare(image_HWC)
+        return fit_image(self._trained, image_HWC)

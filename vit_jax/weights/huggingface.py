@@ -1,7 +1,7 @@
 """The layout of Hugging Face's `ViTForImageClassification`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.vit import ViT
@@ -122,10 +122,8 @@ HUGGINGFACE = Format(
 )
 
 
-def huggingface_config(
-    model: ViT, image_shape: tuple[int, int, int], class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Make the content of config.json."""
+def huggingface_config(model: ViT, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Make the content of config.json, without the classes."""
     height, width, channels = image_shape
     activations = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
     return {
@@ -144,6 +142,4 @@ def huggingface_config(
         "num_channels": channels,
         "qkv_bias": True,
         "encoder_stride": model.patch_size,
-        "id2label": {str(i): name for i, name in enumerate(class_names)},
-        "label2id": {name: i for i, name in enumerate(class_names)},
     }

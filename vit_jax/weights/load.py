@@ -69,7 +69,9 @@ def load(
         )
     try:
         return _load(opened, layout, image_size, fields)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        reason = f"they lack {error}"
+    except (IndexError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     except ValueError as error:
         reason = str(error)
@@ -85,8 +87,8 @@ def _load(
     found = layout.read_fields(source)
     told = preprocessing_of(source)
     channels, square = found.pop("channels"), found.pop("image_size")
-    size = image_size or square or told.get("image_size")
-    told.pop("image_size", None)
+    known = told.pop("image_size", None)
+    size = image_size or square or known
     extras = {name: found.pop(name) for name in ("mean", "std") if name in found}
     if "num_heads" not in found | fields:
         raise ValueError(

@@ -1,6 +1,5 @@
 """Write the weights of a ViT for other libraries."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -15,9 +14,13 @@ from vit_jax.weights.huggingface import huggingface_config
 from vit_jax.weights.load import FORMATS
 from vit_jax.weights.scan import unstack_blocks
 from vit_jax.weights.timm import timm_config
-from weight_files import Pretrained, to_theirs, write_json, write_npz, write_safetensors
-from weight_files.huggingface import preprocessor_config
-from weight_files.pretrained import timm_preprocessing
+from weight_files import (
+    Pretrained,
+    to_theirs,
+    write_huggingface,
+    write_npz,
+    write_timm,
+)
 
 
 def save(
@@ -53,29 +56,13 @@ def save(
     if format == "npz":
         write_npz(path, arrays)
         return [path]
-    if format != "hf":
-        config = {
-            "global_pool": timm_config(model, shape)["global_pool"],
-            "model_args": timm_config(model, shape),
-            "pretrained_cfg": timm_preprocessing(pretrained),
-            "label_names": list(pretrained.class_names or ()),
-        }
-        write_safetensors(path, arrays, {"config": json.dumps(config)})
-        return [path]
-    path.mkdir(parents=True, exist_ok=True)
-    names = pretrained.class_names or [
-        f"LABEL_{label}" for label in range(model.num_classes or 0)
-    ]
-    files = {
-        "config.json": huggingface_config(model, shape, names),
-        "preprocessor_config.json": preprocessor_config(
-            pretrained, "ViTImageProcessor"
-        ),
-    }
-    write_safetensors(path / "model.safetensors", arrays)
-    for name, content in files.items():
-        write_json(path / name, content)
-    return [path / name for name in ("model.safetensors", *files)]
+    if format == "hf":
+        return write_huggingface(
+            path, arrays, huggingface_config(model, shape), pretrained
+        )
+    arguments = timm_config(model, shape)
+    config = {"model_args": arguments, "global_pool": arguments["global_pool"]}
+    return write_timm(path, arrays, pretrained, **config)
 
 
 def _with_table(

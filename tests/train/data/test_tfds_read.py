@@ -1,6 +1,5 @@
 """Read prepared sets; errors for damaged and unsuitable ones."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -254,9 +253,7 @@ def test_other_file_formats(tmp_path, file_format, expected):
 
 @pytest.mark.slow  # The import of TensorFlow takes ten seconds.
 def test_starting_tensorflow_prints_nothing():
-    # Not imported here: torch, in another test of this process, may then crash.
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("needs TensorFlow, the extra [prepare]")
+    pytest.importorskip("tensorflow")
     program = "from train_jax.data import tfds_read; tfds_read.import_tensorflow('x')"
     result = subprocess.run(
         [sys.executable, "-c", program],

@@ -1,0 +1,98 @@
+"""Write folders for Hugging Face's image classifiers, and files for timm."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from weight_files.pretrained import Pretrained
+from weight_files.write import write_json, write_safetensors
+
+_RESAMPLING = {"bilinear": 2, "bicubic": 3}
+
+
+def write_huggingface(
+    folder: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    pretrained: Pretrained,
+) -> list[pathlib.Path]:
+    """Write a folder that transformers opens.
+
+    Args:
+        folder: made if need be.
+        arrays: name → array, as transformers names them.
+        config: the content of config.json without the classes.
+        pretrained: the model and what belongs to it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: if mean and standard deviation are not known, or safetensors is not
+            installed.
+    """
+    if pretrained.mean is None or pretrained.std is None:
+        raise ValueError("mean and std must be known to write for Hugging Face")
+    num_classes: int | None = pretrained.model.num_classes  # type: ignore (of all)
+    names = pretrained.class_names or [
+        f"LABEL_{label}" for label in range(num_classes or 0)
+    ]
+    labels = {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+    }
+    height, width, _ = pretrained.image_shape
+    preprocessing = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": _RESAMPLING[pretrained.resampling],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(pretrained.mean),
+        "image_std": list(pretrained.std),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "config.json": {**config, **labels},
+        "preprocessor_config.json": preprocessing,
+    }
+    write_safetensors(folder / "model.safetensors", arrays)
+    for name, content in files.items():
+        write_json(folder / name, content)
+    return [folder / name for name in ("model.safetensors", *files)]
+
+
+def write_timm(
+    path: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    pretrained: Pretrained,
+    **config: Any,
+) -> list[pathlib.Path]:
+    """Write a safetensors file, with timm's config in its header, which `load` reads.
+
+    Args:
+        path: the file.
+        arrays: name → array, as timm or torchvision names them.
+        pretrained: the model and what belongs to it.
+        **config: further entries of the config.
+
+    Returns:
+        The file.
+    """
+    height, width, channels = pretrained.image_shape
+    preprocessing = {
+        "input_size": [channels, height, width],
+        "mean": pretrained.mean,
+        "std": pretrained.std,
+        "crop_pct": pretrained.crop_fraction,
+        "interpolation": pretrained.resampling,
+    }
+    names = list(pretrained.class_names or ())
+    config |= {"pretrained_cfg": preprocessing, "label_names": names}
+    write_safetensors(path, arrays, {"config": json.dumps(config)})
+    return [path]
