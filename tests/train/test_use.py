@@ -1,6 +1,7 @@
 """Use a trained model by command: evaluate, predict, export."""
 
 import csv
+import dataclasses
 import functools
 import importlib.util
 import io
@@ -10,6 +11,7 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,8 +24,9 @@ from train_jax import data, evaluate, export, predict
 from train_jax.learning.augment import normalize
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
-from train_jax.run.trained import load_model
+from train_jax.run.trained import load_model, load_weights
 from train_jax.trained import flags as model_flags
+from train_jax.trained.program import export_stablehlo
 from train_jax.trained.scores import calibration_error, top_k_accuracy
 from weight_files import Pretrained
 
@@ -251,6 +254,18 @@ def test_stablehlo_is_opened_without_this_project(kind, run, resnet, tmp_path):
             error = np.abs(out["logits"] - logits[:size]).max() / np.abs(logits).max()
             assert error < (1e-5 if kind == "vit" else 1e-4)
             np.testing.assert_allclose(out["probabilities"].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_cpu_s_own_convolutions_are_not_exported(resnet):
+    pytest.importorskip("flatbuffers")
+    trained = load_weights(str(resnet))
+    convolve = resnet_jax.conv_general_dilated
+    model = trained.model.clone(conv_general_dilated=convolve)
+    content = export_stablehlo(dataclasses.replace(trained, model=model))
+    program = jax.export.deserialize(content).mlir_module()
+    assert (
+        program.count("stablehlo.convolution") == 6
+    )  # of two blocks, the second wider
 
 
 @pytest.mark.slow  # imports TensorFlow, which writes and reads a SavedModel
