@@ -43,8 +43,9 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
             rounds=few,
             images=_BATCH_SIZE,
         )
-        if not small:
-            yield from _first_step_again(first_steps, folder, rounds=rounds)
+        if small:
+            return
+        yield from _first_step_again(first_steps, folder, rounds=rounds)
         yield from commands.take_turns(
             "first epoch, empty caches",
             {
@@ -54,8 +55,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
             rounds=few,
             images=num_images,
         )
-        if not small:
-            yield from _time_to_target(torch, rounds=few, images=num_images)
+        yield from _time_to_target(torch, rounds=few, images=num_images)
 
 
 def _first_step_again(

@@ -24,25 +24,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep modules compiled where that is switched off, for as long as the tests run.
+    """Cache compiled programs and modules, for as long as the tests run.
 
-    Dozens of processes are started. Each would compile thousands of modules, for longer
-    than it does anything else.
+    JAX looks for its cache when it first compiles something, which may be while tests
+    are collected. Where Python keeps no compiled modules, it has to: dozens of
+    processes are started, and each would compile thousands of modules.
     """
+    folder = tempfile.mkdtemp()
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     is_worker = hasattr(config, "workerinput")
     if not is_worker and os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-        folder = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp()
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache():
-    """Cache compiled programs for the session."""
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        yield
-        jax.config.update("jax_compilation_cache_dir", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,11 +14,13 @@ import numpy as np
 
 from train_jax.cli import command
 from train_jax.data.picture import flatten_picture
+from train_jax.devices.folders import local_path
 from train_jax.run.trained import TrainedModel
 from train_jax.trained import flags
 from train_jax.trained.borders import has_opposite_border
 from train_jax.trained.classifier import Classifier, fit_image
 from train_jax.trained.explainers import make_explainer
+from train_jax.trained.space import write_space
 
 _PROGRAM = "python -m train_jax.demo"
 _CANVAS = 280  # pixels
@@ -30,9 +32,23 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.space is not None and options.workdir is None:
+        raise ValueError("--space takes a model by --workdir, not by --weights")
     trained = flags.load(options)
     page = make_page(trained)
-    page.launch(server_name=options.host, server_port=options.port, share=False)
+    if options.space is None:
+        page.launch(server_name=options.host, server_port=options.port, share=False)
+        return 0
+    assert trained.step is not None and trained.dataset is not None
+    folder = local_path(options.space, "--space")
+    write_space(
+        folder,
+        local_path(options.workdir, "--workdir"),
+        step=trained.step,
+        run=options.run,
+        title=f"{trained.name} on {trained.dataset.name}",
+    )
+    print(f"put it on the hub: hf upload OWNER/NAME {folder} --repo-type space")
     return 0
 
 
@@ -44,6 +60,12 @@ def _make_parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1)"
     )
     parser.add_argument("--port", type=int, help="port (default: a free one from 7860)")
+    parser.add_argument(
+        "--space",
+        metavar="FOLDER",
+        help="write the page, the model and the code into a folder that can be uploaded "
+        "as a Hugging Face Space, and serve nothing",
+    )
     return parser
 
 

@@ -11,19 +11,20 @@ from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 
 VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
-ACCUMULATION = {"accumulation_steps": 2, "ema_decay": 0.9}
 
 
-@pytest.mark.slow  # compiles for four numbers of devices
+@pytest.mark.slow  # compiles for three numbers of devices
 @pytest.mark.parametrize(
-    "changes", [VIT, RESNET, ACCUMULATION], ids=["vit", "resnet", "accumulation"]
+    "changes",
+    [VIT | {"accumulation_steps": 2, "ema_decay": 0.9}, RESNET],
+    ids=["vit", "resnet"],
 )
 def test_any_number_of_devices_gives_the_same_losses(changes):
     results = [
         losses_of_steps(
             make_tiny(changes, has_noise=True, devices=jax.devices()[:count])
         )
-        for count in (1, 2, 4, 8)
+        for count in (1, 2, 8)
     ]
     (expected, first_state), *others = results
     for losses, state in others:

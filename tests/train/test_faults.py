@@ -106,7 +106,7 @@ def assert_same_results(workdir: pathlib.Path, expected: pathlib.Path) -> None:
         np.testing.assert_array_equal(leaf, expected_leaves[name], err_msg=name)
 
 
-@pytest.mark.slow  # seven starts, one for each kind of moment
+@pytest.mark.slow  # six starts, one for each kind of moment
 def test_killed_at_any_moment(nursery, whole, tmp_path):
     workdir = tmp_path / "run"
     folder = workdir / wd.CHECKPOINTS
@@ -124,7 +124,6 @@ def test_killed_at_any_moment(nursery, whole, tmp_path):
         (is_saving, 0.03),
         (has_saved, 0.15),
         (lambda: "resuming after step" in nursery.output, 0.5),
-        (has_saved, 0.15),
         (lambda: LAST_EPOCH in nursery.output, 0.3),  # while it tests and draws
     ):
         before = newest_step(folder)

@@ -97,9 +97,9 @@ def test_seeds_of_a_resnet_equal_single_runs():
     assert jax.tree.leaves(state.batch_stats)[0].shape[0] == 2
 
 
-@pytest.mark.slow  # compiles four programs of everything
+@pytest.mark.slow  # compiles three programs of everything
 def test_a_sweep_equals_its_runs():
-    rates = (1e-3, 3e-3, 1e-2)
+    rates = (1e-3, 1e-2)
     together = EVERYTHING | {"sweep.optimizer.learning_rate": rates}
     singles = [EVERYTHING | {"optimizer.learning_rate": rate} for rate in rates]
     constant = {"optimizer.schedule": "constant"}
@@ -124,7 +124,8 @@ def test_a_sweep_equals_its_runs():
     ],
 )
 def test_every_field_that_can_be_swept(field, values, changes):
-    changes = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.01} | changes
+    adamw = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.01}
+    changes = {"model.depth": 0} | adamw | changes
     state = assert_equal_steps(
         changes | {f"sweep.{field}": values},
         [changes | {field: value} for value in values],

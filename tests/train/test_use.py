@@ -3,10 +3,12 @@
 import csv
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -20,6 +22,15 @@ import resnet_jax.weights
 import train
 from resnet_jax import ResNet
 from tests.train.command import train_arguments
+from tests.train.data.encodings import (
+    COLOUR,
+    LOSSLESS_COLOUR,
+    LOSSY_COLOUR,
+    STORED,
+    exif,
+    pillow,
+    with_alpha,
+)
 from train_jax import data, evaluate, export, predict
 from train_jax.learning.augment import normalize
 from train_jax.output import workdir as wd
@@ -28,6 +39,7 @@ from train_jax.run.trained import load_model, load_weights
 from train_jax.trained import flags as model_flags
 from train_jax.trained.program import export_stablehlo
 from train_jax.trained.scores import calibration_error, top_k_accuracy
+from train_jax.trained.space import write_space
 from weight_files import Pretrained
 
 
@@ -155,6 +167,40 @@ def test_one_picture_in_all_encodings(run, test_images, tmp_path, capsys):
     probability_Y = jax.nn.softmax(logits)[0]
     for name, probability in expected.items():
         assert probability == pytest.approx(float(probability_Y[int(name)]), abs=1e-5)
+
+
+def test_a_folder_of_forty_pictures(resnet, tmp_path, capsys):
+    """Each is answered as the plain one in colour is, or named."""
+    files = dict(LOSSLESS_COLOUR)
+    for number, store in STORED.items():
+        turned = store(COLOUR)
+        files[f"exif {number}"] = pillow(turned, "PNG", exif=exif(number))
+    shown = np.where(np.arange(24)[:, None, None] < 12, COLOUR, 255).astype(np.uint8)
+    opacity = np.where(np.arange(24) < 12, 255, 0)[:, None]
+    files["transparent"] = pillow(with_alpha(COLOUR, opacity), "PNG")
+    files["over white"] = pillow(shown, "PNG")
+    files |= {f"lossy {name}": content for name, (content, _) in LOSSY_COLOUR.items()}
+    files["truncated"] = files["png"][: len(files["png"]) // 2]
+    files["text"] = b"no picture"
+    assert len(files) >= 40
+    for name, content in files.items():
+        (tmp_path / f"{name}.png").write_bytes(content)  # the name says nothing
+    call(predict, "--weights", resnet, tmp_path, "--json", code=1)
+    captured = capsys.readouterr()
+    top = {
+        pathlib.Path(it["file"]).stem: {x["class"]: x["probability"] for x in it["top"]}
+        for it in json.loads(captured.out)["predictions"]
+    }
+    assert top.keys() == files.keys() - {"truncated", "text"}
+    assert [name in captured.err for name in ("truncated.png", "text.png")] == [
+        True
+    ] * 2
+    assert top.pop("transparent") == top.pop("over white") != top["png"]
+    for name, answer in top.items():
+        if name.startswith("lossy"):
+            assert next(iter(answer)) == next(iter(top["png"])), name
+        else:
+            assert answer == top["png"], name
 
 
 def test_transparent_pixels_are_white_or_the_background(run, tmp_path):
@@ -314,6 +360,28 @@ def test_model_card_states_the_measured_result(run, capsys):
     assert card.startswith("---\n") and "pipeline_tag: image-classification" in card
 
 
+def test_a_space_holds_all_that_the_page_needs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.1.0")
+    folder, how = tmp_path / "space", {"step": 60, "run": 0, "title": "vit on digits"}
+    write_space(folder, run, **how)
+    needed = (folder / "requirements.txt").read_text()
+    assert "orbax-checkpoint>=" in needed and "jax>=" in needed
+    assert "pytest" not in needed and "gradio" not in needed
+    assert "\nsdk_version: 6.1.0\n" in (folder / "README.md").read_text()
+    script = """
+import pathlib
+import train_jax
+from train_jax.run.trained import load_model
+assert train_jax.__file__ == str(pathlib.Path.cwd() / "train_jax" / "__init__.py")
+assert load_model(pathlib.Path("run")).step == 60
+"""
+    (folder / "script.py").write_text(script)
+    command = [sys.executable, "script.py"]
+    subprocess.run(command, cwd=folder, check=True)
+    with pytest.raises(ValueError, match="--space must be an empty folder, got"):
+        write_space(folder, run, **how)
+
+
 WRONG = {
     "evaluate": [
         ("", "one of the arguments --workdir --weights is required"),
@@ -335,10 +403,14 @@ WRONG = {
         ("--weights RESNET --checkpoint best", "--checkpoint is for --workdir alone"),
         ("--weights RESNET --run 1", "--run is for --workdir alone"),
         ("--weights RESNET --dataset digits --mean 0.5", "--mean must have 3 values"),
-        ("--weights RESNET --dataset digits --std x", "invalid _numbers value: 'x'"),
-        ("--weights RESNET --image_size 3", "invalid _size value: '3'"),
+        ("--weights RESNET --dataset digits --std x", "--std: must be numbers as in"),
+        ("--weights RESNET --image_size 3", "must be height and width as in"),
         ("--weights RESNET --class_names a,b --dataset digits", "10 classes, but 2"),
         ("--workdir RUN --out README.md", "File exists"),
+    ],
+    "demo": [
+        ("--weights RESNET --space OUT", "--space takes a model by --workdir"),
+        ("--workdir RUN --port x", "argument --port: invalid int value: 'x'"),
     ],
     "predict": [
         ("--workdir RUN", "the following arguments are required: PICTURE"),
@@ -368,7 +440,7 @@ WRONG = {
 def test_wrong_input_is_one_line(
     command, flags, message, run, resnet, tmp_path, capsys, monkeypatch
 ):
-    module = {"evaluate": evaluate, "predict": predict, "export": export}[command]
+    module = importlib.import_module(f"train_jax.{command}")
     (tmp_path / "empty").mkdir()
     places = {"RUN": run, "RESNET": resnet, "EMPTY": tmp_path / "empty"}
     places["OUT"] = tmp_path / "out"

@@ -1,5 +1,7 @@
 """Load scikit-learn's bundled digits: real images without a download."""
 
+import functools
+
 import numpy as np
 
 from train_jax.data.split import ImageSplit, check_split_name
@@ -7,15 +9,23 @@ from train_jax.data.split import ImageSplit, check_split_name
 
 def load_digits(base: str) -> ImageSplit:
     """Load the 8x8 digits; train and test are always the same stratified partition."""
+    check_split_name(base, ("train", "test"), "digits")
+    return _load_splits()[base]
+
+
+@functools.cache
+def _load_splits() -> dict[str, ImageSplit]:
+    """Load both splits; reading the text that they are kept in takes half a second."""
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
-    check_split_name(base, ("train", "test"), "digits")
     pixels_BD, label_B = datasets.load_digits(return_X_y=True)
     image_BHWC = np.rint(pixels_BD * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     train, test = train_test_split(
         np.arange(len(label_B)), test_size=360, stratify=label_B, random_state=0
     )
-    index_B = train if base == "train" else test
-    label_B = label_B[index_B].astype(np.int32)
-    return ImageSplit(image_BHWC[index_B], label_B, tuple("0123456789"))
+    label_B, names = label_B.astype(np.int32), tuple("0123456789")
+    return {
+        base: ImageSplit(image_BHWC[index_B], label_B[index_B], names)
+        for base, index_B in (("train", train), ("test", test))
+    }

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -94,7 +95,7 @@ class Checkpoints:
         """
         self.wait()
         items = {
-            STATE: ocp.args.StandardSave(state),
+            STATE: ocp.args.StandardSave(_without_replicas(state)),
             METADATA: ocp.args.JsonSave(dict(metadata)),
         }
         self._saving = step
@@ -157,6 +158,20 @@ class Checkpoints:
             if path.name.partition(".")[0] == str(self._saving)
         )
         checksums.write_checksums(folder)
+
+
+def _without_replicas(state: TrainState) -> TrainState:
+    """Keep one copy of each array that all devices of this process hold.
+
+    Orbax would let every device write a slice of it, and compile a program for each
+    shape: hundreds of them.
+    """
+
+    def first(x: Any) -> Any:
+        is_whole = x.is_fully_replicated and x.is_fully_addressable
+        return x.addressable_data(0) if is_whole else x
+
+    return jax.tree.map(first, state)
 
 
 def read_metadata(directory: pathlib.Path, step: int) -> dict[str, Any]:

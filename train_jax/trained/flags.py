@@ -81,12 +81,17 @@ def load(options: argparse.Namespace) -> TrainedModel:
 
 def _numbers(text: str) -> tuple[float, ...]:
     """Parse "0.1,0.2"."""
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        message = f"must be numbers as in 0.5,0.5,0.5, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _size(text: str) -> tuple[int, int]:
     """Parse "224x224"."""
-    height, width = (int(part) for part in text.split("x"))
-    if min(height, width) < 1:
-        raise ValueError
-    return height, width
+    sides = text.split("x")
+    if len(sides) != 2 or not all(x.isdecimal() and int(x) for x in sides):
+        message = f"must be height and width as in 224x224, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,68 @@
+"""Write the demo of a trained model as a Hugging Face Space."""
+
+import importlib.metadata
+import pathlib
+import re
+import shutil
+
+from train_jax.output import workdir as wd
+from train_jax.output.files import replace_file
+
+_PACKAGES = ("vit_jax", "resnet_jax", "weight_files", "train_jax")
+
+_README = """\
+---
+title: {title}
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+---
+
+Draw or drop a picture, and see what {title} says and looks at.
+"""
+
+_APP = """\
+import sys
+
+from train_jax.demo import main
+
+sys.exit(main(["--workdir", "run", "--run", "{run}", "--host", "0.0.0.0"]))
+"""
+
+
+def write_space(
+    folder: pathlib.Path, workdir: pathlib.Path, *, step: int, run: int, title: str
+) -> None:
+    """Write a folder that can be uploaded as a Space: the page, the model, the code.
+
+    Args:
+        folder: where to write; it must be empty, or not be there.
+        workdir: folder of the model's training.
+        step: of the checkpoint to take.
+        run: which of several runs in the checkpoint, from 0.
+        title: of the Space.
+
+    Raises:
+        ValueError: if the folder has files in it.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--space must be an empty folder, got {str(folder)!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    root = pathlib.Path(__file__).parents[2]
+    for package in _PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__", "configs")
+        shutil.copytree(root / package, folder / package, ignore=ignored)
+    checkpoint = pathlib.Path(wd.CHECKPOINTS, str(step))
+    shutil.copytree(workdir / checkpoint, folder / "run" / checkpoint)
+    requirements = "".join(f"{line}\n" for line in _requirements())
+    replace_file(folder / "requirements.txt", requirements)
+    replace_file(folder / "app.py", _APP.format(run=run))
+    gradio = importlib.metadata.version("gradio")
+    replace_file(folder / "README.md", _README.format(title=title, gradio=gradio))
+
+
+def _requirements() -> list[str]:
+    """List what the trainer needs, as this installation does."""
+    lines = importlib.metadata.requires("vit-resnet-jax") or []
+    wanted = (line for line in lines if not re.search(r"extra == .(?!train.)", line))
+    return [line.partition(";")[0].strip() for line in wanted]
