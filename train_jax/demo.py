@@ -63,8 +63,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--space",
         metavar="FOLDER",
-        help="write the page, the model and the code into a folder that can be uploaded "
-        "as a Hugging Face Space, and serve nothing",
+        help="write the page, the model and the code into a folder that can be "
+        "uploaded as a Hugging Face Space, and serve nothing",
     )
     return parser
 

@@ -1,5 +1,6 @@
 """Errors and warnings while a run is set up."""
 
+import functools
 from typing import Any
 
 import jax
@@ -81,13 +82,13 @@ def test_what_cudnn_does_not_support_is_said_in_a_line(monkeypatch):
 
 def test_steps_run_in_a_loop_unless_xla_convolves_on_a_cpu():
     convolve = resnet_jax.conv_general_dilated
-    assert not policy.runs_steps_in_a_loop(resnet_jax.ResNet18(10))
-    assert policy.runs_steps_in_a_loop(
-        resnet_jax.ResNet18(10, conv_general_dilated=convolve)
-    )
-    assert policy.runs_steps_in_a_loop(vit_jax.ViT_S16(10))
+    in_a_loop = functools.partial(policy.runs_steps_in_a_loop, platform="cpu")
+    assert not in_a_loop(resnet_jax.ResNet18(10))
+    assert in_a_loop(resnet_jax.ResNet18(10, conv_general_dilated=convolve))
+    assert in_a_loop(vit_jax.ViT_S16(10))
     stem = vit_jax.ViT(10, patch_size=4, width=8, depth=1, num_heads=2, stem="conv")
-    assert not policy.runs_steps_in_a_loop(stem)
+    assert not in_a_loop(stem)
+    assert policy.runs_steps_in_a_loop(stem, platform="tpu")
 
 
 @pytest.fixture
@@ -100,7 +101,8 @@ def single_cpu(monkeypatch):
 def _bfloat16(monkeypatch, flags: str) -> Any:
     processor.multiplies_bfloat16.cache_clear()
     monkeypatch.setattr(processor, "facts", lambda: f"x86_64\nflags : sse {flags}")
-    return policy.adapt_model(vit_jax.ViT_S16(10, dtype=jnp.bfloat16))
+    model = vit_jax.ViT_S16(10, dtype=jnp.bfloat16)
+    return policy.adapt_model(model, devices=jax.devices()[:1])
 
 
 @pytest.mark.usefixtures("single_cpu")

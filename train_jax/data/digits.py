@@ -10,12 +10,14 @@ from train_jax.data.split import ImageSplit, check_split_name
 def load_digits(base: str) -> ImageSplit:
     """Load the 8x8 digits; train and test are always the same stratified partition."""
     check_split_name(base, ("train", "test"), "digits")
-    return _load_splits()[base]
+    image_BHWC, label_B, index_of = _read()
+    index_B = index_of[base]
+    return ImageSplit(image_BHWC[index_B], label_B[index_B], tuple("0123456789"))
 
 
 @functools.cache
-def _load_splits() -> dict[str, ImageSplit]:
-    """Load both splits; reading the text that they are kept in takes half a second."""
+def _read() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Read all images, labels, and the indices of each split; takes half a second."""
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
@@ -24,8 +26,4 @@ def _load_splits() -> dict[str, ImageSplit]:
     train, test = train_test_split(
         np.arange(len(label_B)), test_size=360, stratify=label_B, random_state=0
     )
-    label_B, names = label_B.astype(np.int32), tuple("0123456789")
-    return {
-        base: ImageSplit(image_BHWC[index_B], label_B[index_B], names)
-        for base, index_B in (("train", train), ("test", test))
-    }
+    return image_BHWC, label_B.astype(np.int32), {"train": train, "test": test}

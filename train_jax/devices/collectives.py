@@ -19,7 +19,11 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\})")
+# Of eight devices: [1,8]<=[8], {{0,1,2,3,4,5,6,7}} or mesh['a'=8,'b'=1] {'a'}.
+_GROUPS = re.compile(
+    r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<members>[\d,]*)\}"
+    r"|mesh\[(?P<mesh>[^]]*)\] \{(?P<axes>[^}]*)\})"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +93,25 @@ def _split(lines: Iterable[str]) -> tuple[dict[str, list[str]], str]:
 
 def _parse(match: re.Match[str], times: int) -> Collective:
     """Parse an operation such as `= f32[8]{0} all-gather(f32[1] %x), …`."""
-    groups = _GROUPS.search(match["rest"])
-    group = 1
-    if groups:
-        group = int(groups[1] or groups[2].count(",") + 1)
+    group = _group_size(match["rest"])
     sizes = [_size(*array) for array in _ARRAY.findall(match["type"])]
-    # One that is started apart returns its operand, too. A list of arrays is sent whole.
+    # One that is started apart returns its operand, too. A list is sent whole.
     size = max(sizes) if "-start(" in match[0] else sum(sizes)
     size *= group if match["kind"] == "reduce-scatter" else 1
     return Collective(match["kind"], size, group, times)
+
+
+def _group_size(attributes: str) -> int:
+    """Read how many devices take part in an operation together; 1 if it doesn't say."""
+    groups = _GROUPS.search(attributes)
+    if groups is None:
+        return 1
+    if groups["size"]:
+        return int(groups["size"])
+    if groups["members"] is not None:
+        return groups["members"].count(",") + 1
+    sizes = dict(axis.split("=") for axis in groups["mesh"].split(","))
+    return math.prod(int(sizes[axis]) for axis in groups["axes"].split(","))
 
 
 def _size(dtype: str, shape: str) -> int:

@@ -1,7 +1,7 @@
 """Decide what depends on the kind of device: convolutions, loops, compiler effort."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,8 +17,8 @@ def has_convolutions(model: nn.Module) -> bool:
     return getattr(model, "has_convolutions", False)
 
 
-def adapt_model(model: nn.Module) -> nn.Module:
-    """Let a model compute as is fastest on this device.
+def adapt_model(model: nn.Module, *, devices: Sequence[Any] | None = None) -> nn.Module:
+    """Let a model compute as is fastest on the devices, all of them if not given.
 
     On a single CPU convolutions become matrix products. These go through the batch in
     chunks, which several devices could not share. With the dtype bfloat16 a CPU rounds
@@ -31,14 +31,15 @@ def adapt_model(model: nn.Module) -> nn.Module:
     dtype: Any = model.dtype  # type: ignore (of all models)
     if getattr(model, "attention_implementation", "own") == "cudnn":
         _check_cudnn(str(jax.numpy.dtype(dtype)))
-    if jax.default_backend() != "cpu":
+    devices = jax.devices() if devices is None else devices
+    if devices[0].platform != "cpu":
         return model
     changes: dict[str, Any] = {}
-    if jax.device_count() == 1 and has_convolutions(model):
+    if len(devices) == 1 and has_convolutions(model):
         changes["conv_general_dilated"] = conv_general_dilated
     if dtype == jax.numpy.bfloat16:
         changes["dtype"] = jax.numpy.float32
-        if hasattr(model, "dot_general") and _rounds_products():
+        if hasattr(model, "dot_general") and _rounds_products(len(devices)):
             changes["dot_general"] = bfloat16.dot_general
     return model.clone(**changes)
 
@@ -53,9 +54,9 @@ def portable_model(model: nn.Module) -> nn.Module:
     return model.clone(**changes)
 
 
-def _rounds_products() -> bool:
+def _rounds_products(num_devices: int) -> bool:
     """Whether a CPU is faster with the factors of products rounded to bfloat16."""
-    return jax.device_count() == 1 and processor.multiplies_bfloat16()
+    return num_devices == 1 and processor.multiplies_bfloat16()
 
 
 def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
@@ -66,7 +67,8 @@ def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
     """
     if jax.default_backend() == "cpu":
         has_products = "dot_general" in inspect.signature(make_model).parameters
-        return "bfloat16" if has_products and _rounds_products() else "float32"
+        is_faster = has_products and _rounds_products(jax.device_count())
+        return "bfloat16" if is_faster else "float32"
     # NVIDIA's GPUs have it since the generation of A100.
     capability = getattr(jax.devices()[0], "compute_capability", "8.0")
     return "bfloat16" if float(capability) >= 8 else "float32"
@@ -81,22 +83,24 @@ def _check_cudnn(dtype: str) -> None:
         )
 
 
-def runs_steps_in_a_loop(model: nn.Module) -> bool:
-    """Whether several steps are compiled as one loop.
+def runs_steps_in_a_loop(model: nn.Module, *, platform: str) -> bool:
+    """Whether several steps are compiled as one loop, for "cpu", "gpu" or "tpu".
 
     Inside a loop XLA's CPU backend runs its own convolutions on a path ten times
     slower; everything else, convolutions as matrix products among it, is faster there.
     """
-    if jax.default_backend() != "cpu" or not has_convolutions(model):
+    if platform != "cpu" or not has_convolutions(model):
         return True
     convolve = model.conv_general_dilated  # type: ignore (the model has convolutions)
     return convolve is not jax.lax.conv_general_dilated
 
 
-def jit_of_step(model: nn.Module) -> Callable[..., Any]:
+def jit_of_step(model: nn.Module, *, platform: str) -> Callable[..., Any]:
     """Choose how a training step is compiled: `jax.jit`, or `compiler.fast_jit`.
 
-    With less effort of LLVM a step of a ResNet takes 4 % more time, and compiles no
-    faster.
+    On a CPU, with less effort of LLVM, a step of a ResNet takes 4 % more time, and
+    compiles no faster.
     """
-    return jax.jit if has_convolutions(model) else compiler.fast_jit
+    if platform != "cpu" or has_convolutions(model):
+        return jax.jit
+    return compiler.fast_jit

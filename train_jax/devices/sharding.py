@@ -74,6 +74,13 @@ def shard_state(state: PyTree, mesh: Mesh, *, num_runs: int, fsdp: bool) -> PyTr
     return jax.tree.map(shard, state)
 
 
+def describe(tree: PyTree, layout: NamedSharding) -> PyTree:
+    """Describe arrays that are laid out in one way: shapes, dtypes and sharding."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree
+    )
+
+
 def put(tree: PyTree, layout: NamedSharding) -> PyTree:
     """Put numpy arrays, which every process has, on the devices of all processes."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -112,8 +112,15 @@ def border_brightness(image_BHWC: np.ndarray) -> float:
     return float(image_BHWC[:, ~inside].mean(dtype=np.float64) / 255)
 
 
-def make_model(config: Config, task: Task) -> nn.Module:
+def make_model(
+    config: Config, task: Task, *, devices: Sequence[Any] | None = None
+) -> nn.Module:
     """Build the model, and make sure that it takes the task's examples.
+
+    Args:
+        config: names the model, its fields and the dtype.
+        task: has the examples.
+        devices: that the model is to run on; all of them if not given.
 
     Raises:
         ValueError: if the model is one of another task, or its fields fit neither each
@@ -127,7 +134,8 @@ def make_model(config: Config, task: Task) -> nn.Module:
             f"{config.dataset.name!r}, got {name!r}"
         )
     fields = {**task.model_fields, **config.model.arguments}
-    model = policy.adapt_model(create_model(name, dtype=config.dtype, **fields))
+    model = create_model(name, dtype=config.dtype, **fields)
+    model = policy.adapt_model(model, devices=devices)
     try:
         jax.eval_shape(
             functools.partial(init_variables, model, inputs=task.inputs()),

@@ -1,6 +1,5 @@
 """Train epoch by epoch: compiled steps, the epoch's metrics, non-finite losses."""
 
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from train_jax.devices import processes, sharding
 from train_jax.learning.optim import last_learning_rate
 from train_jax.learning.state import TrainState
+from train_jax.run.steps import Steps
 
 # Python reads the metrics about this often, to show progress. On a CPU every start of
 # the compiled loop takes fresh memory, which costs a third to two thirds of a step.
@@ -45,42 +45,31 @@ class Trainer:
 
     def __init__(
         self,
-        next_step: Callable[..., TrainState],
-        shuffle: Callable[..., jax.Array],
+        steps: Steps,
         examples: Sequence[np.ndarray],
         keys: dict[str, jax.Array],
         *,
         mesh: Mesh,
-        steps_per_epoch: int,
-        total_steps: int,
         examples_per_step: int,
-        jit: Callable[..., Any] = jax.jit,
-        in_a_loop: bool = True,
     ):
         """Put the examples on the devices; `compile` has to be called next.
 
         Args:
-            next_step: (state, examples, order, key) → state.
-            shuffle: (key, epoch) → the order of the epoch's examples.
+            steps: of the training.
             examples: the arrays of the training split.
-            keys: "order" is the key of `shuffle`, "steps" that of `next_step`.
+            keys: "order" is the key of the examples' order, "steps" that of the steps.
             mesh: the devices.
-            steps_per_epoch: number of steps in an epoch.
-            total_steps: length of the training.
             examples_per_step: number of examples in a step of all runs.
-            jit: what compiles: `jax.jit` or a variant.
-            in_a_loop: whether several steps are compiled as one loop.
         """
         everywhere = sharding.replicated(mesh)
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = total_steps
+        self.steps_per_epoch = steps.per_epoch
+        self.total_steps = steps.total
         self.seconds = 0.0
         self._examples_per_step = examples_per_step
-        self._next_step = next_step
+        self._steps = steps
         self._examples = sharding.put(tuple(examples), everywhere)
         self._keys = keys
-        self._jit, self._in_a_loop = jit, in_a_loop
-        self._shuffle = jax.jit(shuffle, out_shardings=everywhere)
+        self._shuffle = jax.jit(steps.shuffle, out_shardings=everywhere)
 
     @property
     def num_images(self) -> int:
@@ -101,10 +90,8 @@ class Trainer:
         """
         self.seconds = seconds
         started = time.perf_counter()
-        layout = jax.tree.map(lambda x: x.sharding, state)
         arguments = (state, self._examples, self.order(0), self._keys["steps"])
-        compile_steps = _compile_loop if self._in_a_loop else _compile_single
-        self._take_steps = compile_steps(self._jit, self._next_step, arguments, layout)
+        self._take_steps = self._steps.compile(*arguments)
         print(f"compiled in {time.perf_counter() - started:.1f} s")
 
     def order(self, epoch: int) -> jax.Array:
@@ -207,38 +194,3 @@ def _sums(state: TrainState) -> dict[str, np.ndarray]:
     if not is_finite_R.any():
         raise NonFiniteError(int(finite_steps_R.max()) + 1)
     return {k: np.where(is_finite_R, sum_R, np.nan) for k, sum_R in sums.items()}
-
-
-def _compile_loop(
-    jit: Callable[..., Any], next_step: Callable, arguments: tuple, layout: Any
-) -> Callable[..., TrainState]:
-    """Compile a loop of any number of steps.
-
-    The number is no part of the compiled program, so that cutting an epoch into other
-    stretches compiles nothing anew and changes no bit of the result.
-    """
-    step = jax.jit(next_step)
-
-    def take_steps(num_steps: jax.Array, state: TrainState, *constants: Any):
-        return jax.lax.fori_loop(
-            0, num_steps, lambda _, state: step(state, *constants), state
-        )
-
-    jitted = jit(take_steps, donate_argnums=1, out_shardings=layout)
-    compiled = jitted.lower(np.int32(1), *arguments).compile()
-    return lambda num_steps, *rest: compiled(np.int32(num_steps), *rest)
-
-
-def _compile_single(
-    jit: Callable[..., Any], next_step: Callable, arguments: tuple, layout: Any
-) -> Callable[..., TrainState]:
-    """Compile a single step; several are taken one by one."""
-    jitted = jit(next_step, donate_argnums=0, out_shardings=layout)
-    compiled = jitted.lower(*arguments).compile()
-
-    def take_steps(num_steps: int, state: TrainState, *constants: Any):
-        return functools.reduce(
-            lambda state, _: compiled(state, *constants), range(num_steps), state
-        )
-
-    return take_steps

@@ -69,13 +69,13 @@ def make_start(
         )
 
     init_all = runs.vmap(init, in_axes=(0, 0, None))
-    arguments = (runs.keys["init"], runs.swept_values(), dict(given or {}))
+    rest = (runs.swept_values(), dict(given or {}))
     abstract_state = sharding.shard_state(
-        jax.eval_shape(init_all, *arguments),
+        jax.eval_shape(init_all, runs.abstract_keys()["init"], *rest),
         runs.mesh,
         num_runs=len(runs),
         fsdp=config.fsdp,
     )
     layout = jax.tree.map(lambda x: x.sharding, abstract_state)
     jitted = compiler.fast_jit(init_all, out_shardings=layout)
-    return abstract_state, functools.partial(jitted, *arguments)
+    return abstract_state, lambda: jitted(runs.keys["init"], *rest)

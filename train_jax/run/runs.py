@@ -54,6 +54,11 @@ class Runs:
         return len(self.seeds)
 
     @property
+    def devices(self) -> list[Any]:
+        """The devices of the mesh."""
+        return list(self.mesh.devices.flat)
+
+    @property
     def names(self) -> list[str]:
         """What distinguishes each run: "learning_rate 0.001, seed 3"."""
         parts = [
@@ -79,13 +84,15 @@ class Runs:
     def keys(self) -> dict[str, jax.Array]:
         """Each run's keys: "init", "order" of the examples, and "steps"."""
 
-        def make_keys(seed: jax.Array) -> dict[str, jax.Array]:
-            key, streams = jax.random.key(seed), ("init", "order", "steps")
-            return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}
-
         everywhere = sharding.replicated(self.mesh)
+        make_keys = jax.jit(self.vmap(_make_keys), out_shardings=everywhere)
+        return make_keys(self.stack(self.seeds).astype(np.uint32))
+
+    def abstract_keys(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Describe `keys`, of devices that may not be here."""
         seeds = self.stack(self.seeds).astype(np.uint32)
-        return jax.jit(self.vmap(make_keys), out_shardings=everywhere)(seeds)
+        keys = jax.eval_shape(self.vmap(_make_keys), seeds)
+        return sharding.describe(keys, sharding.replicated(self.mesh))
 
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Any:
         """Turn a function of one run into one of all runs.
@@ -116,3 +123,9 @@ class Runs:
     def select(self, tree: Any, run: int) -> Any:
         """Take one run's arrays."""
         return jax.tree.map(lambda x: x[run], self.add_axis(tree))
+
+
+def _make_keys(seed: jax.Array) -> dict[str, jax.Array]:
+    """Make a run's keys of its seed."""
+    key, streams = jax.random.key(seed), ("init", "order", "steps")
+    return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}

@@ -30,6 +30,7 @@ from train_jax.run.initial import make_runs, make_start
 from train_jax.run.runs import Runs
 from train_jax.run.splits import FIELDS, load_splits
 from train_jax.run.start import fit_start, load_start
+from train_jax.run.steps import Steps
 from train_jax.tasks import Classification, Task, Translation
 from weight_files import Pretrained
 
@@ -121,7 +122,8 @@ def make_parts(
     """
     runs = make_runs(config, devices=devices)
     task = make_task(config.dataset, config.augment, train)
-    model = make_model(config, task) if model is None else model
+    if model is None:
+        model = make_model(config, task, devices=runs.devices)
     model = whiten(model, task, train)
     given = None if start is None else fit_start(start, model, task)
     abstract_state, init_state = make_start(config, model, task, runs, given=given)
@@ -148,16 +150,10 @@ def make_parts(
 
 def _check_without_data(config: Config) -> None:
     """Raise ValueError for what cannot work, whatever the data are."""
-    num_devices = make_runs(config).mesh.shape[sharding.DATA_AXIS]
     for name in FIELDS:
         if (split := getattr(config.dataset, name)) is not None:
             data.parse_split(split)
-    size, parts = config.batch_size, config.accumulation_steps
-    if size % (num_devices * parts):
-        raise ValueError(
-            f"config.batch_size must be divisible by {num_devices * parts} "
-            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
-        )
+    _check_batch_size(config, make_runs(config))
     if data.is_sequences(config.dataset.name):
         if config.test_augmentation is not None:
             raise ValueError(
@@ -169,6 +165,17 @@ def _check_without_data(config: Config) -> None:
     else:
         side = config.model.arguments.get("patch_size", 32)
         make_model(config, Classification((side, side, 1), ("any",), (0.5,), (0.5,)))
+
+
+def _check_batch_size(config: Config, runs: Runs) -> None:
+    """Raise ValueError unless the devices of a run can share each part of a batch."""
+    num_devices = runs.mesh.shape[sharding.DATA_AXIS]
+    size, parts = config.batch_size, config.accumulation_steps
+    if size % (num_devices * parts):
+        raise ValueError(
+            f"config.batch_size must be divisible by {num_devices * parts} "
+            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
+        )
 
 
 def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
@@ -192,19 +199,16 @@ def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
     return steps_per_epoch, total_steps
 
 
-def make_trainer(
-    config: Config,
-    model: nn.Module,
-    task: Task,
-    train: ImageSplit | SequenceSplit,
-    runs: Runs,
-) -> Trainer:
-    """Make the trainer; its steps are compiled later.
+def make_steps(
+    config: Config, model: nn.Module, task: Task, num_examples: int, runs: Runs
+) -> Steps:
+    """Make the training steps; they are compiled later.
 
     Raises:
         ValueError: see `count_steps` and `make_optimizer`.
     """
-    steps_per_epoch, total_steps = count_steps(config, len(train))
+    _check_batch_size(config, runs)
+    steps_per_epoch, total_steps = count_steps(config, num_examples)
     tx = make_optimizer(
         config.optimizer,
         groups_of(config),
@@ -226,18 +230,32 @@ def make_trainer(
         batch_size=config.batch_size,
         batch_sharding=sharding.batch_sharding(runs.mesh),
     )
-    shuffle = functools.partial(epoch_order, num_examples=len(train))
-    return Trainer(
+    shuffle = functools.partial(epoch_order, num_examples=num_examples)
+    platform = runs.devices[0].platform
+    return Steps(
         runs.vmap(next_step, in_axes=(0, None, 0, 0)),
         runs.vmap(shuffle, in_axes=(0, None)),
+        per_epoch=steps_per_epoch,
+        total=total_steps,
+        jit=policy.jit_of_step(model, platform=platform),
+        in_a_loop=policy.runs_steps_in_a_loop(model, platform=platform),
+    )
+
+
+def make_trainer(
+    config: Config,
+    model: nn.Module,
+    task: Task,
+    train: ImageSplit | SequenceSplit,
+    runs: Runs,
+) -> Trainer:
+    """Make the trainer; see `make_steps`."""
+    return Trainer(
+        make_steps(config, model, task, len(train), runs),
         train.examples,
         runs.keys,
         mesh=runs.mesh,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
         examples_per_step=config.batch_size * len(runs),
-        jit=policy.jit_of_step(model),
-        in_a_loop=policy.runs_steps_in_a_loop(model),
     )
 
 

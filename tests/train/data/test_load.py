@@ -145,3 +145,10 @@ def test_count_of_shared_examples(split_a, split_b, expected):
             for x in (a, b)
         )
         assert len(where_a & where_b) == expected * a.label_B.itemsize
+
+
+def test_changing_the_digits_changes_no_later_ones():
+    first = data.load("digits", "train")
+    expected = first.image_BHWC.copy()
+    first.image_BHWC[:] = 0
+    np.testing.assert_array_equal(data.load("digits", "train").image_BHWC, expected)

@@ -1,0 +1,170 @@
+"""Say whether a training fits on devices that are not here, and how fast it can be.
+
+python -m train_jax.plan --config vit_cifar10 --topology v5e:2x2 compiles the training's
+own step for a TPU slice, and reads what it takes.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from train_jax.cli import arguments as cli
+from train_jax.config.config import load_config
+from train_jax.config.fields import Config
+from train_jax.devices.collectives import KINDS
+from train_jax.devices.topology import Topology, make_topology
+from train_jax.run.plan import Bounds, Plan, make_plan
+
+_PROGRAM = "python -m train_jax.plan"
+_DESCRIPTION = """\
+Compile the training step of a config for devices that are not here. Say whether it fits
+in their memory, what it computes and exchanges, and how fast it can be at most. The
+exit code is 1 if it does not fit.
+"""
+_GIB, _TERA, _MILLI = 2.0**30, 1e12, 1e-3
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line, print the plan, and return the exit code."""
+    cli.prepare_output()
+    options, overrides = cli.parse(_make_parser(), arguments)
+    cli.silence_libraries()
+    largest = None
+    try:
+        topology = make_topology(options.topology)
+        config = load_config(options.config, overrides)
+        if config.dtype == "auto":
+            dtype = "float32" if topology.chip is None else "bfloat16"
+            config = dataclasses.replace(config, dtype=dtype)
+        plan = make_plan(config, topology)
+        if options.batch_size == "auto" or not plan.fits:
+            largest = _find_largest(config, topology, plan)
+    except (OSError, ValueError) as error:
+        cli.print_error(_PROGRAM, error)
+        return 2
+    if options.batch_size == "auto" and largest is not None:
+        plan = largest
+    if options.json:
+        print(json.dumps(_to_json(plan, topology, largest)))
+    else:
+        print("\n".join(_describe(plan, topology, options.topology)))
+        if not plan.fits:
+            print(_advise(largest))
+    return 0 if plan.fits else 1
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="KIND:SIZE",
+        help="v4, v5e, v5p or v6e and the shape of the slice, such as v5e:4x4; "
+        "2*v5e:4x4 for two slices; cpu:8 for virtual CPUs",
+    )
+    parser.add_argument(
+        "--batch_size",
+        choices=("auto",),
+        help="look for the largest batch that fits, to within an eighth",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _find_largest(config: Config, topology: Topology, plan: Plan) -> Plan | None:
+    """Find the largest batch that fits, to within an eighth; None if none does."""
+    unit = len(topology.devices) * config.accumulation_steps
+    fits, low = (plan, plan.batch_size) if plan.fits else (None, 0)
+    high = None if plan.fits else plan.batch_size
+    while high is None or high - low > max(unit, low // 8):
+        size = 2 * low if high is None else (low + high) // 2 // unit * unit
+        if size > plan.num_examples or size in (low, 0):
+            break
+        tried = make_plan(dataclasses.replace(config, batch_size=size), topology)
+        verb = "fits" if tried.fits else "does not fit"
+        print(f"a batch of {size} {verb}", file=sys.stderr)
+        if tried.fits:
+            fits, low = tried, size
+        else:
+            high = size
+    return fits
+
+
+def _describe(plan: Plan, topology: Topology, name: str) -> list[str]:
+    """Describe a plan in lines of text."""
+    num_devices, chip = len(topology.devices), topology.chip
+    each = plan.batch_size / num_devices
+    lines = [
+        f"{num_devices} devices of {name}, batch {plan.batch_size:,} ({each:g} each)",
+        "",
+        f"{'memory of each device':28}    GiB",
+        *(f"  {part:26} {size / _GIB:6.2f}" for part, size in plan.memory.items()),
+    ]
+    total = f"  {'together':26} {plan.needed / _GIB:6.2f}"
+    if chip is not None:
+        fits = "fits" if plan.fits else "does not fit"
+        total += f"  of {chip.memory / _GIB:.2f}: {fits}"
+    lines.append(total)
+    if not plan.fits:
+        return lines
+    bounds = plan.bounds(chip)
+    lines += ["", "a step of each device"]
+    rows = [
+        ("products", f"{plan.flops / _TERA:.4g} TFLOP", bounds.products),
+        ("memory traffic", f"{plan.traffic / _GIB:.3g} GiB", bounds.traffic),
+    ]
+    for kind in KINDS:
+        found = [each for each in plan.collectives if each.kind == kind]
+        if found:
+            count, size = sum(x.times for x in found), sum(x.sent for x in found)
+            seconds = size / chip.link_bandwidth if chip else None
+            rows.append((f"{count} × {kind}", f"{size / _GIB:.3g} GiB sent", seconds))
+    for name, amount, seconds in rows:
+        time = "" if seconds is None else f"  {seconds / _MILLI:8.3f} ms at least"
+        lines.append(f"  {name:26} {amount:>16}{time}")
+    return lines + _describe_bounds(plan, bounds)
+
+
+def _describe_bounds(plan: Plan, bounds: Bounds) -> list[str]:
+    """Describe how fast the training can be."""
+    if bounds.step is None or bounds.mfu is None:
+        return []
+    images = plan.examples_per_step / bounds.step
+    epoch = plan.steps_per_epoch * bounds.step
+    return [
+        "",
+        f"at most {images:,.0f} images/s: a step takes at least "
+        f"{bounds.step / _MILLI:.3g} ms, an epoch {epoch:.3g} s",
+        f"at most {bounds.mfu:.0%} of the chip's operations are the model's (MFU)",
+    ]
+
+
+def _advise(largest: Plan | None) -> str:
+    """Say what would fit."""
+    if largest is None:
+        return "no batch fits; config.fsdp, config.model.remat and more chips take less"
+    return (
+        f"config.batch_size={largest.batch_size} fits; so may more with config.fsdp, "
+        "config.model.remat, config.accumulation_steps or more chips"
+    )
+
+
+def _to_json(plan: Plan, topology: Topology, largest: Plan | None) -> dict[str, Any]:
+    """Describe a plan as one JSON object; sizes are bytes, times seconds."""
+    sent = {kind: 0.0 for kind in KINDS}
+    for each in plan.collectives:
+        sent[each.kind] += each.sent
+    described = dataclasses.asdict(plan) | {
+        "num_devices": len(topology.devices),
+        "collectives": {kind: size for kind, size in sent.items() if size},
+        **plan.bounds(topology.chip)._asdict(),
+    }
+    if largest is not None:
+        described["largest_batch_size"] = largest.batch_size
+    return described
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

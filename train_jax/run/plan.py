@@ -1,0 +1,206 @@
+"""Compile a training step for devices that are not here, and read what it takes."""
+
+import dataclasses
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train_jax import data
+from train_jax.config.fields import Config, DatasetConfig
+from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.devices import sharding
+from train_jax.devices.collectives import Collective, find_collectives
+from train_jax.devices.flops import count_flops
+from train_jax.devices.topology import Chip, Topology
+from train_jax.run.build import make_model, make_task
+from train_jax.run.initial import make_runs, make_start
+from train_jax.run.setup import make_steps
+from train_jax.run.splits import load
+
+# Number of training examples, side of the images if all are alike, channels, classes.
+_KNOWN = {
+    "mnist": (60_000, 28, 1, 10),
+    "fashion_mnist": (60_000, 28, 1, 10),
+    "cifar10": (50_000, 32, 3, 10),
+    "cifar100": (50_000, 32, 3, 100),
+    "imagenet2012": (1_281_167, None, 3, 1000),
+}
+
+
+class Bounds(NamedTuple):
+    """The least time of a step, seconds; None where nothing is known of the device.
+
+    Attributes:
+        products: for its operations.
+        traffic: for reading and writing the memory.
+        exchange: for its collectives.
+        step: the largest of these (the roofline).
+        mfu: model FLOP utilisation: share of the chip's operations that would be the
+            model's in a step of that time.
+    """
+
+    products: float | None
+    traffic: float | None
+    exchange: float | None
+    step: float | None
+    mfu: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a training step takes, of each device.
+
+    Attributes:
+        memory: what takes memory → bytes; of a step that doesn't fit, without the
+            activations and the program.
+        needed: bytes at the peak.
+        fits: whether the compiler found a place for all of it.
+        flops: operations of matrix products and convolutions.
+        model_flops: those without recomputation: three times the forward pass's.
+        traffic: bytes read from and written to memory; 0 if unknown.
+        collectives: the operations that exchange data.
+        batch_size: over all devices.
+        steps_per_epoch: number of steps.
+    """
+
+    memory: dict[str, int]
+    needed: int
+    fits: bool
+    flops: float
+    model_flops: float
+    traffic: float
+    collectives: list[Collective]
+    batch_size: int
+    num_runs: int
+    num_examples: int
+    steps_per_epoch: int
+
+    @property
+    def examples_per_step(self) -> int:
+        """Number of examples in a step of all runs."""
+        return self.batch_size * self.num_runs
+
+    def bounds(self, chip: Chip | None) -> Bounds:
+        """Compute how long a step takes at least on a chip."""
+        if chip is None or not self.fits:
+            return Bounds(None, None, None, None, None)
+        products = self.flops / chip.flops
+        traffic = self.traffic / chip.bandwidth
+        exchange = sum(x.sent for x in self.collectives) / chip.link_bandwidth
+        step = max(products, traffic, exchange)
+        mfu = self.model_flops / chip.flops / step
+        return Bounds(products, traffic, exchange, step, mfu)
+
+
+def make_plan(config: Config, topology: Topology) -> Plan:
+    """Compile the training step that a config asks for, and read what it takes.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    train = describe_examples(config.dataset)
+    task = make_task(config.dataset, config.augment, train)
+    runs = make_runs(config, devices=topology.devices)
+    model = make_model(config, task, devices=runs.devices)
+    state, _ = make_start(config, model, task, runs)
+    steps = make_steps(config, model, task, len(train), runs)
+    everywhere = sharding.replicated(runs.mesh)
+    keys = runs.abstract_keys()
+    order = jax.eval_shape(steps.shuffle, keys["order"], np.int32(0))
+    constants = (
+        sharding.describe(tuple(train.examples), everywhere),
+        sharding.describe(order, everywhere),
+        keys["steps"],
+    )
+    lowered = steps.lower(state, *constants)
+    num_devices = len(topology.devices)
+    traced = jax.jit(steps.next_step).trace(state, *constants)
+    memory = {
+        "parameters": _bytes(state.params),
+        "optimiser": _bytes(state.opt_state),
+        "averages, statistics": _bytes((state.ema, state.batch_stats)),
+        "training images": _bytes(constants),
+    }
+    common: dict[str, Any] = {
+        "flops": count_flops(traced.jaxpr) / num_devices,
+        "model_flops": _model_flops(model, task, config, len(runs)) / num_devices,
+        "batch_size": config.batch_size,
+        "num_runs": len(runs),
+        "num_examples": len(train),
+        "steps_per_epoch": steps.per_epoch,
+    }
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _parse_needed(str(error))
+        if needed is None:
+            raise
+        return Plan(memory, needed, False, traffic=0.0, collectives=[], **common)
+    analysis = compiled.memory_analysis()
+    memory["activations"] = analysis.temp_size_in_bytes
+    memory["program"] = analysis.generated_code_size_in_bytes
+    costs = compiled.cost_analysis() or {}
+    return Plan(
+        memory,
+        sum(memory.values()),
+        True,
+        traffic=costs.get("bytes accessed", 0.0),
+        collectives=find_collectives(compiled.as_text()),
+        **common,
+    )
+
+
+def describe_examples(dataset: DatasetConfig) -> ImageSplit | SequenceSplit:
+    """Make examples of the right shapes; the data of well-known sets aren't read.
+
+    Raises:
+        ValueError: see `load`, and if the size of the images is not known.
+    """
+    if dataset.name not in _KNOWN:
+        return load(dataset, dataset.train_split)[0]
+    count, side, channels, num_classes = _KNOWN[dataset.name]
+    side = dataset.image_size or side
+    if side is None:
+        raise ValueError(
+            f"config.dataset.image_size must be given for dataset {dataset.name!r}, "
+            "whose images are of many sizes"
+        )
+    count = len(range(count)[data.absolute_slice(dataset.train_split, count)])
+    names = tuple(map(str, range(num_classes)))
+    # One pixel in memory.
+    images = np.broadcast_to(np.uint8(0), (count, side, side, channels))
+    return ImageSplit(images, np.zeros(count, np.int32), names)
+
+
+def _model_flops(model: Any, task: Any, config: Config, num_runs: int) -> int:
+    """Count the operations of a step without recomputation."""
+    inputs = jax.eval_shape(lambda: task.inputs())
+    batch = [
+        jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for x in inputs
+    ]
+    variables = jax.eval_shape(model.init, jax.random.key(0), *batch)
+    forward = jax.jit(model.apply).trace(variables, *batch)
+    return 3 * num_runs * count_flops(forward.jaxpr)
+
+
+def _bytes(tree: Any) -> int:
+    """Compute what each device holds of described arrays, bytes."""
+
+    def size(x: Any) -> int:
+        dtype = x.dtype
+        item = 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+        return math.prod(x.sharding.shard_shape(x.shape)) * item
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def _parse_needed(message: str) -> int | None:
+    """Read in an error of the TPU's compiler how much memory a program needs, bytes."""
+    match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    if match is None:
+        return None
+    return int(float(match[1]) * 2 ** (10 * (" KMGT".index(match[2]))))
