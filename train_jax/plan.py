@@ -23,7 +23,7 @@ Compile the training step of a config for devices that are not here. Say whether
 in their memory, what it computes and exchanges, and how fast it can be at most. The
 exit code is 1 if it does not fit.
 """
-_GIB, _TERA, _MILLI = 2.0**30, 1e12, 1e-3
+_TERA, _MILLI = 1e12, 1e-3
 
 
 def main(arguments: list[str]) -> int:
@@ -99,13 +99,13 @@ def _describe(plan: Plan, topology: Topology, name: str) -> list[str]:
     lines = [
         f"{num_devices} devices of {name}, batch {plan.batch_size:,} ({each:g} each)",
         "",
-        f"{'memory of each device':28}    GiB",
-        *(f"  {part:26} {size / _GIB:6.2f}" for part, size in plan.memory.items()),
+        "memory of each device",
+        *(f"  {part:26} {_size(size):>16}" for part, size in plan.memory.items()),
     ]
-    total = f"  {'together':26} {plan.needed / _GIB:6.2f}"
+    total = f"  {'together':26} {_size(plan.needed):>16}"
     if chip is not None:
         fits = "fits" if plan.fits else "does not fit"
-        total += f"  of {chip.memory / _GIB:.2f}: {fits}"
+        total += f"  {fits} into {_size(chip.memory)}"
     lines.append(total)
     if not plan.fits:
         return lines
@@ -113,18 +113,27 @@ def _describe(plan: Plan, topology: Topology, name: str) -> list[str]:
     lines += ["", "a step of each device"]
     rows = [
         ("products", f"{plan.flops / _TERA:.4g} TFLOP", bounds.products),
-        ("memory traffic", f"{plan.traffic / _GIB:.3g} GiB", bounds.traffic),
+        ("memory read and written", _size(plan.traffic), bounds.traffic),
     ]
     for kind in KINDS:
         found = [each for each in plan.collectives if each.kind == kind]
         if found:
             count, size = sum(x.times for x in found), sum(x.sent for x in found)
             seconds = size / chip.link_bandwidth if chip else None
-            rows.append((f"{count} × {kind}", f"{size / _GIB:.3g} GiB sent", seconds))
+            rows.append((f"{count} × {kind}", f"{_size(size)} sent", seconds))
     for name, amount, seconds in rows:
         time = "" if seconds is None else f"  {seconds / _MILLI:8.3f} ms at least"
         lines.append(f"  {name:26} {amount:>16}{time}")
     return lines + _describe_bounds(plan, bounds)
+
+
+def _size(size: float) -> str:
+    """Write a size as people do: 3.5 MiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
 
 
 def _describe_bounds(plan: Plan, bounds: Bounds) -> list[str]:

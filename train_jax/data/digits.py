@@ -26,4 +26,5 @@ def _read() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     train, test = train_test_split(
         np.arange(len(label_B)), test_size=360, stratify=label_B, random_state=0
     )
-    return image_BHWC, label_B.astype(np.int32), {"train": train, "test": test}
+    index_of = {"train": np.asarray(train), "test": np.asarray(test)}
+    return image_BHWC, np.asarray(label_B, np.int32), index_of

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 KINDS = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
@@ -16,6 +16,9 @@ _OPERATION = re.compile(
     rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(-start)?\((?P<rest>.*)"
 )
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.-]+)")
+_CONSTANT = re.compile(r"%?([\w.-]+) = s32\[\]\S* constant\((\d+)\)")
+_LESS = re.compile(r"compare\(.*?, (?:s32\[\]\S* )?%?([\w.-]+)\), direction=LT")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -63,9 +66,8 @@ def find_collectives(text: str) -> list[Collective]:
         for line in bodies.get(name, ()):
             match = _OPERATION.search(line)
             if match:
-                found.append(_parse(match, times))
-            trips = _TRIPS.search(line)
-            inner = times * int(trips[1]) if trips else times
+                found.append(_parse(match, times, computation=name))
+            inner = times * _count_trips(line, bodies)
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += [branch.strip(" %") for branch in branches.split(",")]
@@ -91,8 +93,25 @@ def _split(lines: Iterable[str]) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _parse(match: re.Match[str], times: int) -> Collective:
+def _count_trips(line: str, bodies: Mapping[str, list[str]]) -> int:
+    """Read how often a loop runs; 1 if that is not known, and for what is no loop."""
+    if trips := _TRIPS.search(line):
+        return int(trips[1])
+    if not (condition := _CONDITION.search(line)):
+        return 1
+    lines = bodies.get(condition[1], [])
+    constants = {m[1]: int(m[2]) for each in lines if (m := _CONSTANT.search(each))}
+    # The index, from 0, is less than a constant.
+    (limit,) = [m[1] for each in lines if (m := _LESS.search(each))] or [""]
+    return constants.get(limit, 1)
+
+
+def _parse(match: re.Match[str], times: int, *, computation: str) -> Collective:
     """Parse an operation such as `= f32[8]{0} all-gather(f32[1] %x), …`."""
+    # A TPU's compiler writes a reduce-scatter as a computation of this name.
+    if computation.startswith("all-reduce-scatter"):
+        size = sum(_size(*array) for array in _ARRAY.findall(match["type"]))
+        return Collective("reduce-scatter", size, _group_size(match["rest"]), times)
     group = _group_size(match["rest"])
     sizes = [_size(*array) for array in _ARRAY.findall(match["type"])]
     # One that is started apart returns its operand, too. A list is sent whole.

@@ -1,9 +1,10 @@
 """Mesh and shardings of batches and of the training state."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -58,20 +59,86 @@ def shard_state(state: PyTree, mesh: Mesh, *, num_runs: int, fsdp: bool) -> PyTr
         The abstract state with shardings. Scalars are replicated, so that every
         process can read them.
     """
-    num_devices = mesh.shape[DATA_AXIS]
     lead = [RUN_AXIS] if num_runs > 1 else []
 
     def shard(leaf: Any) -> jax.ShapeDtypeStruct:
-        axes: list[str | None] = [None] * len(leaf.shape[len(lead) :])
-        sizes = dict(enumerate(leaf.shape[len(lead) :]))
-        divisible = [axis for axis, size in sizes.items() if size % num_devices == 0]
-        if fsdp and divisible:
-            axes[max(divisible, key=sizes.__getitem__)] = DATA_AXIS
+        shape = leaf.shape[len(lead) :]
+        axes = _shared_axes(shape, mesh) if fsdp else (None,) * len(shape)
         spec = PartitionSpec(*lead, *axes) if axes else PartitionSpec()
         layout = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
     return jax.tree.map(shard, state)
+
+
+def _shared_axes(shape: Sequence[int], mesh: Mesh) -> tuple[str | None, ...]:
+    """Name the mesh axis of each axis of an array that the devices of a run share."""
+    axes: list[str | None] = [None] * len(shape)
+    sizes = dict(enumerate(shape))
+    num_devices = mesh.shape[DATA_AXIS]
+    divisible = [axis for axis, size in sizes.items() if size % num_devices == 0]
+    if divisible:
+        axes[max(divisible, key=sizes.__getitem__)] = DATA_AXIS
+    return tuple(axes)
+
+
+def gather_kernels(model: nn.Module, mesh: Mesh) -> nn.Module:
+    """Let each product and convolution of a model gather its kernel for itself alone.
+
+    Of parameters that the devices of a run share, each device then holds one kernel at
+    a time. The backward pass gathers the kernels again, and leaves each device its
+    share of their gradients.
+    """
+    changes: dict[str, Any] = {}
+    if (convolve := getattr(model, "conv_general_dilated", None)) is not None:
+        changes["conv_general_dilated"] = _gathering(convolve, mesh)
+    if (multiply := getattr(model, "dot_general", None)) is not None:
+        gathering = _gathering(multiply, mesh)
+
+        def dot_general(lhs: Any, rhs: Any, numbers: Any, *args: Any, **kwargs: Any):
+            _, (batch_axes, _) = numbers
+            # With batch axes it is one of two activations.
+            product = multiply if batch_axes else gathering
+            return product(lhs, rhs, numbers, *args, **kwargs)
+
+        changes["dot_general"] = dot_general
+    return model.clone(**changes)
+
+
+def gather_rest(params: PyTree, mesh: Mesh) -> PyTree:
+    """Gather the parameters that `gather_kernels` does not: all but blocks' kernels."""
+
+    def gather(path: Any, x: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "block" in name and name.endswith("kernel"):
+            return x
+        return jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def _gathering(multiply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Let a function like `jax.lax.dot_general` gather the kernel it is given."""
+
+    @jax.custom_vjp
+    def gather(kernel: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(kernel, replicated(mesh))
+
+    def scatter(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        layout = NamedSharding(mesh, PartitionSpec(*_shared_axes(gradient.shape, mesh)))
+        return (jax.lax.with_sharding_constraint(gradient, layout),)
+
+    gather.defvjp(lambda kernel: (gather(kernel), None), scatter)
+
+    def gathering(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        # Kept for the backward pass are the activations and this device's share.
+        @jax.checkpoint
+        def apply(lhs: jax.Array, rhs: jax.Array) -> Any:
+            return multiply(lhs, gather(rhs), *args, **kwargs)
+
+        return apply(lhs, rhs)
+
+    return gathering
 
 
 def describe(tree: PyTree, layout: NamedSharding) -> PyTree:

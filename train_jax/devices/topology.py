@@ -82,6 +82,8 @@ def make_topology(text: str) -> Topology:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    # A TPU may be used by one process at a time, but nothing is run here.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": int(num_slices)} if num_slices else {}

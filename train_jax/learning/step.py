@@ -34,7 +34,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     *,
     accumulation_steps: int = 1,
-    params_sharding: Any = None,
+    gather_params: Callable[[PyTree], PyTree] = lambda params: params,
     train: bool = True,
 ) -> TrainStep:
     """Make the pure function (state, batch, key) → (state, metrics).
@@ -44,8 +44,8 @@ def make_train_step(
         tx: the optimiser.
         accumulation_steps: the batch is passed through the model in that many parts,
             one after another, and their gradients are averaged.
-        params_sharding: sharding of the parameters while the gradient is computed, if
-            it is another one than between the steps.
+        gather_params: lays out the parameters for the gradient, if they are laid out
+            otherwise between the steps.
         train: see `loss_of_batch`.
 
     Returns:
@@ -58,10 +58,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, key: Array):
         chex.assert_shape([state.step, state.label_smoothing], ())
-        gathered = state
-        if params_sharding is not None:
-            params = jax.lax.with_sharding_constraint(state.params, params_sharding)
-            gathered = state.replace(params=params)
+        gathered = state.replace(params=gather_params(state.params))
         grads, (metrics, batch_stats) = _accumulate(
             gradient, accumulation_steps, gathered, batch, key
         )

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,14 @@ from train_jax.devices import sharding
 from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
 from train_jax.devices.topology import Chip, Topology
+from train_jax.learning.state import TrainState
 from train_jax.run.build import make_model, make_task
 from train_jax.run.initial import make_runs, make_start
+from train_jax.run.runs import Runs
 from train_jax.run.setup import make_steps
 from train_jax.run.splits import load
+from train_jax.run.steps import Steps
+from train_jax.tasks import Task
 
 # Number of training examples, side of the images if all are alike, channels, classes.
 _KNOWN = {
@@ -36,7 +41,7 @@ class Bounds(NamedTuple):
 
     Attributes:
         products: for its operations.
-        traffic: for reading and writing the memory.
+        traffic: for reading and writing what is kept, once each.
         exchange: for its collectives.
         step: the largest of these (the roofline).
         mfu: model FLOP utilisation: share of the chip's operations that would be the
@@ -61,7 +66,6 @@ class Plan:
         fits: whether the compiler found a place for all of it.
         flops: operations of matrix products and convolutions.
         model_flops: those without recomputation: three times the forward pass's.
-        traffic: bytes read from and written to memory; 0 if unknown.
         collectives: the operations that exchange data.
         batch_size: over all devices.
         steps_per_epoch: number of steps.
@@ -72,7 +76,6 @@ class Plan:
     fits: bool
     flops: float
     model_flops: float
-    traffic: float
     collectives: list[Collective]
     batch_size: int
     num_runs: int
@@ -83,6 +86,11 @@ class Plan:
     def examples_per_step(self) -> int:
         """Number of examples in a step of all runs."""
         return self.batch_size * self.num_runs
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that are read or written at the least: all but the images, twice."""
+        return 2 * sum(v for k, v in self.memory.items() if k != "training images")
 
     def bounds(self, chip: Chip | None) -> Bounds:
         """Compute how long a step takes at least on a chip."""
@@ -106,17 +114,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     task = make_task(config.dataset, config.augment, train)
     runs = make_runs(config, devices=topology.devices)
     model = make_model(config, task, devices=runs.devices)
-    state, _ = make_start(config, model, task, runs)
-    steps = make_steps(config, model, task, len(train), runs)
-    everywhere = sharding.replicated(runs.mesh)
-    keys = runs.abstract_keys()
-    order = jax.eval_shape(steps.shuffle, keys["order"], np.int32(0))
-    constants = (
-        sharding.describe(tuple(train.examples), everywhere),
-        sharding.describe(order, everywhere),
-        keys["steps"],
-    )
-    lowered = steps.lower(state, *constants)
+    steps, state, constants = describe_step(config, model, task, train, runs)
     num_devices = len(topology.devices)
     traced = jax.jit(steps.next_step).trace(state, *constants)
     memory = {
@@ -134,24 +132,38 @@ def make_plan(config: Config, topology: Topology) -> Plan:
         "steps_per_epoch": steps.per_epoch,
     }
     try:
-        compiled = lowered.compile()
+        compiled = steps.lower(state, *constants).compile()
     except jax.errors.JaxRuntimeError as error:
         needed = _parse_needed(str(error))
         if needed is None:
             raise
-        return Plan(memory, needed, False, traffic=0.0, collectives=[], **common)
+        return Plan(memory, needed, False, collectives=[], **common)
     analysis = compiled.memory_analysis()
     memory["activations"] = analysis.temp_size_in_bytes
     memory["program"] = analysis.generated_code_size_in_bytes
-    costs = compiled.cost_analysis() or {}
-    return Plan(
-        memory,
-        sum(memory.values()),
-        True,
-        traffic=costs.get("bytes accessed", 0.0),
-        collectives=find_collectives(compiled.as_text()),
-        **common,
-    )
+    collectives = find_collectives(compiled.as_text())
+    needed = sum(memory.values())
+    return Plan(memory, needed, True, collectives=collectives, **common)
+
+
+def describe_step(
+    config: Config,
+    model: nn.Module,
+    task: Task,
+    train: ImageSplit | SequenceSplit,
+    runs: Runs,
+) -> tuple[Steps, TrainState, tuple[Any, ...]]:
+    """Make the steps of a training, and describe their arguments.
+
+    Returns:
+        The steps, the state, and the constants of `Steps.lower`.
+    """
+    state, _ = make_start(config, model, task, runs)
+    steps = make_steps(config, model, task, len(train), runs)
+    everywhere, keys = sharding.replicated(runs.mesh), runs.abstract_keys()
+    order = jax.eval_shape(steps.shuffle, keys["order"], np.int32(0))
+    examples, order = sharding.describe((tuple(train.examples), order), everywhere)
+    return steps, state, (examples, order, keys["steps"])
 
 
 def describe_examples(dataset: DatasetConfig) -> ImageSplit | SequenceSplit:
@@ -176,9 +188,9 @@ def describe_examples(dataset: DatasetConfig) -> ImageSplit | SequenceSplit:
     return ImageSplit(images, np.zeros(count, np.int32), names)
 
 
-def _model_flops(model: Any, task: Any, config: Config, num_runs: int) -> int:
+def _model_flops(model: nn.Module, task: Task, config: Config, num_runs: int) -> int:
     """Count the operations of a step without recomputation."""
-    inputs = jax.eval_shape(lambda: task.inputs())
+    inputs = jax.eval_shape(task.inputs)
     batch = [
         jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for x in inputs
     ]
@@ -200,7 +212,7 @@ def _bytes(tree: Any) -> int:
 
 def _parse_needed(message: str) -> int | None:
     """Read in an error of the TPU's compiler how much memory a program needs, bytes."""
-    match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    match = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])\b", message)
     if match is None:
         return None
     return int(float(match[1]) * 2 ** (10 * (" KMGT".index(match[2]))))

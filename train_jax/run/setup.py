@@ -217,12 +217,16 @@ def make_steps(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+    how: dict[str, Any] = {}
+    if config.fsdp:
+        model = sharding.gather_kernels(model, runs.mesh)
+        how["gather_params"] = functools.partial(sharding.gather_rest, mesh=runs.mesh)
     train_step = make_train_step(
         model,
         tx,
         accumulation_steps=config.accumulation_steps,
-        params_sharding=sharding.replicated(runs.mesh) if config.fsdp else None,
         train=config.freeze is None,
+        **how,
     )
     next_step = make_next_step(
         train_step,

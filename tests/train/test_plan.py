@@ -1,0 +1,249 @@
+"""Plan a training: what its step takes, on devices that need not be here."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from tests.train.tiny import RESNET, TINY, make_tiny, tiny_config
+from train_jax import plan as plan_command
+from train_jax.devices import sharding
+from train_jax.devices.collectives import find_collectives
+from train_jax.devices.flops import count_flops
+from train_jax.devices.topology import CHIPS, Topology
+from train_jax.run import plan
+from train_jax.run.build import make_model, make_task
+from train_jax.run.initial import make_runs
+
+CPUS = Topology(jax.devices(), None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.dropout_rate": 0.1, "fsdp": True, "ema_decay": 0.9},
+        {"num_seeds": 2, "model.scan": True, "model.depth": 2},
+        RESNET,
+    ],
+    ids=["fsdp", "seeds", "resnet"],
+)
+def test_it_describes_the_very_program_that_a_run_compiles(changes):
+    parts = make_tiny(changes, model=None)
+    arguments = (parts.init_state(), parts.trainer._examples, parts.trainer.order(0))
+    expected = parts.trainer._steps.lower(*arguments, parts.runs.keys["steps"])
+    described = plan.describe_step(
+        tiny_config(changes), parts.model, parts.task, parts.train, parts.runs
+    )
+    steps, *arguments, constants = described
+    assert steps.lower(*arguments, *constants).as_text() == expected.as_text()
+
+
+def test_parameters_and_optimiser_are_counted_as_by_hand():
+    config = tiny_config({"optimizer.name": "adamw", "model.width": 64, "fsdp": True})
+    dense = lambda inputs, outputs: inputs * outputs + outputs  # noqa: E731
+    block = 4 * dense(64, 64) + dense(64, 256) + dense(256, 64) + 2 * 2 * 64
+    rest = 64 + 5 * 64 + dense(16, 64) + 2 * 64 + dense(64, 10)
+    whole = plan.make_plan(
+        tiny_config({"optimizer.name": "adamw", "model.width": 64}), CPUS
+    )
+    assert whole.memory["parameters"] == 4 * (block + rest)
+    # Two moments of each parameter; besides, counts and rates, numbers of four bytes.
+    scalars = whole.memory["optimiser"] - 2 * 4 * (block + rest)
+    assert 0 < scalars <= 4 * 16
+    shared = plan.make_plan(config, CPUS)
+    # Ten classes can't be shared among eight devices, all else can.
+    assert shared.memory["parameters"] == 4 * ((block + rest - 10) / 8 + 10)
+    assert whole.fits and whole.needed == sum(whole.memory.values())
+    images = 320 * (8 * 8 + 4) + 320 * 4  # with the labels, and the order
+    assert whole.memory["training images"] == pytest.approx(images, abs=16)
+
+
+def test_flops_of_a_vit_are_those_of_the_usual_formula():
+    width, depth, tokens, batch = 64, 3, 16, 64
+    # With a class token, the last block would compute that one alone.
+    changes = {"model.pool": "mean", "model.patch_size": 2}
+    changes |= {"model.width": width, "model.depth": depth}
+    found = plan.make_plan(tiny_config(changes), CPUS)
+    in_blocks = depth * 12 * width**2
+    attention = depth * 2 * tokens * width  # of each token: with keys, of values
+    expected = 6 * batch * tokens * (in_blocks + attention)
+    assert 8 * found.model_flops == pytest.approx(expected, rel=0.1)
+    assert found.flops <= found.model_flops * 1.01
+
+
+def test_flops_of_a_resnet_are_the_sum_over_its_convolutions():
+    config = tiny_config({"model.name": "resnet18"})
+    found = plan.make_plan(config, CPUS)
+    forward, side = 8 * 8 * 9 * 1 * 64, 8
+    for stage, features in enumerate((64, 128, 256, 512)):
+        before, strided = (64, 1) if stage == 0 else (features // 2, 2)
+        side //= strided
+        area = side * side
+        forward += area * 9 * (before * features + 3 * features**2)
+        forward += area * before * features if stage else 0
+    forward += 512 * 10
+    expected = 3 * 2 * forward * config.batch_size
+    assert 8 * found.model_flops == pytest.approx(expected, rel=0.01)
+    assert found.flops == pytest.approx(found.model_flops, rel=0.1)
+
+
+def test_flops_of_loops_and_recomputation():
+    def function(x):
+        x, _ = jax.lax.scan(
+            lambda x, _: (jax.checkpoint(jnp.dot)(x, x), None), x, length=5
+        )
+        return x.sum()
+
+    forward = jax.jit(function).trace(jnp.ones((8, 8))).jaxpr
+    assert count_flops(forward) == 5 * 2 * 8**3
+    backward = jax.jit(jax.grad(function)).trace(jnp.ones((8, 8))).jaxpr
+    assert count_flops(backward) >= 3 * 5 * 2 * 8**3
+
+
+def test_collectives_are_counted_as_often_as_they_run():
+    mesh = sharding.make_mesh()
+    axis = sharding.DATA_AXIS
+
+    def local(x):
+        def body(x, _):
+            whole = jax.lax.all_gather(x, axis, tiled=True)
+            part = jax.lax.psum_scatter(whole * x[0], axis, tiled=True)
+            return part + jax.lax.pmean(x, axis), None
+
+        return jax.lax.scan(body, x, length=6)[0]
+
+    spec = PartitionSpec(axis)
+    function = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec))
+    compiled = function.lower(jnp.ones(64, jnp.float32)).compile()
+    found = find_collectives(compiled.as_text())
+    times = {(each.kind, each.size, each.group): each.times for each in found}
+    assert times == {
+        ("all-gather", 256, 8): 6,
+        ("reduce-scatter", 256, 8): 6,
+        ("all-reduce", 32, 8): 6,
+    }
+    sent = {each.kind: each.sent for each in found}
+    assert sent == {
+        "all-gather": 6 * 256 * 7 / 8,
+        "reduce-scatter": 6 * 256 * 7 / 8,
+        "all-reduce": 6 * 2 * 32 * 7 / 8,
+    }
+
+
+def test_data_parallel_training_exchanges_its_gradient_once():
+    found = plan.make_plan(tiny_config(), CPUS)
+    sizes = [each.size for each in found.collectives if each.kind == "all-reduce"]
+    (metrics,) = {sum(sizes) - found.memory["parameters"]}
+    assert 0 <= metrics <= 8 and len(found.collectives) == len(sizes)
+
+
+def test_a_fully_sharded_step_gathers_no_more_than_one_kernel_at_once():
+    changes = {"model.width": 64, "model.depth": 4, "model.scan": True, "fsdp": True}
+    found = plan.make_plan(tiny_config(changes), CPUS)
+    gathered = [each for each in found.collectives if each.kind == "all-gather"]
+    assert max(each.size for each in gathered) <= 4 * 64 * 256
+    # Each kernel of each block is gathered forward and backward.
+    large = [each for each in gathered if each.size == 4 * 64 * 256]
+    assert {each.times for each in large} == {4} and len(large) >= 4
+
+
+def test_bounds_are_those_of_the_slowest_part():
+    found = plan.make_plan(tiny_config(), CPUS)
+    assert found.bounds(None).step is None
+    chip = CHIPS["v5e"]
+    bounds = found.bounds(chip)
+    assert bounds.products == found.flops / chip.flops
+    assert bounds.step == max(bounds.products, bounds.traffic, bounds.exchange)
+    assert bounds.mfu == pytest.approx(found.model_flops / chip.flops / bounds.step)
+
+
+def test_well_known_sets_need_not_be_there(monkeypatch):
+    monkeypatch.setattr(plan, "load", None)
+    dataset = tiny_config(
+        {"dataset.name": "mnist", "dataset.train_split": "train[:90%]"}
+    )
+    train = plan.describe_examples(dataset.dataset)
+    assert train.image_BHWC.shape == (54_000, 28, 28, 1)
+    known = tiny_config({"dataset.name": "imagenet2012"}).dataset
+    with pytest.raises(ValueError, match="image_size must be given"):
+        plan.describe_examples(known)
+
+
+def test_a_batch_that_fits_is_looked_for(monkeypatch):
+    tried, real = [], plan.make_plan(tiny_config(), CPUS)
+
+    def make_plan(config, topology):
+        size = config.batch_size
+        tried.append(size)
+        return dataclasses.replace(real, batch_size=size, fits=size <= 88)
+
+    monkeypatch.setattr(plan_command, "make_plan", make_plan)
+    for start in (64, 256):
+        config = tiny_config({"batch_size": start})
+        found = plan_command._find_largest(config, CPUS, make_plan(config, CPUS))
+        assert found is not None and 80 <= found.batch_size <= 88
+    assert all(size % 8 == 0 for size in tried)
+
+
+WRONG = [
+    ("v5e", "--topology must be KIND:SIZE"),
+    ("v7x:2x2", "with a kind of v4, v5e, v5p, v6e, cpu"),
+    ("cpu:0", "takes a number of CPUs"),
+    ("cpu:2x2", "takes a number of CPUs"),
+    ("2*cpu:2", "takes a number of CPUs"),
+]
+
+
+@pytest.mark.parametrize(("topology", "message"), WRONG)
+def test_a_wrong_topology_is_one_line(topology, message, capsys):
+    arguments = ["--config", "vit_digits", "--topology", topology]
+    assert plan_command.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def run(*arguments):
+    fields = [f"--config.{field}={value}" for field, value in TINY.items()]
+    command = [sys.executable, "-m", "train_jax.plan", "--config", "vit_digits"]
+    return subprocess.run(
+        [*command, *arguments, *fields], capture_output=True, text=True
+    )
+
+
+def test_the_command_prints_a_plan_or_what_does_not_divide():
+    process = run("--topology", "cpu:4", "--json")
+    assert process.returncode == 0, process.stderr
+    printed = json.loads(process.stdout)
+    assert printed["num_devices"] == 4 and printed["fits"]
+    config = tiny_config()
+    task = make_task(config.dataset, config.augment, make_tiny().train)
+    model = make_model(config, task)
+    image = jnp.zeros((1, *task.image_shape))
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert printed["memory"]["parameters"] == 4 * count
+    assert len(make_runs(config).devices) == 8
+    process = run("--topology", "cpu:5")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert "batch_size must be divisible by 5" in process.stderr
+
+
+@pytest.mark.slow  # compiles for a TPU
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra [plan]"
+)
+def test_a_slice_that_is_not_there():
+    process = run("--topology", "v5e:2x2")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert "4 devices of v5e:2x2" in process.stdout
+    assert "fits into 16.00 GiB" in process.stdout and "(MFU)" in process.stdout
+    process = run("--topology", "v5e:3x5")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
