@@ -15,6 +15,9 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     # flags the suite takes twice as long. Commands in processes of their own are
     # compiled as usual.
     _flags += ["--xla_backend_optimization_level=0"]
+    # A device that has to wait for a processor is not stuck: XLA would abort.
+    _flags += ["--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"]
+    _flags += ["--xla_cpu_collective_call_terminate_timeout_seconds=600"]
     if jax.__version_info__ < (0, 11):  # later ones do not know it
         _flags += ["--xla_cpu_use_fusion_emitters=false"]
 # XLA reads them when it is first used.

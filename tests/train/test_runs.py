@@ -72,13 +72,13 @@ def test_four_seeds_equal_four_runs(tmp_path, capsys):
     assert dict(make_tiny(together).runs.mesh.shape) == {"run": 4, "data": 2}
 
 
-def assert_equal_steps(together, singles):
+def assert_equal_steps(together, singles, *, devices=None):
     """Take ten steps of runs together and one by one, and compare.
 
     Returns:
         The last state of the runs together.
     """
-    parts = make_tiny(together, has_noise=True)
+    parts = make_tiny(together, has_noise=True, devices=devices)
     losses, state = losses_of_steps(parts, num_steps=10)
     for run, single in enumerate(singles):
         alone = make_tiny(single, has_noise=True)
@@ -95,6 +95,17 @@ def test_seeds_of_a_resnet_equal_single_runs():
     singles = [RESNET | {"seed": seed} for seed in (0, 1)]
     state = assert_equal_steps(RESNET | {"num_seeds": 2}, singles)
     assert jax.tree.leaves(state.batch_stats)[0].shape[0] == 2
+
+
+def test_a_single_cpu_computes_one_run_after_the_other():
+    changes = {"model.dropout_rate": 0.1, "ema_decay": 0.9}
+    singles = [changes | {"seed": seed} for seed in (0, 1)]
+    assert_equal_steps(changes | {"num_seeds": 2}, singles, devices=jax.devices()[:1])
+    runs = make_runs(tiny_config({"num_seeds": 2}), devices=jax.devices()[:1])
+    assert runs.in_turn and not make_runs(tiny_config({"num_seeds": 2})).in_turn
+    shared, own = np.arange(3.0), np.array([1.0, 10.0])
+    found = runs.map(lambda a, b: a * b, (None, 0))(shared, own)
+    np.testing.assert_array_equal(found, [[0, 1, 2], [0, 10, 20]])
 
 
 @pytest.mark.slow  # compiles three programs of everything

@@ -83,6 +83,15 @@ def _check_cudnn(dtype: str) -> None:
         )
 
 
+def computes_runs_in_turn(devices: Sequence[Any]) -> bool:
+    """Whether several runs are computed one after the other.
+
+    A single CPU is busy with one; all at once, they take more memory than its caches
+    have.
+    """
+    return len(devices) == 1 and devices[0].platform == "cpu"
+
+
 def runs_steps_in_a_loop(model: nn.Module, *, platform: str) -> bool:
     """Whether several steps are compiled as one loop, for "cpu", "gpu" or "tpu".
 

@@ -68,7 +68,7 @@ def make_start(
             ema_decay=swept.get("ema_decay", config.ema_decay),
         )
 
-    init_all = runs.vmap(init, in_axes=(0, 0, None))
+    init_all = runs.map(init, in_axes=(0, 0, None))
     rest = (runs.swept_values(), dict(given or {}))
     abstract_state = sharding.shard_state(
         jax.eval_shape(init_all, runs.abstract_keys()["init"], *rest),

@@ -116,7 +116,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     model = make_model(config, task, devices=runs.devices)
     steps, state, constants = describe_step(config, model, task, train, runs)
     num_devices = len(topology.devices)
-    traced = jax.jit(steps.next_step).trace(state, *constants)
+    traced = jax.jit(steps.step).trace(state, *constants)
     memory = {
         "parameters": _bytes(state.params),
         "optimiser": _bytes(state.opt_state),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train_jax.devices import sharding
+from train_jax.devices import policy, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +18,20 @@ class Runs:
     """R independent runs that are trained in one program, and the devices they share.
 
     With more than one, every array of the training state and of the metrics leads with
-    the run axis R, and a step of all runs is the vmapped step of one. A single run
-    has no such axis.
+    the run axis R, and what is done to all runs is what is done to one, mapped over
+    that axis. A single run has no such axis.
 
     Attributes:
         seeds: the seed of each run.
         swept: field of the config → its value in each run.
         mesh: the devices, see `sharding.make_mesh`.
+        in_turn: whether one run is computed after the other, not all at once.
     """
 
     seeds: tuple[int, ...]
     swept: dict[str, tuple[float, ...]]
     mesh: Mesh
+    in_turn: bool = False
 
     @classmethod
     def combine(
@@ -48,7 +50,8 @@ class Runs:
         """
         *values, seeds = zip(*itertools.product(*sweep.values(), seeds), strict=True)
         mesh = sharding.make_mesh(len(seeds), devices=devices)
-        return cls(tuple(seeds), dict(zip(sweep, values, strict=True)), mesh)
+        in_turn = policy.computes_runs_in_turn(list(mesh.devices.flat))
+        return cls(tuple(seeds), dict(zip(sweep, values, strict=True)), mesh, in_turn)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -85,30 +88,46 @@ class Runs:
         """Each run's keys: "init", "order" of the examples, and "steps"."""
 
         everywhere = sharding.replicated(self.mesh)
-        make_keys = jax.jit(self.vmap(_make_keys), out_shardings=everywhere)
+        make_keys = jax.jit(self.map(_make_keys, (0,)), out_shardings=everywhere)
         return make_keys(self.stack(self.seeds).astype(np.uint32))
 
     def abstract_keys(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Describe `keys`, of devices that may not be here."""
         seeds = self.stack(self.seeds).astype(np.uint32)
-        keys = jax.eval_shape(self.vmap(_make_keys), seeds)
+        keys = jax.eval_shape(self.map(_make_keys, (0,)), seeds)
         return sharding.describe(keys, sharding.replicated(self.mesh))
 
-    def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Any:
+    def map(self, function: Callable[..., Any], in_axes: Sequence[int | None]) -> Any:
         """Turn a function of one run into one of all runs.
 
         Args:
             function: of arrays of one run.
-            in_axes: as in `jax.vmap`; 0 for arrays that lead with the run axis, None
-                for those that all runs share.
+            in_axes: for each argument 0, if its arrays lead with the run axis, or None,
+                if all runs share it.
         """
         if len(self) == 1:
             return function
-        return jax.vmap(function, in_axes, spmd_axis_name=sharding.RUN_AXIS)
+        if not self.in_turn:
+            return jax.vmap(function, in_axes, spmd_axis_name=sharding.RUN_AXIS)
 
-    def vmap_outputs(self, function: Callable[..., Any], in_axes: Any = 0) -> Any:
-        """Do as `vmap` does; outputs lead with the run axis, also of a single run."""
-        mapped = self.vmap(function, in_axes)
+        def map_in_turn(*args: Any) -> Any:
+            def call(own: list[Any]) -> Any:
+                rest = iter(own)
+                pairs = zip(args, in_axes, strict=True)
+                return function(
+                    *(x if axis is None else next(rest) for x, axis in pairs)
+                )
+
+            own = [x for x, axis in zip(args, in_axes, strict=True) if axis == 0]
+            return jax.lax.map(call, own)
+
+        return map_in_turn
+
+    def map_outputs(
+        self, function: Callable[..., Any], in_axes: Sequence[int | None]
+    ) -> Any:
+        """Do as `map` does; outputs lead with the run axis, also of a single run."""
+        mapped = self.map(function, in_axes)
 
         @functools.wraps(function)
         def with_run_axis(*args: Any) -> Any:

@@ -237,8 +237,9 @@ def make_steps(
     shuffle = functools.partial(epoch_order, num_examples=num_examples)
     platform = runs.devices[0].platform
     return Steps(
-        runs.vmap(next_step, in_axes=(0, None, 0, 0)),
-        runs.vmap(shuffle, in_axes=(0, None)),
+        next_step,
+        runs.map(shuffle, in_axes=(0, None)),
+        runs.map,
         per_epoch=steps_per_epoch,
         total=total_steps,
         jit=policy.jit_of_step(model, platform=platform),
@@ -274,7 +275,7 @@ def make_evaluator(
     """Make the evaluator of all runs."""
     eval_step = task.make_eval_step(model, augmentation)
     return Evaluator(
-        runs.vmap_outputs(
+        runs.map_outputs(
             lambda variables, examples: eval_step(variables, *examples),
             in_axes=(0, None),
         ),

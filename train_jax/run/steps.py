@@ -16,8 +16,9 @@ class Steps:
     """The steps of a training, which can be lowered for any devices.
 
     Attributes:
-        next_step: (state, examples, order, key) → state.
-        shuffle: (key, epoch) → the order of the epoch's examples.
+        next_step: of one run, (state, examples, order, key) → state.
+        shuffle: of all runs, (key, epoch) → the order of the epoch's examples.
+        map_runs: turns a function of one run into one of all; see `Runs.map`.
         per_epoch: number of whole batches in the training split.
         total: length of the training.
         jit: what compiles: `jax.jit` or a variant.
@@ -26,10 +27,16 @@ class Steps:
 
     next_step: Callable[..., TrainState]
     shuffle: Callable[..., jax.Array]
+    map_runs: Callable[..., Any]
     per_epoch: int
     total: int
     jit: Callable[..., Any] = jax.jit
     in_a_loop: bool = True
+
+    @property
+    def step(self) -> Callable[..., TrainState]:
+        """The step of all runs, (state, examples, order, key) → state."""
+        return self.map_runs(self.next_step, in_axes=(0, None, 0, 0))
 
     def lower(self, state: TrainState, *constants: Any) -> Any:
         """Lower the program that takes steps, for arrays or their descriptions.
@@ -47,7 +54,7 @@ class Steps:
         """
         layout = jax.tree.map(lambda x: x.sharding, state)
         if not self.in_a_loop:
-            jitted = self.jit(self.next_step, donate_argnums=0, out_shardings=layout)
+            jitted = self.jit(self.step, donate_argnums=0, out_shardings=layout)
             return jitted.lower(state, *constants)
         step = jax.jit(self.next_step)
 
@@ -56,6 +63,7 @@ class Steps:
                 0, num_steps, lambda _, state: step(state, *constants), state
             )
 
+        take_steps = self.map_runs(take_steps, in_axes=(None, 0, None, 0, 0))
         jitted = self.jit(take_steps, donate_argnums=1, out_shardings=layout)
         return jitted.lower(np.int32(1), state, *constants)
 
