@@ -2,8 +2,11 @@
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
+
+from tests import make_notebook
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -31,25 +34,51 @@ def test_attention_example_prints_and_draws(tmp_path, capsys):
     assert all(path.stat().st_size > 5_000 for path in pictures.values())
 
 
-# It compiles each line of the notebook, and trains a ViT for 25 epochs.
-@pytest.mark.slow
-def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+def _execute(name, folder, monkeypatch):
+    """Run a notebook in a folder; return it, and what it printed."""
     import nbformat
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
-    path = EXAMPLES / "vit_line_by_line.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, resources=resources).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    return notebook, "".join(output.get("text", "") for output in outputs)
+
+
+def test_the_notebook_of_the_modules_is_the_page():
+    import nbformat
+
+    page = make_notebook.PAGE.read_text(encoding="utf-8")
+    notebook = nbformat.read(make_notebook.NOTEBOOK, as_version=4)
+    assert notebook == make_notebook.make_notebook(page), (
+        "run python -m tests.make_notebook"
     )
-    client.execute()
-    printed = "".join(
-        output.get("text", "")
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-    )
+
+
+# It trains four models at once, and exports one.
+@pytest.mark.slow
+def test_the_notebook_of_the_modules_does_what_it_says(tmp_path, monkeypatch):
+    pytest.importorskip("flatbuffers")
+    _, printed = _execute("use_the_modules", tmp_path, monkeypatch)
+    for name in ("linear probe", "head alone"):
+        (share,) = re.findall(rf"{name}: ([\d.]+)% of new digits", printed)
+        assert float(share) > 80
+    assert "the first block is unchanged: True" in printed
+    (difference,) = re.findall(r"largest difference: (\S+)", printed)
+    assert float(difference) < 1e-5
+    (change,) = re.findall(r"before the change differ by (\S+)", printed)
+    assert float(change) == 0
+    assert "logits of an NNX module: (1, 5)" in printed
+    assert "16 products, the first of (17, 32) (32, 32)" in printed
+
+
+# It compiles each line of the notebook, and trains a ViT for 25 epochs.
+@pytest.mark.slow
+def test_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    notebook, printed = _execute("vit_line_by_line", tmp_path, monkeypatch)
     (accuracy,) = [line for line in printed.splitlines() if "test accuracy" in line]
     assert float(accuracy.rpartition(" ")[2].rstrip("%")) > 90
     pictures = [

@@ -15,6 +15,7 @@ from train_jax.config.rules import (
     NUMBERS,
     POSITIVE,
     POSITIVE_NUMBERS,
+    STEPS,
     integer,
     number,
     or_none,
@@ -230,6 +231,12 @@ class Config:
     fsdp: bool = option(False, "whether parameters are sharded over the devices")
     debug_nans: bool = option(
         False, "whether a loss that is not finite is traced to the array it comes from"
+    )
+    profile_steps: tuple[int, int] | None = option(
+        None,
+        "between which steps, (first, last), a trace for TensorBoard and Perfetto is "
+        "recorded",
+        or_none(STEPS),
     )
     test_checkpoint: Literal["last", "best"] = option(
         "last", "which checkpoint is tested: the last, or the best on validation"

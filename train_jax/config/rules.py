@@ -106,6 +106,15 @@ POSITIVE_NUMBERS = Rule(
     "a tuple of positive numbers, one for each channel",
 )
 
+STEPS = Rule(
+    lambda v: (
+        isinstance(v, tuple | list)
+        and len(v) == 2
+        and all(isinstance(x, int) and not isinstance(x, bool) for x in v)
+        and 0 <= v[0] < v[1]
+    ),
+    "two numbers of steps, the first one smaller",
+)
 SHARES = Rule(
     lambda v: (
         isinstance(v, tuple | list)

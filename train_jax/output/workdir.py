@@ -19,12 +19,13 @@ Fields = dict[str, Any]
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD, PLOTS = "checkpoints", "tensorboard", "plots"
 EXPORT = "export"
+PROFILE = "profile"
 
 # In config.json, beside the fields: the lengths that the run was first asked for.
 HISTORY = "history"
 
 # Where the data lie on this machine is no part of what the run computes.
-_MAY_DIFFER = {"dataset.data_dir", "dataset.manual_dir", "debug_nans"}
+_MAY_DIFFER = {"dataset.data_dir", "dataset.manual_dir", "debug_nans", "profile_steps"}
 
 # A run may be trained longer than it was first asked for.
 LENGTH = {"num_epochs", "num_steps"}

@@ -120,6 +120,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         *,
         pause_every: int | None = None,
+        pause_at: Sequence[int] = (),
     ) -> tuple[TrainState, dict[str, Any] | None]:
         """Take the remaining steps of the epoch that the state is in.
 
@@ -128,6 +129,7 @@ class Trainer:
             show: called with the progress now and then.
             should_stop: asked now and then whether to leave the epoch.
             pause_every: leave the epoch after every so many steps.
+            pause_at: leave it at these steps as well.
 
         Returns:
             The new state; the epoch's metrics, (R,) each, or None if it is not over.
@@ -140,6 +142,7 @@ class Trainer:
         epoch_end = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
         pause = epoch_end if pause_every is None else pause_every
         end = min(epoch_end, (step // pause + 1) * pause)
+        end = min([end, *(each for each in pause_at if each > step)])
         if not steps_before:
             self.seconds = 0.0
         loss_R = _sums(state)["loss"] if steps_before else 0.0

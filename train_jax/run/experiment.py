@@ -27,6 +27,7 @@ from train_jax.run.dtype import choose_dtype
 from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Stopped, open_checkpoints
 from train_jax.run.loop import Record
+from train_jax.run.profiler import Profiler
 from train_jax.run.restore import start_or_resume
 from train_jax.run.saving import make_save, make_save_schedule
 from train_jax.run.setup import Parts, set_up
@@ -186,14 +187,17 @@ def _train(
     check_lock()
     truncate_metrics(workdir / wd.METRICS, records)
     trainer.compile(state, seconds=metadata["epoch_seconds"])
-    with report.Report(
-        workdir,
-        first_step=state.steps_done,
-        total_steps=trainer.total_steps,
-        epochs=trainer.num_epochs,
-        run_names=parts.runs.names,
-        check_lock=check_lock,
-    ) as progress:
+    with (
+        report.Report(
+            workdir,
+            first_step=state.steps_done,
+            total_steps=trainer.total_steps,
+            epochs=trainer.num_epochs,
+            run_names=parts.runs.names,
+            check_lock=check_lock,
+        ) as progress,
+        Profiler(workdir / wd.PROFILE, config.profile_steps) as profiler,
+    ):
         state = loop.train(
             state,
             records,
@@ -205,6 +209,7 @@ def _train(
                 config.checkpoint, trainer.steps_per_epoch, trainer.total_steps
             ),
             should_stop=should_stop,
+            profiler=profiler,
         )
     if state.steps_done < trainer.total_steps:
         checkpoints.wait()

@@ -13,6 +13,7 @@ from train_jax.output.metrics import mean, metrics_to_json
 from train_jax.output.report import Report
 from train_jax.run.epoch import NonFiniteError, Trainer
 from train_jax.run.evaluate import Evaluation
+from train_jax.run.profiler import Profiler
 from train_jax.run.saving import SaveSchedule
 
 Record = dict[str, Any]
@@ -28,6 +29,7 @@ def train(
     save: Callable[..., None],
     schedule: SaveSchedule,
     should_stop: Callable[[], bool],
+    profiler: Profiler,
 ) -> TrainState:
     """Train to the end; after each epoch validate and report, save when it is due.
 
@@ -40,6 +42,7 @@ def train(
         save: (step, state, score=score) saves a checkpoint.
         schedule: when to save; at the end, too.
         should_stop: asked every few seconds whether to save and stop.
+        profiler: records a trace of some steps.
 
     Returns:
         The last state, which is not that of the end if it was asked to stop.
@@ -50,11 +53,13 @@ def train(
     step, is_asked = state.steps_done, False
     checksums = kernel_checksums(state.params) if step == 0 else {}
     while step < trainer.total_steps and not is_asked:
+        profiler.reach(step)
         state, record = trainer.run(
             state,
             report.show_progress,
             lambda: should_stop() or schedule.is_late(),
             pause_every=schedule.pause_every,
+            pause_at=profiler.steps,
         )
         step, score = state.steps_done, NOT_SCORED
         if record is not None:
@@ -67,6 +72,7 @@ def train(
         if is_asked or late or schedule.is_due(step):
             save(step, state, score=score)
             schedule.restart()
+    profiler.reach(step)
     return state
 
 

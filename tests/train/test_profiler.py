@@ -1,0 +1,68 @@
+"""A trace of some steps is recorded, and changes nothing."""
+
+import json
+
+import pytest
+
+from benchmarks import trace
+from tests.train.tiny import tiny_config, train_tiny
+from train_jax.config.config import load_config
+from train_jax.output import workdir as wd
+
+
+def test_a_trace_is_recorded_and_changes_nothing(tmp_path, capsys):
+    plain = train_tiny(tmp_path / "plain", {"num_epochs": 2})
+    run = tmp_path / "run"
+    found = train_tiny(run, {"num_epochs": 2, "profile_steps": (2, 6)})
+    assert "trace of the steps written to" in capsys.readouterr().out
+    assert found["test_loss"] == plain["test_loss"]
+    times = ("seconds", "images_per_second")
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in times}
+            for line in (folder / wd.METRICS).read_text().splitlines()
+        ]
+        for folder in (run, tmp_path / "plain")
+    ]
+    assert lines[0] == lines[1]
+    (folder,) = (run / wd.PROFILE).glob("plugins/profile/*")
+    names = {path.name.partition(".")[2] for path in folder.iterdir()}
+    assert {"xplane.pb", "trace.json.gz"} <= names
+    assert trace.main([str(run)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert "operation" in head and len(rows) > 10
+
+
+def test_a_trace_that_is_cut_off_is_written(tmp_path):
+    run = tmp_path / "run"
+    train_tiny(run, {"num_steps": 4, "profile_steps": (2, 100)})
+    assert list((run / wd.PROFILE).glob("plugins/profile/*/*.xplane.pb"))
+    # What is recorded is no part of what is computed.
+    finished = train_tiny(run, {"num_steps": 4})
+    assert finished["steps"] == 4
+
+
+def test_seconds_of_nested_operations_count_once():
+    event = {"pid": 1, "tid": 1, "args": {"hlo_op": "x"}}
+    events = [
+        event | {"name": "outer", "ts": 0, "dur": 10e6},
+        event | {"name": "inner", "ts": 1e6, "dur": 2e6},
+        event | {"name": "inner", "ts": 4e6, "dur": 3e6},
+        event | {"name": "other", "ts": 0, "dur": 1e6, "tid": 2},
+        {"name": "not XLA's", "ts": 0, "dur": 1e6},
+        {},
+    ]
+    rows = trace.summarize(events)
+    assert rows == [("outer", 1, 5.0), ("inner", 2, 5.0), ("other", 1, 1.0)]
+
+
+def test_a_folder_without_a_trace_is_one_line(tmp_path, capsys):
+    assert trace.main([str(tmp_path)]) == 2
+    assert "holds no perfetto_trace.json.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["(5, 5)", "(-1, 5)", "5", "(1, 2, 3)", "(0.0, 5)"])
+def test_wrong_steps_are_named(text):
+    with pytest.raises(ValueError, match="profile_steps must be two numbers of steps"):
+        load_config("vit_digits", {"profile_steps": text})
+    assert tiny_config({"profile_steps": (0, 5)}).profile_steps == (0, 5)

@@ -1,0 +1,55 @@
+"""Record a trace of some training steps, for TensorBoard, XProf and Perfetto."""
+
+import pathlib
+from types import TracebackType
+
+import jax
+
+
+class Profiler:
+    """Records what devices and host do from one step to another.
+
+    Attributes:
+        steps: number of steps done at the beginning and at the end of the trace; empty
+            for none.
+    """
+
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None):
+        """Record nothing yet.
+
+        Args:
+            folder: where to write; each trace gets a folder of its own.
+            steps: numbers of steps done, the first smaller; None to record nothing.
+        """
+        self.steps = steps or ()
+        self._folder = folder
+        self._is_recording = False
+
+    def reach(self, step: int) -> None:
+        """Begin or end at so many steps done, if that is due.
+
+        A run that is resumed between the two records nothing.
+        """
+        if self.steps[:1] == (step,):
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._is_recording = True
+        elif self.steps[1:] == (step,):
+            self._stop()
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write what was recorded, if the training ends before the last step."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._is_recording:
+            self._is_recording = False
+            jax.profiler.stop_trace()
+            print(f"trace of the steps written to {self._folder}")
