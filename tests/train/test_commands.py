@@ -286,7 +286,7 @@ def test_a_signal_before_the_training_ends_it(compiled, tmp_path, module, number
     command = [sys.executable, "-X", "importtime", "train.py"]
     process = subprocess.Popen(
         [*command, *train_arguments(workdir, num_steps=100_000)],
-        env=environment(compiled),
+        env=environment(compiled, XDG_CACHE_HOME=str(tmp_path)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
