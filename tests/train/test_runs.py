@@ -136,7 +136,7 @@ def test_a_sweep_equals_its_runs():
 )
 def test_every_field_that_can_be_swept(field, values, changes):
     adamw = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.01}
-    changes = adamw | changes
+    changes = {"model.mlp_ratio": None} | adamw | changes  # compiled in less time
     state = assert_equal_steps(
         changes | {f"sweep.{field}": values},
         [changes | {field: value} for value in values],

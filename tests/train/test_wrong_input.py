@@ -29,7 +29,7 @@ TOP_LEVEL = (
     "config.batch_size, config.eval_batch_size, config.accumulation_steps, "
     "config.num_epochs, config.num_steps, config.label_smoothing, config.ema_decay, "
     "config.init_from, config.freeze, config.dtype, config.seed, config.num_seeds, "
-    "config.fsdp, config.debug_nans, "
+    "config.fsdp, config.debug_nans, config.profile_steps, "
     "config.test_checkpoint, config.test_augmentation"
 )
 SWEEPABLE = (
