@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import cases, run, table, timing
+from benchmarks import cases, plans, run, table, timing
 from benchmarks.timing import Timing, take_turns
 
 
@@ -80,6 +80,12 @@ def test_operations_of_a_step_grow_with_the_batch():
     assert flops > 3 * 2 * case.batch_size * 2 * 16 * 64
     assert gpu.flops_of_step(case._replace(batch_size=16)) == pytest.approx(2 * flops)
     assert gpu.flops_of_step(case._replace(fields=fused)) == flops
+
+
+def test_the_tables_of_plans_are_those_of_the_results():
+    text = plans.PAGE.read_text(encoding="utf-8")
+    results = json.loads(plans.RESULTS.read_text(encoding="utf-8"))
+    assert table.fill(text, plans.make_tables(results)) == text
 
 
 @pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)
