@@ -369,11 +369,12 @@ def test_a_space_holds_all_that_the_page_needs(run, tmp_path, monkeypatch):
     assert "pytest" not in needed and "gradio" not in needed
     assert "\nsdk_version: 6.1.0\n" in (folder / "README.md").read_text()
     script = """
-import pathlib
-import train_jax
+import pathlib, sys
 from train_jax.run.trained import load_model
-assert train_jax.__file__ == str(pathlib.Path.cwd() / "train_jax" / "__init__.py")
 assert load_model(pathlib.Path("run")).step == 60
+for name in ("train_jax", "vit_jax", "resnet_jax", "weight_files"):
+    file = pathlib.Path(sys.modules[name].__file__)
+    assert file.parents[1] == pathlib.Path.cwd(), file
 """
     (folder / "script.py").write_text(script)
     command = [sys.executable, "script.py"]
