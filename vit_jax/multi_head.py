@@ -149,9 +149,14 @@ class MultiHeadAttention(nn.Module):
     ) -> Array:
         """Attend by one of JAX's functions, without dropout; return out_BTNK."""
         del train
+        if mask is not None:
+            # cuDNN refuses one of a single row, such as a padding mask (B, 1, 1, S).
+            tokens = (query_BNTK.shape[2], key_BNSK.shape[2])
+            lead = mask.shape[:-2] or (1, 1)
+            mask = jnp.broadcast_to(mask, (*lead, *tokens))
         return jax.nn.dot_product_attention(
             *(x.swapaxes(1, 2) for x in (query_BNTK, key_BNSK, value_BNSK)),
-            mask=mask[None, None] if mask is not None and mask.ndim == 2 else mask,
+            mask=mask,
             implementation=self.attention_implementation,  # type: ignore (not "own")
         )
 
