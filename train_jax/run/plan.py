@@ -89,8 +89,9 @@ class Plan:
 
     @property
     def traffic(self) -> int:
-        """Bytes that are read or written at the least: all but the images, twice."""
-        return 2 * sum(v for k, v in self.memory.items() if k != "training images")
+        """Bytes that are moved at the least: what is kept, read and written once."""
+        kept = ("parameters", "optimiser", "averages, statistics")
+        return 2 * sum(self.memory[name] for name in kept)
 
     def bounds(self, chip: Chip | None) -> Bounds:
         """Compute how long a step takes at least on a chip."""
