@@ -195,7 +195,9 @@ def test_a_batch_that_fits_is_looked_for(monkeypatch):
 WRONG = [
     ("v5e", "--topology must be KIND:SIZE"),
     ("v7x:2x2", "with a kind of v4, v5e, v5p, v6e, cpu"),
-    ("cpu:0", "takes a number of CPUs"),
+    ("v5e:0x4", "--topology must be KIND:SIZE"),
+    ("cpu:0", "--topology must be KIND:SIZE"),
+    ("cpu:2000", "takes a number of CPUs up to 1024"),
     ("cpu:2x2", "takes a number of CPUs"),
     ("2*cpu:2", "takes a number of CPUs"),
 ]

@@ -11,7 +11,7 @@ from train_jax.data.split import ImageSplit, check_split_name
 def load_digits(base: str) -> ImageSplit:
     """Load the 8x8 digits; train and test are always the same stratified partition.
 
-    They are cached: importing scikit-learn and reading its text take two seconds.
+    They are cached, as importing scikit-learn and reading its text is slow.
     """
     check_split_name(base, ("train", "test"), "digits")
     version = importlib.metadata.version("scikit-learn")
@@ -29,6 +29,7 @@ def load_digits(base: str) -> ImageSplit:
 
 
 def _read_digits() -> dict[str, ImageSplit]:
+    """Read both splits from scikit-learn."""
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
 

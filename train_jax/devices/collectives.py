@@ -102,22 +102,21 @@ def _count_trips(line: str, bodies: Mapping[str, list[str]]) -> int:
     lines = bodies.get(condition[1], [])
     constants = {m[1]: int(m[2]) for each in lines if (m := _CONSTANT.search(each))}
     # The index, from 0, is less than a constant.
-    (limit,) = [m[1] for each in lines if (m := _LESS.search(each))] or [""]
-    return constants.get(limit, 1)
+    limits = [m[1] for each in lines if (m := _LESS.search(each))]
+    return constants.get(limits[0], 1) if limits else 1
 
 
 def _parse(match: re.Match[str], times: int, *, computation: str) -> Collective:
     """Parse an operation such as `= f32[8]{0} all-gather(f32[1] %x), …`."""
-    # A TPU's compiler writes a reduce-scatter as a computation of this name.
-    if computation.startswith("all-reduce-scatter"):
-        size = sum(_size(*array) for array in _ARRAY.findall(match["type"]))
-        return Collective("reduce-scatter", size, _group_size(match["rest"]), times)
     group = _group_size(match["rest"])
     sizes = [_size(*array) for array in _ARRAY.findall(match["type"])]
     # One that is started apart returns its operand, too. A list is sent whole.
     size = max(sizes) if "-start(" in match[0] else sum(sizes)
     size *= group if match["kind"] == "reduce-scatter" else 1
-    return Collective(match["kind"], size, group, times)
+    # A TPU's compiler writes a reduce-scatter as a computation of this name.
+    is_scattered = computation.startswith("all-reduce-scatter")
+    kind = "reduce-scatter" if is_scattered else match["kind"]
+    return Collective(kind, size, group, times)
 
 
 def _group_size(attributes: str) -> int:

@@ -35,7 +35,7 @@ CHIPS = {
     "v5p": Chip(95 * _GIB, 459e12, 2765e9, 600e9),
     "v6e": Chip(32 * _GIB, 918e12, 1640e9, 448e9),
 }
-_FORM = re.compile(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)")
+_FORM = re.compile(r"(?:([1-9]\d*)\*)?(\w+):([1-9]\d*(?:x[1-9]\d*)*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,17 @@ def make_topology(text: str) -> Topology:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(size))
         return Topology(jax.devices(), None)
+    num_chips = math.prod(map(int, size.split("x")))
+    devices = _find_tpus(text, f"{kind}:{size}", num_chips, int(num_slices or 1))
+    chip, per_chip = CHIPS[kind], len(devices) // (num_chips * int(num_slices or 1))
+    if per_chip > 1:  # each has its share
+        shares = {k: v / per_chip for k, v in dataclasses.asdict(chip).items()}
+        chip = Chip(**shares)
+    return Topology(devices, chip)
+
+
+def _find_tpus(text: str, name: str, num_chips: int, num_slices: int) -> Sequence[Any]:
+    """Let libtpu describe the devices of slices of that name; see `make_topology`."""
     # Without these libtpu asks the host which TPU it is, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -86,23 +97,16 @@ def make_topology(text: str) -> Topology:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"num_slices": int(num_slices)} if num_slices else {}
-    num_chips = math.prod(map(int, size.split("x")))
+    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
     if num_chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         found = topologies.get_topology_desc(
-            topology_name=f"{kind}:{size}", platform="tpu", **options
+            topology_name=name, platform="tpu", **options
         )
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(_explain(text, error)) from error
-    devices = found.devices
-    per_chip = len(devices) // (num_chips * int(num_slices or 1))
-    chip = CHIPS[kind]
-    if per_chip > 1:  # each has its share
-        shares = {k: v / per_chip for k, v in dataclasses.asdict(chip).items()}
-        chip = Chip(**shares)
-    return Topology(devices, chip)
+    return found.devices
 
 
 def _explain(text: str, error: Exception) -> str:
