@@ -11,7 +11,7 @@ from benchmarks.cases import Case
 from train_jax.config.config import resolve
 from train_jax.config.fields import Config
 from train_jax.data import ImageSplit
-from train_jax.run import build, initial, setup
+from train_jax.run import build, initial, training
 from train_jax.tasks import Task
 
 # The schedule of the learning rate does not end before a benchmark does.
@@ -37,14 +37,13 @@ def make_program(
     config, task, model = _make_model(case, train, **fields)
     runs = initial.make_runs(config, devices=devices)
     _, init_state = initial.make_start(config, model, task, runs)
-    trainer = setup.make_trainer(config, model, task, train, runs)
+    trainer = training.make_trainer(config, model, task, train, runs)
     state = init_state()
     trainer.compile(state)
-    order = trainer.order(0)
 
     def take_steps() -> None:
         nonlocal state
-        state = jax.block_until_ready(trainer.take_steps(num_steps, state, order))
+        state = jax.block_until_ready(trainer.take_steps(num_steps, state, 0))
 
     return take_steps
 

@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
             },
             "dataset": {
                 "name": "mnist",
-                "train_split": "train[:55000]",
-                "val_split": "train[55000:]",
+                "train_split": "train",
+                "val_split": None,
             },
             "augment": {"rotation": 15.0, "scaling": 0.15, "shear": 10.0, "shift": 0.1},
             "optimizer": {
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.05,
             },
             "batch_size": 128,
-            "num_epochs": 18,
+            "num_epochs": 22,
             "label_smoothing": 0.1,
             "dtype": "auto",
         }

@@ -140,10 +140,11 @@ def summarise(
     if not isinstance(split, ImageSplit):
         return result
     probability_MY, names = evaluation.output_RM[0], split.class_names
-    classes = class_accuracies(probability_MY.argmax(axis=-1), split.label_B)
+    label_M = np.asarray(split.label_B)
+    classes = class_accuracies(probability_MY.argmax(axis=-1), label_M)
     return result | {
-        "top5_accuracy": top_k_accuracy(probability_MY, split.label_B, 5),
-        "calibration_error": calibration_error(probability_MY, split.label_B),
+        "top5_accuracy": top_k_accuracy(probability_MY, label_M, 5),
+        "calibration_error": calibration_error(probability_MY, label_M),
         "classes": {
             names[label]: {"num_examples": count, "accuracy": accuracy}
             for label, (count, accuracy) in classes.items()

@@ -1,6 +1,7 @@
 """The contracts of train_jax.learning and train_jax.tasks."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -78,26 +79,23 @@ def _loss_of_batch(batch: step.Batch) -> Any:
     return step.loss_of_batch(_model, _state.params, {}, batch, KEY)
 
 
+_select = functools.partial(
+    step.select_examples,
+    batch_size=2,
+    batch_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+)
+_next_batch = functools.partial(
+    step.batch_of_step, _images.make_batch, _select, steps_per_epoch=2
+)
+
+
 def _batch_of_step(order: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return step.batch_of_step(
-        _images.make_batch,
-        _state.step,
-        (RAW, LABEL),
-        order,
-        KEY,
-        batch_size=2,
-        batch_sharding=sharding,
-    )
+    return _next_batch(_state.step, (RAW, LABEL), order, KEY)
 
 
 def _next_step(state: TrainState) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     next_step = step.make_next_step(
-        step.make_train_step(_model, _tx),
-        _images.make_batch,
-        batch_size=2,
-        batch_sharding=sharding,
+        step.make_train_step(_model, _tx), _next_batch, steps_per_epoch=2
     )
     return next_step(state, (RAW, LABEL), ORDER, KEY)
 
@@ -215,6 +213,15 @@ CONTRACTS = {
     ),
     "train_jax.learning.step.epoch_order": Contract(
         (KEY, 0, 4), (KEY, ORDER, 4), "jax.random.permutation"
+    ),
+    "train_jax.learning.step.select_examples": Contract(
+        ((RAW, LABEL), ORDER, jnp.int32(0)),
+        ((RAW, LABEL[:1]), ORDER, jnp.int32(0)),
+        "jax.lax.dynamic_slice",
+        _select,
+    ),
+    "train_jax.learning.step.take_loaded": Contract(
+        ((RAW, LABEL), ORDER, jnp.int32(0)), ((RAW, LABEL[:1]), ORDER, jnp.int32(0))
     ),
     "train_jax.learning.step.batch_of_step": Contract(
         (ORDER,),

@@ -197,7 +197,7 @@ def test_divergence_is_traced_to_its_step(tmp_path):
 
 def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e30}
-    monkeypatch.setattr("train_jax.run.diagnose.find_first_nonfinite", lambda **_: None)
+    monkeypatch.setattr("train_jax.run.diagnose.find_first_nonfinite", lambda *_: None)
     with pytest.raises(Diverged, match="when it is repeated, all of it is finite"):
         train_tiny(tmp_path, changes | {"debug_nans": True})
 

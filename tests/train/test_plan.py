@@ -36,13 +36,11 @@ CPUS = Topology(jax.devices(), None)
 )
 def test_it_describes_the_very_program_that_a_run_compiles(changes):
     parts = make_tiny(changes, model=None)
-    arguments = (parts.init_state(), parts.trainer._examples, parts.trainer.order(0))
-    expected = parts.trainer._steps.lower(*arguments, parts.runs.keys["steps"])
-    described = plan.describe_step(
-        tiny_config(changes), parts.model, parts.task, parts.train, parts.runs
-    )
-    steps, *arguments, constants = described
-    assert steps.lower(*arguments, *constants).as_text() == expected.as_text()
+    steps, ((_, data),) = parts.trainer._steps, parts.trainer.feed(0, 1)
+    expected = steps.lower(parts.init_state(), *data, parts.runs.keys["steps"])
+    described = (*steps.data, parts.runs.abstract_keys()["steps"])
+    lowered = steps.lower(parts.abstract_state, *described)
+    assert lowered.as_text() == expected.as_text()
 
 
 def test_parameters_and_optimiser_are_counted_as_by_hand():

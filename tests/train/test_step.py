@@ -10,7 +10,7 @@ import pytest
 
 from resnet_jax import ResNet, conv_general_dilated
 from tests.train.tiny import RESNET, SMALL_RESNET, losses_of_steps, make_tiny
-from train_jax.devices import policy, sharding
+from train_jax.devices import policy
 from train_jax.learning.state import TrainState
 from train_jax.learning.step import (
     cross_entropy,
@@ -52,12 +52,10 @@ def test_finite_steps_are_those_before_the_first_that_is_not():
         metrics = {"loss": losses[state.step], "accuracy": jnp.ones(())}
         return state.replace(step=state.step + 1), metrics
 
-    next_step = make_next_step(
-        train_step,
-        lambda key, x, **places: x,
-        batch_size=8,
-        batch_sharding=sharding.batch_sharding(sharding.make_mesh(1)),
-    )
+    def next_batch(step, examples, index, key):
+        return examples, key
+
+    next_step = make_next_step(train_step, next_batch, steps_per_epoch=4)
     _, _, state, _ = _problem()
     counts = []
     for _ in losses:
@@ -173,9 +171,9 @@ def test_steps_are_the_same_in_whatever_stretches():
     parts.trainer.compile(parts.init_state())
     results = []
     for stretches in ((5,), (1, 1, 3), (2, 3)):
-        state, order = parts.init_state(), parts.trainer.order(0)
+        state = parts.init_state()
         for count in stretches:
-            state = parts.trainer.take_steps(count, state, order)
+            state = parts.trainer.take_steps(count, state, state.steps_done)
         results.append(state)
     assert int(results[0].step) == 5
     chex.assert_trees_all_equal(*results)

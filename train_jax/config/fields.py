@@ -12,6 +12,7 @@ from typing import Any, Literal
 from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig
 from train_jax.config.options import Option, option, options_of
 from train_jax.config.rules import (
+    AREA,
     NUMBERS,
     POSITIVE,
     POSITIVE_NUMBERS,
@@ -99,6 +100,17 @@ class DatasetConfig:
         "standard deviation of the pixels; None as for the mean",
         or_none(POSITIVE_NUMBERS),
     )
+    streaming: Literal["auto", True, False] = option(
+        "auto",
+        "whether images are decoded while the model trains, by Grain, not before it; "
+        "'auto' if they don't fit into memory, or crop_area is given",
+    )
+    num_workers: int | None = option(
+        None,
+        "processes that decode streamed images; 0 for threads of the trainer, None for "
+        "one process for each eight processors",
+        or_none(integer(0, 256)),
+    )
     allow_overlap: bool = option(
         False, "whether splits may share examples without a warning"
     )
@@ -108,6 +120,12 @@ class DatasetConfig:
 class AugmentConfig:
     """Random changes to the training images."""
 
+    crop_area: tuple[float, float] | None = option(
+        None,
+        "smallest and largest share of a streamed image that is cut out at random and "
+        "resized (random resized crop); None for all of it",
+        or_none(AREA),
+    )
     crop_padding: int = option(
         0, "pixels around an image before a random crop", integer(0)
     )

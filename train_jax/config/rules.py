@@ -80,10 +80,10 @@ def number(low: float, *, below: float = math.inf, most: float = math.inf) -> Ru
     return Rule(passes, f"a number {in_words}")
 
 
-def one_of(*values: str | None) -> Rule:
-    """Allow some strings, and None if it is one of the values."""
+def one_of(*values: str | bool | None) -> Rule:
+    """Allow some strings, and None, True or False if it is one of the values."""
     return Rule(
-        lambda v: (v is None or isinstance(v, str)) and v in values,
+        lambda v: (v is None or isinstance(v, str | bool)) and v in values,
         "one of " + ", ".join(map(str, values)),
     )
 
@@ -114,6 +114,15 @@ STEPS = Rule(
         and 0 <= v[0] < v[1]
     ),
     "two numbers of steps, the first one smaller",
+)
+AREA = Rule(
+    lambda v: (
+        isinstance(v, tuple | list)
+        and len(v) == 2
+        and all(map(POSITIVE.passes, v))
+        and v[0] <= v[1] <= 1
+    ),
+    "two numbers in (0, 1], the first one not larger",
 )
 SHARES = Rule(
     lambda v: (

@@ -6,13 +6,14 @@ them, and a set in the cache is read without any of them.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from train_jax.data import cache, tfds_prepare, tfds_read
+from train_jax.data import cache, tfds_prepare, tfds_read, tfds_stream
 from train_jax.data.digits import load_digits
 from train_jax.data.folder import PREFIX, load_folder
 from train_jax.data.names import canonical_name as canonical_name
@@ -61,6 +62,7 @@ def load_splits(
     image_size: int | None = None,
     resize: Resize = "crop",
     split_seed: int = 0,
+    streaming: bool = False,
 ) -> list[ImageSplit | SequenceSplit]:
     """Load several splits; slices of the same one are views of the same arrays.
 
@@ -72,6 +74,7 @@ def load_splits(
         image_size: side to which images are brought, pixels; None to leave them.
         resize: how, see `resize_image`.
         split_seed: of the order of a folder's pictures, see `load_folder`.
+        streaming: whether images are decoded when they are asked for, not now.
 
     Raises:
         ValueError: see `load`.
@@ -82,7 +85,12 @@ def load_splits(
     if is_folder(name):
         root = local_path(name.removeprefix(PREFIX), "config.dataset.name")
         how: Any = {"image_size": image_size, "resize": resize}
-        loaded = load_folder(root, *names, split_seed=split_seed, **how)
+        how |= {"split_seed": split_seed, "streaming": streaming}
+        loaded = load_folder(root, *names, **how)
+    elif streaming:
+        folder = find_or_prepare(name, data_dir, manual_dir)
+        how = {"image_size": image_size, "resize": resize}
+        loaded = [tfds_stream.stream_prepared(folder, it, **how) for it in names]
     else:
         loaded = [_load_whole(name, it, data_dir, manual_dir) for it in names]
         if image_size is not None:
@@ -117,6 +125,47 @@ def _resize(
     return dataclasses.replace(split, image_BHWC=np.stack(resized))
 
 
+def decoded_size(
+    name: str,
+    *splits: str,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    image_size: int | None = None,
+    split_seed: int = 0,
+) -> float:
+    """Count the bytes of all images of some splits when they are decoded.
+
+    Args:
+        name: see `load_splits`, and so are all others.
+
+    Returns:
+        The bytes; infinity if the images are of many sizes, so that they cannot lie in
+        one array as they are read.
+
+    Raises:
+        ValueError: see `load`.
+    """
+    name = canonical_name(name)
+    if is_in_memory(name):
+        return 0.0
+    bases = list(dict.fromkeys(parse_split(split)[0] for split in splits))
+    if is_folder(name):
+        root = local_path(name.removeprefix(PREFIX), "config.dataset.name")
+        how: Any = {"image_size": image_size, "split_seed": split_seed}
+        streamed = load_folder(root, *bases, streaming=True, **how)
+        return float(sum(math.prod(split.image_BHWC.shape) for split in streamed))
+    folder = find_or_prepare(name, data_dir, manual_dir)
+    cached = [_cache_path(folder, base) for base in bases]
+    if all(path.exists() for path in cached):
+        return float(sum(path.stat().st_size for path in cached))
+    return sum(tfds_stream.decoded_size(folder, base) for base in bases)
+
+
+def is_in_memory(name: str) -> bool:
+    """Whether a dataset is made in memory, not read from files."""
+    return name in ("digits", "reverse")
+
+
 def is_sequences(name: str) -> bool:
     """Whether a dataset consists of sequences instead of images."""
     return name == "reverse"
@@ -135,6 +184,19 @@ def _load_whole(
         return load_digits(base)
     if name == "reverse":
         return load_reverse(base)
+    folder = find_or_prepare(name, data_dir, manual_dir)
+    cached = _cache_path(folder, base)
+    data = cache.read_cache(cached)
+    if data is None:
+        data = tfds_read.read_prepared(folder, base)
+        cache.write_cache(cached, data)
+    return data
+
+
+def find_or_prepare(
+    name: str, data_dir: str | None, manual_dir: str | None
+) -> pathlib.Path:
+    """Find the folder of a prepared TFDS set; prepare it first if need be."""
     root = _data_root(data_dir)
     manual = local_path(manual_dir, "manual_dir") if manual_dir else None
     if manual is not None and not os.path.isdir(manual):
@@ -142,19 +204,17 @@ def _load_whole(
             f"manual_dir {str(manual)!r} is not a folder; expected the archives there"
         )
     folder = tfds_read.find_prepared(name, root)
-    if folder is None:
-        folder = tfds_prepare.prepare(name, root, manual)
+    return folder or tfds_prepare.prepare(name, root, manual)
+
+
+def _cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
+    """Name the cache file of a split of a prepared set."""
     try:
-        cached = cache.cache_path(folder, base)
+        return cache.cache_path(folder, base)
     except OSError as error:
         raise ValueError(
             f"the prepared dataset in {folder} can't be read: {error}"
         ) from error
-    data = cache.read_cache(cached)
-    if data is None:
-        data = tfds_read.read_prepared(folder, base)
-        cache.write_cache(cached, data)
-    return data
 
 
 def _data_root(data_dir: str | None) -> pathlib.Path:

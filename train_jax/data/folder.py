@@ -15,6 +15,7 @@ from train_jax.data.picture import decode_picture
 from train_jax.data.pictures import find_pictures
 from train_jax.data.resize import Resize, resize_image
 from train_jax.data.split import ImageSplit, check_split_name
+from train_jax.data.streamed import stream_split
 
 PREFIX = "folder:"
 _SPLITS = ("train", "val", "test")
@@ -32,6 +33,7 @@ def load_folder(
     image_size: int | None = None,
     resize: Resize = "crop",
     split_seed: int = 0,
+    streaming: bool = False,
 ) -> list[ImageSplit]:
     """Load splits of a folder of pictures.
 
@@ -47,6 +49,7 @@ def load_folder(
             of one size.
         resize: how they are brought to it, see `resize_image`.
         split_seed: of the order.
+        streaming: whether pictures are decoded when they are asked for, not now.
 
     Returns:
         The splits; their images are grey if all pictures of the training split are.
@@ -58,6 +61,12 @@ def load_folder(
     examples, class_names = _list_examples(root, split_seed)
     for base in bases:
         check_split_name(base, examples, f"{PREFIX}{root}")
+    if streaming:
+        channels = _count_channels(examples)
+        return [
+            _stream(root, examples[base], class_names, channels, image_size, resize)
+            for base in bases
+        ]
     stats = [_stat(file, root) for file, _ in itertools.chain(*examples.values())]
     how: Any = {"image_size": image_size, "resize": resize}
     splits = []
@@ -66,7 +75,7 @@ def load_folder(
         path = cache.path_of(f"{root.name}-{base}", facts)
         split = cache.read_cache(path)
         if split is None:
-            channels = 1 if all(_is_grey(file) for file, _ in examples["train"]) else 3
+            channels = _count_channels(examples)
             files, labels = zip(*examples[base], strict=True)
             images = _read(files, root, channels=channels, **how)
             label_B = np.array(labels, np.int32)
@@ -76,6 +85,52 @@ def load_folder(
     firsts = [examples[base][0][0] for base in bases]
     _check_sizes([split.image_BHWC[0] for split in splits], firsts)
     return splits
+
+
+class PictureFiles:
+    """The files of a split, see `Source`."""
+
+    def __init__(self, root: pathlib.Path, examples: Examples, channels: int):
+        self._root = str(root)
+        self._names = [os.path.relpath(file, root) for file, _ in examples]
+        self._label_M = np.array([label for _, label in examples], np.int32)
+        self._channels = channels
+
+    def read_image(self, place: int) -> np.ndarray:
+        """Read and decode a picture."""
+        file = os.path.join(self._root, self._names[place])
+        return decode_picture(file, channels=self._channels)
+
+    def read_label(self, place: int) -> int:
+        """Look up the label of a picture."""
+        return int(self._label_M[place])
+
+
+def _stream(
+    root: pathlib.Path,
+    examples: Examples,
+    class_names: tuple[str, ...],
+    channels: int,
+    image_size: int | None,
+    resize: Resize,
+) -> ImageSplit:
+    """Make a split whose pictures are decoded when they are asked for."""
+    files = PictureFiles(root, examples, channels)
+    height = width = image_size
+    if height is None or width is None:
+        height, width, _ = files.read_image(0).shape
+    return stream_split(
+        files,
+        len(examples),
+        image_shape=(height, width, channels),
+        class_names=class_names,
+        resize=resize,
+    )
+
+
+def _count_channels(examples: dict[str, Examples]) -> int:
+    """Count the channels: 1 if all pictures of the training split are grey."""
+    return 1 if all(_is_grey(file) for file, _ in examples["train"]) else 3
 
 
 def _list_examples(

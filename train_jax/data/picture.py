@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
-from train_jax.data.quiet import quiet
+from train_jax.data.quiet import no_warnings, quiet
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 _MAX_PIXELS = 2**26
@@ -58,7 +58,7 @@ def decode_picture(
         name = repr(str(source))
         encoded = _read(pathlib.Path(source), name)
     try:
-        with quiet():
+        with no_warnings():
             image = _decode(encoded, background)
     except UnidentifiedImageError as error:
         formats = ", ".join(_FORMATS)
@@ -112,12 +112,15 @@ def _decode(encoded: bytes, background: int) -> Image.Image:
     picture = Image.open(io.BytesIO(encoded), formats=formats)
     stored_as = str(picture.tile)
     _check(picture)
-    picture.load()
-    image: Image.Image = picture
-    if ";16" in stored_as and picture.mode in ("RGB", "RGBA", "LA"):
-        image = _eight_bit_colours(picture, encoded, "RGBa" in stored_as)
-    elif picture.mode.startswith("I"):
-        image = _eight_bit_greys(picture)
+    # Of the libraries, libtiff and OpenCV print; one thread at a time can silence them.
+    may_print = picture.format == "TIFF" or ";16" in stored_as
+    with quiet() if may_print else contextlib.nullcontext():
+        picture.load()
+        image: Image.Image = picture
+        if ";16" in stored_as and picture.mode in ("RGB", "RGBA", "LA"):
+            image = _eight_bit_colours(picture, encoded, "RGBa" in stored_as)
+        elif picture.mode.startswith("I"):
+            image = _eight_bit_greys(picture)
     image = _on_background(image, background)
     # Both libraries have turned a TIFF already, and Pillow has removed its tag.
     with contextlib.suppress(Exception):  # Damaged EXIF: the pixels are still good.

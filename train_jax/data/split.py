@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,11 +14,11 @@ _SPLIT = re.compile(rf"([\w-]+)(?:\[({_BOUND})?:({_BOUND})?\])?")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSplit:
-    """One split of an image-classification set, in memory.
+    """One split of an image-classification set, in memory or streamed.
 
     Attributes:
-        image_BHWC: uint8 images, 0 to 255.
-        label_B: int32 labels, 0 to `num_classes` - 1.
+        image_BHWC: uint8 images, 0 to 255; `StreamedImages` if the split is streamed.
+        label_B: int32 labels, 0 to `num_classes` - 1; likewise.
         class_names: a name for each class, in the order of the labels.
     """
 
@@ -32,6 +33,11 @@ class ImageSplit:
         return dataclasses.replace(
             self, image_BHWC=self.image_BHWC[cut], label_B=self.label_B[cut]
         )
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded when they are asked for."""
+        return not isinstance(self.image_BHWC, np.ndarray)
 
     @property
     def num_classes(self) -> int:
@@ -52,8 +58,10 @@ class SequenceSplit:
         source_BS: int32 tokens, 0 to `num_symbols` - 1.
         target_BT: int32 tokens, 0 to `num_symbols` - 1.
         num_symbols: number of different tokens.
+        is_streamed: sequences are in memory.
     """
 
+    is_streamed: ClassVar[bool] = False
     source_BS: np.ndarray
     target_BT: np.ndarray
     num_symbols: int

@@ -40,7 +40,7 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path | None) -> pathl
             f"the prepared dataset in {folder} has no dataset_info.json; delete that "
             "folder and prepare or copy it again"
         )
-    image_and_label_keys(builder)  # Refuse a text set before it is downloaded.
+    image_and_label_keys(builder.info)  # Refuse a text set before it is downloaded.
     _check_version(name, builder, root)
     import_tensorflow(
         f"dataset {name!r} is not prepared in {root} (configs/vit_digits.py needs no "

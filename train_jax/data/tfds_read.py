@@ -89,12 +89,34 @@ def read_prepared(folder: pathlib.Path, base: str) -> ImageSplit:
     Raises:
         ValueError: if it is missing, damaged or not an image-classification set.
     """
+    with naming_damage(folder):
+        return _decode_split(open_split(folder, base), base)
+
+
+def open_split(folder: pathlib.Path, base: str) -> Any:
+    """Open a prepared set, and make sure that it has a split."""
+    builder = _open(folder)
+    check_split_name(base, builder.info.splits, builder.info.full_name)
+    return builder
+
+
+def example_class() -> Any:
+    """Import the message that a record holds.
+
+    TFDS's own deserialiser takes several times as long as reading its fields.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example  # type: ignore
+
+
+@contextlib.contextmanager
+def naming_damage(folder: pathlib.Path) -> Iterator[None]:
+    """Turn what a damaged or unreadable set raises into a ValueError that names it."""
     from google.protobuf import json_format, message
 
     try:
-        builder = _open(folder)
-        check_split_name(base, builder.info.splits, builder.info.full_name)
-        return _decode_split(builder, base)
+        yield
     except PermissionError as error:
         raise ValueError(
             f"the prepared dataset in {folder} can't be read: {error}"
@@ -118,7 +140,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def image_and_label_keys(builder: Any) -> tuple[str, str]:
+def image_and_label_keys(info: Any) -> tuple[str, str]:
     """Get the names of the features that are the image and the label.
 
     Raises:
@@ -126,7 +148,6 @@ def image_and_label_keys(builder: Any) -> tuple[str, str]:
     """
     import tensorflow_datasets as tfds
 
-    info = builder.info
     keys = info.supervised_keys
     if keys and len(keys) == 2 and all(key in [*info.features] for key in keys):
         image, label = (info.features[key] for key in keys)
@@ -153,7 +174,7 @@ def _decode_split(builder: Any, base: str) -> ImageSplit:
             f"split {base!r} of dataset {info.full_name!r} has no examples, says "
             f"{builder.data_dir}"
         )
-    keys = image_and_label_keys(builder)
+    keys = image_and_label_keys(info)
     image_feature, label_feature = (info.features[key] for key in keys)
     num_classes, names = label_feature.num_classes, tuple(label_feature.names)
     if len(set(names)) != num_classes or not num_classes:
@@ -162,13 +183,14 @@ def _decode_split(builder: Any, base: str) -> ImageSplit:
     label_B = np.full(num_examples, -1, np.int32)
     count = 0
     for encoded, label in _examples(builder, base, keys):
-        image_HWC = _decode_image(encoded, image_feature.shape[-1])
+        image_HWC = decode_image(encoded, image_feature.shape[-1])
         if count == 0:
             image_BHWC = np.empty((num_examples, *image_HWC.shape), np.uint8)
         if image_HWC.shape != image_BHWC.shape[1:]:
             raise ValueError(
                 f"dataset {info.full_name!r} has images of differing sizes, such as "
-                f"{image_BHWC.shape[1:]} and {image_HWC.shape}; expected one size"
+                f"{image_BHWC.shape[1:]} and {image_HWC.shape}; expected one size, or "
+                "config.dataset.streaming=True and config.dataset.image_size"
             )
         image_BHWC[count], label_B[count] = image_HWC, label
         count += 1
@@ -183,7 +205,7 @@ def _decode_split(builder: Any, base: str) -> ImageSplit:
     return ImageSplit(image_BHWC, label_B, names)
 
 
-def _decode_image(encoded: bytes, channels: int) -> np.ndarray:
+def decode_image(encoded: bytes, channels: int) -> np.ndarray:
     """Decode a PNG or JPEG image to uint8 HWC; three channels are RGB."""
     import cv2
 
@@ -216,16 +238,14 @@ def _array_record_examples(
     builder: Any, base: str, keys: tuple[str, str]
 ) -> Iterator[tuple[bytes, int]]:
     from tensorflow_datasets.core import decode
-    from tensorflow_datasets.proto import tf_example_pb2
 
-    # TFDS's own deserialiser takes several times as long as these few lines.
-    example_class: Any = tf_example_pb2.Example  # type: ignore
+    message_class = example_class()
     raw = decode.DeserializeMethod.RAW_BYTES
     source = builder.as_data_source(base, deserialize_method=raw)
     for start in range(0, len(source), _RECORDS_PER_READ):
         stop = min(start + _RECORDS_PER_READ, len(source))
         for record in source.__getitems__(range(start, stop)):
-            feature = example_class.FromString(record).features.feature
+            feature = message_class.FromString(record).features.feature
             image, label = (feature[key] for key in keys)
             yield image.bytes_list.value[0], label.int64_list.value[0]
 

@@ -158,6 +158,37 @@ def put(tree: PyTree, layout: NamedSharding) -> PyTree:
     return jax.tree.map(put_leaf, tree)
 
 
+def local_rows(num_rows: int, layout: NamedSharding) -> np.ndarray:
+    """List the rows of a batch that the devices of this process hold, in order."""
+    index_of = layout.addressable_devices_indices_map((num_rows,))
+    rows = np.arange(num_rows)
+    return np.unique(np.concatenate([rows[index] for index in index_of.values()]))
+
+
+def put_rows(
+    tree: PyTree, rows: np.ndarray, num_rows: int, layout: NamedSharding
+) -> PyTree:
+    """Put the rows of a batch that this process has on its devices.
+
+    Args:
+        tree: arrays of those rows.
+        rows: their numbers, see `local_rows`.
+        num_rows: number of rows of the batch, over all processes.
+        layout: sharding of the batch.
+    """
+
+    def put_leaf(x: np.ndarray) -> jax.Array:
+        def look_up(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(num_rows)
+            start = int(np.searchsorted(rows, first))
+            return x[start : start + last - first]
+
+        shape = (num_rows, *x.shape[1:])
+        return jax.make_array_from_callback(shape, layout, look_up)
+
+    return jax.tree.map(put_leaf, tree)
+
+
 def fetch(tree: PyTree, mesh: Mesh) -> PyTree:
     """Bring sharded arrays to the host, as numpy arrays."""
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

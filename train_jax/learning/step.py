@@ -171,37 +171,80 @@ def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
     return order_M
 
 
-def batch_of_step(
-    make_batch: Callable[..., Batch],
-    step: Array,
+def select_examples(
     examples: tuple[Array, ...],
     order_M: Array,
-    key: Array,
+    place: Array,
     *,
     batch_size: int,
     batch_sharding: Any,
-) -> tuple[Batch, Array]:
-    """Make the batch of a step, and the key of its dropout; see `make_next_step`."""
-    chex.assert_rank(order_M, 1)
-    chex.assert_shape(step, ())
+) -> tuple[tuple[Array, ...], Array]:
+    """Select the examples of a batch from a split that is on the device.
+
+    Args:
+        examples: the arrays of the whole split.
+        order_M: the order of an epoch's examples.
+        place: number of the batch in the epoch, a scalar.
+        batch_size: number of examples in a batch, over all devices.
+        batch_sharding: sharding of the batch.
+
+    Returns:
+        The arrays of the batch's examples, and their indices, (B,).
+    """
+    chex.assert_rank([order_M, place], [1, 0])
     chex.assert_equal_shape_prefix([*examples, order_M], 1)
-    batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
-    start = step % (order_M.shape[0] // batch_size) * batch_size
+    start = place * batch_size
     index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
     index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
-    epoch = step // (order_M.shape[0] // batch_size)
-    chosen = (array[index_B] for array in examples)
+    chex.assert_shape(index_B, (batch_size,))
+    return tuple(array[index_B] for array in examples), index_B
+
+
+def take_loaded(
+    examples: tuple[Array, ...], index_B: Array, place: Array
+) -> tuple[tuple[Array, ...], Array]:
+    """Take the examples of a batch that was loaded; stands in for `select_examples`."""
+    chex.assert_rank([index_B, place], [1, 0])
+    chex.assert_equal_shape_prefix([*examples, index_B], 1)
+    return examples, index_B
+
+
+def batch_of_step(
+    make_batch: Callable[..., Batch],
+    select: Callable[..., tuple[tuple[Array, ...], Array]],
+    step: Array,
+    examples: tuple[Array, ...],
+    index: Array,
+    key: Array,
+    *,
+    steps_per_epoch: int,
+) -> tuple[Batch, Array]:
+    """Make the batch of a step, and the key of its dropout.
+
+    Args:
+        make_batch: the function (key, *examples, index_B=…, epoch=…) → batch.
+        select: `select_examples` with its options, or `take_loaded`.
+        step: number of the step, from 0.
+        examples: the arrays of the split for the former, of the batch for the latter.
+        index: the order of the split's examples, or the indices of the batch's.
+        key: of the steps.
+        steps_per_epoch: number of steps in an epoch.
+    """
+    chex.assert_rank([step, index], [0, 1])
+    chex.assert_equal_shape_prefix([*examples, index], 1)
+    batch_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+    chosen, index_B = select(examples, index, step % steps_per_epoch)
+    epoch = step // steps_per_epoch
     batch = make_batch(batch_key, *chosen, index_B=index_B, epoch=epoch)
-    chex.assert_tree_shape_prefix(batch, (batch_size,))
+    chex.assert_tree_shape_prefix(batch, index_B.shape)
     return batch, dropout_key
 
 
 def make_next_step(
     train_step: TrainStep,
-    make_batch: Callable[..., Batch],
+    next_batch: Callable[..., tuple[Batch, Array]],
     *,
-    batch_size: int,
-    batch_sharding: Any,
+    steps_per_epoch: int,
 ) -> Callable[..., TrainState]:
     """Make a function that takes the next step of an epoch, whichever that is.
 
@@ -210,28 +253,19 @@ def make_next_step(
 
     Args:
         train_step: see `make_train_step`.
-        make_batch: the function (key, *examples, index_B=…, epoch=…) → batch.
-        batch_size: number of examples in a batch, over all devices.
-        batch_sharding: sharding of the batch.
+        next_batch: `batch_of_step` with its functions and options.
+        steps_per_epoch: number of steps in an epoch.
 
     Returns:
-        A pure function (state, the whole split's examples, order_M, key) → state.
+        A pure function (state, examples, index, key) → state.
     """
 
     def next_step(
-        state: TrainState, examples: tuple[Array, ...], order_M: Array, key: Array
+        state: TrainState, examples: tuple[Array, ...], index: Array, key: Array
     ) -> TrainState:
         chex.assert_shape([state.step, state.finite_steps], ())
-        batch, dropout_key = batch_of_step(
-            make_batch,
-            state.step,
-            examples,
-            order_M,
-            key,
-            batch_size=batch_size,
-            batch_sharding=batch_sharding,
-        )
-        is_first = state.step % (order_M.shape[0] // batch_size) == 0
+        batch, dropout_key = next_batch(state.step, examples, index, key)
+        is_first = state.step % steps_per_epoch == 0
         new_state, metrics = train_step(state, batch, dropout_key)
         is_finite = jnp.isfinite(metrics["loss"]) & (state.finite_steps == state.step)
         new_state = new_state.replace(

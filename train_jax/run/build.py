@@ -46,6 +46,10 @@ def make_task(
     return Translation(train.num_symbols, *lengths)
 
 
+# Of so many training images the pixels are measured: mean, deviation, border.
+_NUM_MEASURED = 1000
+
+
 def _make_classification(
     dataset: DatasetConfig, augment: AugmentConfig, train: ImageSplit
 ) -> Classification:
@@ -63,9 +67,12 @@ def _make_classification(
                 f"config.augment.{name} must be 0 for images of {num_channels} "
                 f"channels, got {getattr(augment, name)}"
             )
+    sample_BHWC = np.asarray(train.image_BHWC[:_NUM_MEASURED])
     mean, std = channel_statistics(dataset.name, num_channels)
     if data.is_folder(dataset.name):
-        mean, std = measure_channels(train.image_BHWC)
+        mean, std = measure_channels(sample_BHWC)
+    changes = dataclasses.asdict(augment)
+    del changes["crop_area"]  # Done when the images are loaded.
     mean = mean if dataset.mean is None else dataset.mean
     std = std if dataset.std is None else dataset.std
     for name, value in (("mean", mean), ("std", std)):
@@ -79,8 +86,8 @@ def _make_classification(
         train.class_names,
         mean,
         std,
-        augment=dataclasses.asdict(augment),
-        border=border_brightness(train.image_BHWC[:_NUM_BORDERS]),
+        augment=changes,
+        border=border_brightness(sample_BHWC),
     )
 
 
@@ -99,10 +106,6 @@ def measure_channels(
         mean.append(average)
         std.append(float(share @ (value - average) ** 2) ** 0.5 or 1.0)
     return tuple(mean), tuple(std)
-
-
-# The brightness of borders is the mean over so many training images.
-_NUM_BORDERS = 1000
 
 
 def border_brightness(image_BHWC: np.ndarray) -> float:
@@ -159,7 +162,9 @@ def whiten(
         return model
     assert isinstance(task, Classification) and isinstance(train, ImageSplit)
     images = normalize(
-        jnp.asarray(train.image_BHWC[:_NUM_WHITENED]), mean=task.mean, std=task.std
+        jnp.asarray(np.asarray(train.image_BHWC[:_NUM_WHITENED])),
+        mean=task.mean,
+        std=task.std,
     )
     kernel = np.asarray(whitening_kernel(images))
     return model.clone(whitening_init=lambda key, shape, dtype: jnp.asarray(kernel))

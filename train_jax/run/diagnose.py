@@ -1,6 +1,6 @@
 """Find the first array of a training step that is not finite (NaN or infinity)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import numpy as np
 
 from train_jax.devices import sharding
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import Batch, batch_of_step, epoch_order, loss_of_batch
+from train_jax.learning.step import Batch, loss_of_batch
 from train_jax.run.epoch import Trainer
 from train_jax.run.runs import Runs
 
@@ -22,8 +22,8 @@ def repeat_and_explain(
     state: TrainState,
     failed_step: int,
     *,
+    model: nn.Module,
     runs: Runs,
-    **arguments: Any,
 ) -> str:
     """Repeat the steps up to one that failed; say which array is not finite first.
 
@@ -31,23 +31,26 @@ def repeat_and_explain(
         trainer: takes the steps.
         state: that of a checkpoint before; is donated.
         failed_step: the step in which the loss was not finite, from 1.
+        model: the module.
         runs: the runs of the state.
-        **arguments: of `find_first_nonfinite`.
     """
-    key_data = jax.tree.map(jax.random.key_data, runs.keys)
+    key_data = jax.tree.map(jax.random.key_data, runs.keys["steps"])
     key_data = sharding.fetch(key_data, runs.mesh)
     # The step before may have had a finite loss and a gradient that was not.
     for step in range(max(state.steps_done, failed_step - 2), failed_step):
         state = trainer.advance(state, step)
-        states = sharding.fetch(state, runs.mesh)
+        ((_, data),) = trainer.feed(step, 1)
+        states, (examples, index) = sharding.fetch((state, data), runs.mesh)
         for run, run_name in enumerate(runs.names):
-            key = jax.tree.map(jax.random.wrap_key_data, runs.select(key_data, run))
-            name = find_first_nonfinite(
-                state=runs.select(states, run),
-                order_key=key["order"],
-                step_key=key["steps"],
-                **arguments,
+            state_of_run = runs.select(states, run)
+            key = jax.random.wrap_key_data(runs.select(key_data, run))
+            batch, dropout_key = trainer.next_batch(
+                jnp.asarray(state_of_run.step),
+                tuple(map(jnp.asarray, examples)),
+                jnp.asarray(runs.select(index, run)),
+                key,
             )
+            name = find_first_nonfinite(model, state_of_run, batch, dropout_key)
             if name is not None:
                 name += f" ({run_name})" if len(runs) > 1 else ""
                 return f"; in step {step + 1} the first that is not finite is {name}"
@@ -55,40 +58,20 @@ def repeat_and_explain(
 
 
 def find_first_nonfinite(
-    model: nn.Module,
-    make_batch: Callable[..., Batch],
-    examples: Sequence[np.ndarray],
-    state: TrainState,
-    order_key: jax.Array,
-    step_key: jax.Array,
-    *,
-    batch_size: int,
+    model: nn.Module, state: TrainState, batch: Batch, dropout_key: jax.Array
 ) -> str | None:
     """Repeat the next step of a run, and look at its arrays.
 
     Args:
         model: the module.
-        make_batch: see `make_next_step`.
-        examples: the arrays of the training split.
         state: that of one run, before the step that fails.
-        order_key: key of the epochs' order.
-        step_key: key of the steps.
-        batch_size: number of examples in a step.
+        batch: that of the step.
+        dropout_key: likewise.
 
     Returns:
         The name of the first array with a NaN or an infinity: of the parameters, the
         batch, each layer's output, the loss, the gradients; None if all are finite.
     """
-    epoch = int(state.step) // (len(examples[0]) // batch_size)
-    batch, dropout_key = batch_of_step(
-        make_batch,
-        jnp.asarray(state.step),
-        tuple(map(jnp.asarray, examples)),
-        epoch_order(order_key, epoch, len(examples[0])),
-        step_key,
-        batch_size=batch_size,
-        batch_sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
-    )
     for name, array in _arrays(model, state, batch, dropout_key):
         if not np.isfinite(array).all():
             return name

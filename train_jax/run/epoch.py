@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from train_jax.devices import processes, sharding
+from train_jax.devices import processes
 from train_jax.learning.optim import last_learning_rate
 from train_jax.learning.state import TrainState
+from train_jax.run.feed import Feed
 from train_jax.run.steps import Steps
 
 # Python reads the metrics about this often, to show progress. On a CPU every start of
@@ -40,36 +40,35 @@ class Trainer:
     Attributes:
         steps_per_epoch: number of whole batches in the training split.
         total_steps: length of the training.
+        next_batch: makes the batch of a step of one run, see `batch_of_step`.
+        feed: gives the steps their examples.
         seconds: how long the steps of the current epoch have taken so far.
     """
 
     def __init__(
         self,
         steps: Steps,
-        examples: Sequence[np.ndarray],
-        keys: dict[str, jax.Array],
+        feed: Feed,
+        step_key: jax.Array,
         *,
-        mesh: Mesh,
         examples_per_step: int,
     ):
-        """Put the examples on the devices; `compile` has to be called next.
+        """Keep the parts; `compile` has to be called next.
 
         Args:
             steps: of the training.
-            examples: the arrays of the training split.
-            keys: "order" is the key of the examples' order, "steps" that of the steps.
-            mesh: the devices.
+            feed: gives them their examples.
+            step_key: key of the steps, of each run.
             examples_per_step: number of examples in a step of all runs.
         """
-        everywhere = sharding.replicated(mesh)
         self.steps_per_epoch = steps.per_epoch
         self.total_steps = steps.total
         self.seconds = 0.0
         self._examples_per_step = examples_per_step
+        self.next_batch = steps.next_batch
+        self.feed = feed
         self._steps = steps
-        self._examples = sharding.put(tuple(examples), everywhere)
-        self._keys = keys
-        self._shuffle = jax.jit(steps.shuffle, out_shardings=everywhere)
+        self._step_key = step_key
 
     @property
     def num_images(self) -> int:
@@ -90,27 +89,27 @@ class Trainer:
         """
         self.seconds = seconds
         started = time.perf_counter()
-        arguments = (state, self._examples, self.order(0), self._keys["steps"])
-        self._take_steps = self._steps.compile(*arguments)
+        self._take_steps = self._steps.compile(state, *self._steps.data, self._step_key)
         print(f"compiled in {time.perf_counter() - started:.1f} s")
 
-    def order(self, epoch: int) -> jax.Array:
-        """Shuffle the examples of an epoch."""
-        return self._shuffle(self._keys["order"], np.int32(epoch))
+    def take_steps(self, num_steps: int, state: TrainState, step: int) -> TrainState:
+        """Take steps of one epoch; donates the state.
 
-    def take_steps(
-        self, num_steps: int, state: TrainState, order: jax.Array
-    ) -> TrainState:
-        """Take steps of an epoch in the order that `order` gave; donates the state."""
-        constants = (self._examples, order, self._keys["steps"])
-        return self._take_steps(num_steps, state, *constants)
+        Args:
+            num_steps: how many.
+            state: the state.
+            step: number of steps that it has taken.
+        """
+        for count, data in self.feed(step, num_steps):
+            state = self._take_steps(count, state, *data, self._step_key)
+        return state
 
     def advance(self, state: TrainState, step: int) -> TrainState:
         """Train up to a step, without a report; donates the state."""
         while state.steps_done < step:
-            epoch, index = divmod(state.steps_done, self.steps_per_epoch)
-            num_steps = min(step - state.steps_done, self.steps_per_epoch - index)
-            state = self.take_steps(num_steps, state, self.order(epoch))
+            done = state.steps_done
+            left = self.steps_per_epoch - done % self.steps_per_epoch
+            state = self.take_steps(min(step - done, left), state, done)
         return state
 
     def run(
@@ -146,11 +145,11 @@ class Trainer:
         if not steps_before:
             self.seconds = 0.0
         loss_R = _sums(state)["loss"] if steps_before else 0.0
-        order, stretch, is_asked = self.order(epoch), 1, False
+        stretch, is_asked = 1, False
         while step < end and not is_asked:
             stretch = min(stretch, end - step)
             started = time.perf_counter()
-            state = self.take_steps(stretch, state, order)
+            state = self.take_steps(stretch, state, step)
             sums = _sums(state)
             seconds, is_asked = processes.max_over_processes(
                 time.perf_counter() - started, should_stop()

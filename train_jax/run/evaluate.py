@@ -1,6 +1,7 @@
 """Metrics over a whole split: every example counts once."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data.loader import Batches, load_batches
 from train_jax.devices import compiler, sharding
 
 
@@ -58,11 +60,20 @@ class Evaluator:
             split: the examples.
         """
         count, size = len(split), self._batch_size
+        rows = sharding.local_rows(size, self._batch_sharding)
+        batches = Batches(
+            split.examples,
+            functools.partial(_indices_of, size, count, rows),
+            math.ceil(count / size),
+        )
+        loaded = iter(batches)
+        if split.is_streamed:
+            loaded = load_batches(batches)
         outputs = []
-        for start in range(0, count, size):
-            part = split[start : start + size].examples
-            padded = tuple(_pad(x, size) for x in part)
-            batch = sharding.put(padded, self._batch_sharding)
+        for *examples, _ in loaded:
+            padded = tuple(_pad(x, len(rows)) for x in examples)
+            layout = self._batch_sharding
+            batch = sharding.put_rows(padded, rows, size, layout)
             outputs.append(self._eval_step(variables, batch))
         loss_RM, hit_RM, output_RM = jax.tree.map(
             lambda *parts: np.concatenate(parts, axis=1)[:, :count],
@@ -74,6 +85,12 @@ class Evaluator:
             accuracy_R=np.where(np.isfinite(loss_R), hit_RM.mean(axis=1), np.nan),
             output_RM=output_RM,
         )
+
+
+def _indices_of(size: int, count: int, rows: np.ndarray, number: int) -> np.ndarray:
+    """List the examples in some rows of a batch, without those beyond the split."""
+    index_B = number * size + rows
+    return index_B[index_B < count]
 
 
 def _pad(x: np.ndarray, batch_size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 A run checks its folder, sets up, trains epoch by epoch, tests, and is summarised.
 """
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
@@ -188,6 +189,7 @@ def _train(
     truncate_metrics(workdir / wd.METRICS, records)
     trainer.compile(state, seconds=metadata["epoch_seconds"])
     with (
+        contextlib.closing(trainer.feed),
         report.Report(
             workdir,
             first_step=state.steps_done,
@@ -260,10 +262,7 @@ def _make_diagnose(config: Config, parts: Parts) -> Callable[[Checkpoints, int],
             state,
             failed_step,
             model=parts.model,
-            make_batch=parts.task.make_batch,
-            examples=parts.train.examples,
             runs=parts.runs,
-            batch_size=config.batch_size,
         )
 
     return diagnose

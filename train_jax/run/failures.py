@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from train_jax.data.loader import LoaderError
 from train_jax.output.checkpoint import CheckpointError, Checkpoints
 from train_jax.run.epoch import NonFiniteError
 
@@ -52,6 +53,9 @@ def open_checkpoints(
             yield checkpoints
             checkpoints.wait()
         except CheckpointError as error:
+            raise Failed(f"{error}; {checkpoints.last_good}") from error
+        except LoaderError as error:
+            _wait_quietly(checkpoints)
             raise Failed(f"{error}; {checkpoints.last_good}") from error
         except NonFiniteError as error:
             _wait_quietly(checkpoints)

@@ -13,17 +13,13 @@ import numpy as np
 from train_jax import data
 from train_jax.config.fields import Config, DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.devices import sharding
 from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
 from train_jax.devices.topology import Chip, Topology
-from train_jax.learning.state import TrainState
 from train_jax.run.build import make_model, make_task
 from train_jax.run.initial import make_runs, make_start
-from train_jax.run.runs import Runs
-from train_jax.run.setup import make_steps
 from train_jax.run.splits import load
-from train_jax.run.steps import Steps
+from train_jax.run.training import make_steps
 from train_jax.tasks import Task
 
 # Number of training examples, side of the images if all are alike, channels, classes.
@@ -115,7 +111,9 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     task = make_task(config.dataset, config.augment, train)
     runs = make_runs(config, devices=topology.devices)
     model = make_model(config, task, devices=runs.devices)
-    steps, state, constants = describe_step(config, model, task, train, runs)
+    state, _ = make_start(config, model, task, runs)
+    steps = make_steps(config, model, task, train, runs)
+    constants = (*steps.data, runs.abstract_keys()["steps"])
     num_devices = len(topology.devices)
     traced = jax.jit(steps.step).trace(state, *constants)
     memory = {
@@ -145,26 +143,6 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     collectives = find_collectives(compiled.as_text())
     needed = sum(memory.values())
     return Plan(memory, needed, True, collectives=collectives, **common)
-
-
-def describe_step(
-    config: Config,
-    model: nn.Module,
-    task: Task,
-    train: ImageSplit | SequenceSplit,
-    runs: Runs,
-) -> tuple[Steps, TrainState, tuple[Any, ...]]:
-    """Make the steps of a training, and describe their arguments.
-
-    Returns:
-        The steps, the state, and the constants of `Steps.lower`.
-    """
-    state, _ = make_start(config, model, task, runs)
-    steps = make_steps(config, model, task, len(train), runs)
-    everywhere, keys = sharding.replicated(runs.mesh), runs.abstract_keys()
-    order = jax.eval_shape(steps.shuffle, keys["order"], np.int32(0))
-    examples, order = sharding.describe((tuple(train.examples), order), everywhere)
-    return steps, state, (examples, order, keys["steps"])
 
 
 def describe_examples(dataset: DatasetConfig) -> ImageSplit | SequenceSplit:

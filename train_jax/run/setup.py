@@ -11,26 +11,18 @@ from typing import Any
 import flax.linen as nn
 
 from train_jax import data
-from train_jax.config.fields import MOST_STEPS, Config
+from train_jax.config.fields import Config
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.devices import policy, sharding
 from train_jax.learning.augment import TestAugmentation
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import epoch_order, make_next_step, make_train_step
-from train_jax.run.build import (
-    groups_of,
-    make_model,
-    make_optimizer,
-    make_task,
-    whiten,
-)
+from train_jax.run.build import make_model, make_task, whiten
 from train_jax.run.epoch import Trainer
 from train_jax.run.evaluate import Evaluation, Evaluator
 from train_jax.run.initial import make_runs, make_start
 from train_jax.run.runs import Runs
 from train_jax.run.splits import FIELDS, load_splits
 from train_jax.run.start import fit_start, load_start
-from train_jax.run.steps import Steps
+from train_jax.run.training import check_batch_size, make_trainer
 from train_jax.tasks import Classification, Task, Translation
 from weight_files import Pretrained
 
@@ -93,7 +85,12 @@ def set_up(config: Config, *, resumes: bool = False) -> Parts:
     start = None
     if config.init_from is not None and not resumes:
         start = load_start(config.init_from)
-    return make_parts(config, *load_splits(config.dataset), start=start)
+    return make_parts(config, *_load(config), start=start)
+
+
+def _load(config: Config) -> tuple[Any, Any, Any]:
+    """Load the splits."""
+    return load_splits(config.dataset, crops=config.augment.crop_area is not None)
 
 
 def make_parts(
@@ -121,6 +118,7 @@ def make_parts(
         ValueError: naming the field, its value and what is allowed.
     """
     runs = make_runs(config, devices=devices)
+    _check_streaming(config, train, runs)
     task = make_task(config.dataset, config.augment, train)
     if model is None:
         model = make_model(config, task, devices=runs.devices)
@@ -153,7 +151,7 @@ def _check_without_data(config: Config) -> None:
     for name in FIELDS:
         if (split := getattr(config.dataset, name)) is not None:
             data.parse_split(split)
-    _check_batch_size(config, make_runs(config))
+    check_batch_size(config, make_runs(config))
     if data.is_sequences(config.dataset.name):
         if config.test_augmentation is not None:
             raise ValueError(
@@ -167,101 +165,22 @@ def _check_without_data(config: Config) -> None:
         make_model(config, Classification((side, side, 1), ("any",), (0.5,), (0.5,)))
 
 
-def _check_batch_size(config: Config, runs: Runs) -> None:
-    """Raise ValueError unless the devices of a run can share each part of a batch."""
-    num_devices = runs.mesh.shape[sharding.DATA_AXIS]
-    size, parts = config.batch_size, config.accumulation_steps
-    if size % (num_devices * parts):
+def _check_streaming(
+    config: Config, train: ImageSplit | SequenceSplit, runs: Runs
+) -> None:
+    """Raise ValueError for what cannot be streamed, and what has to be."""
+    if train.is_streamed and len(runs) > 1:
         raise ValueError(
-            f"config.batch_size must be divisible by {num_devices * parts} "
-            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
+            f"config.dataset.streaming must be False for {len(runs)} runs in one "
+            "program, as each has its own order of the examples, got "
+            f"{config.dataset.streaming!r}"
         )
-
-
-def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
-    """Count the steps of an epoch, and of the whole training.
-
-    Raises:
-        ValueError: if there is no whole batch, or too many steps.
-    """
-    if config.batch_size > num_examples:
+    if config.augment.crop_area is not None and not train.is_streamed:
         raise ValueError(
-            f"config.batch_size must be at most {num_examples}, the number of examples "
-            f"in {config.dataset.train_split!r}, got {config.batch_size}"
+            "config.augment.crop_area must be None for images in memory; "
+            "config.dataset.streaming=True streams them, got "
+            f"{config.augment.crop_area!r}"
         )
-    steps_per_epoch = num_examples // config.batch_size
-    total_steps = config.num_steps or config.num_epochs * steps_per_epoch
-    if total_steps > MOST_STEPS:
-        raise ValueError(
-            f"config.num_epochs must be at most {MOST_STEPS // steps_per_epoch}, as "
-            f"steps are counted in int32, got {config.num_epochs}"
-        )
-    return steps_per_epoch, total_steps
-
-
-def make_steps(
-    config: Config, model: nn.Module, task: Task, num_examples: int, runs: Runs
-) -> Steps:
-    """Make the training steps; they are compiled later.
-
-    Raises:
-        ValueError: see `count_steps` and `make_optimizer`.
-    """
-    _check_batch_size(config, runs)
-    steps_per_epoch, total_steps = count_steps(config, num_examples)
-    tx = make_optimizer(
-        config.optimizer,
-        groups_of(config),
-        # Each run's own values are in its state; these only make them be read there.
-        {field: values[0] for field, values in runs.swept.items()},
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-    )
-    how: dict[str, Any] = {}
-    if config.fsdp:
-        model = sharding.gather_kernels(model, runs.mesh)
-        how["gather_params"] = functools.partial(sharding.gather_rest, mesh=runs.mesh)
-    train_step = make_train_step(
-        model,
-        tx,
-        accumulation_steps=config.accumulation_steps,
-        train=config.freeze is None,
-        **how,
-    )
-    next_step = make_next_step(
-        train_step,
-        task.make_batch,
-        batch_size=config.batch_size,
-        batch_sharding=sharding.batch_sharding(runs.mesh),
-    )
-    shuffle = functools.partial(epoch_order, num_examples=num_examples)
-    platform = runs.devices[0].platform
-    return Steps(
-        next_step,
-        runs.map(shuffle, in_axes=(0, None)),
-        runs.map,
-        per_epoch=steps_per_epoch,
-        total=total_steps,
-        jit=policy.jit_of_step(model, platform=platform),
-        in_a_loop=policy.runs_steps_in_a_loop(model, platform=platform),
-    )
-
-
-def make_trainer(
-    config: Config,
-    model: nn.Module,
-    task: Task,
-    train: ImageSplit | SequenceSplit,
-    runs: Runs,
-) -> Trainer:
-    """Make the trainer; see `make_steps`."""
-    return Trainer(
-        make_steps(config, model, task, len(train), runs),
-        train.examples,
-        runs.keys,
-        mesh=runs.mesh,
-        examples_per_step=config.batch_size * len(runs),
-    )
 
 
 def make_evaluator(

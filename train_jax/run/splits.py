@@ -1,23 +1,29 @@
 """Load the training, validation and test split; warn where they overlap."""
 
-import functools
 import itertools
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from train_jax import data
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.devices import processes
+from train_jax.devices import memory, processes
 
 Split = ImageSplit | SequenceSplit
 FIELDS = ("train_split", "val_split", "test_split")
 
 
-def load_splits(dataset: DatasetConfig) -> tuple[Split, Split | None, Split]:
+def load_splits(
+    dataset: DatasetConfig, *, crops: bool = False
+) -> tuple[Split, Split | None, Split]:
     """Load the three splits of a dataset; None for validation if there is none.
+
+    Args:
+        dataset: names them.
+        crops: whether training images are to be cropped before they are resized.
 
     Raises:
         ValueError: see `data.load_splits`.
@@ -25,7 +31,7 @@ def load_splits(dataset: DatasetConfig) -> tuple[Split, Split | None, Split]:
     cuts = {name: getattr(dataset, name) for name in FIELDS}
     given = {name: cut for name, cut in cuts.items() if cut is not None}
     wholes = [data.parse_split(cut)[0] for cut in given.values()]
-    loaded = load(dataset, *given.values(), *wholes)
+    loaded = load(dataset, *given.values(), *wholes, crops=crops)
     splits = dict(zip(given, loaded, strict=False))
     if not dataset.allow_overlap and processes.is_main():
         sizes = dict(zip(wholes, map(len, loaded[len(given) :]), strict=True))
@@ -33,18 +39,31 @@ def load_splits(dataset: DatasetConfig) -> tuple[Split, Split | None, Split]:
     return splits["train_split"], splits.get("val_split"), splits["test_split"]
 
 
-def load(dataset: DatasetConfig, *splits: str) -> list[ImageSplit | SequenceSplit]:
+def load(
+    dataset: DatasetConfig, *splits: str, crops: bool = False
+) -> list[ImageSplit | SequenceSplit]:
     """Load splits; in several processes, the first one prepares a missing set."""
-    load_all = functools.partial(
-        data.load_splits,
-        dataset.name,
-        *splits,
-        data_dir=dataset.data_dir,
-        manual_dir=dataset.manual_dir,
-        image_size=dataset.image_size,
-        resize=dataset.resize,
-        split_seed=dataset.split_seed,
-    )
+    how: dict[str, Any] = {
+        "data_dir": dataset.data_dir,
+        "manual_dir": dataset.manual_dir,
+        "image_size": dataset.image_size,
+        "split_seed": dataset.split_seed,
+    }
+
+    def load_all() -> list[Split]:
+        streaming = dataset.streaming
+        if streaming == "auto":
+            size = data.decoded_size(dataset.name, *splits, **how)
+            streaming = crops or size > memory.room_for_data()
+        return data.load_splits(
+            dataset.name, *splits, **how, resize=dataset.resize, streaming=streaming
+        )
+
+    if data.is_in_memory(dataset.name) and dataset.streaming is True:
+        raise ValueError(
+            "config.dataset.streaming must be 'auto' or False for dataset "
+            f"{dataset.name!r}, which is made in memory, got True"
+        )
     if jax.process_count() > 1:
         processes.call_on_main(load_all)
     return load_all()

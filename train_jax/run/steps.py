@@ -16,8 +16,9 @@ class Steps:
     """The steps of a training, which can be lowered for any devices.
 
     Attributes:
-        next_step: of one run, (state, examples, order, key) → state.
-        shuffle: of all runs, (key, epoch) → the order of the epoch's examples.
+        next_step: of one run, see `make_next_step`.
+        next_batch: of one run, see `batch_of_step`.
+        data: descriptions of the examples and of their order, or of a streamed batch.
         map_runs: turns a function of one run into one of all; see `Runs.map`.
         per_epoch: number of whole batches in the training split.
         total: length of the training.
@@ -26,7 +27,8 @@ class Steps:
     """
 
     next_step: Callable[..., TrainState]
-    shuffle: Callable[..., jax.Array]
+    next_batch: Callable[..., Any]
+    data: tuple[Any, Any]
     map_runs: Callable[..., Any]
     per_epoch: int
     total: int
@@ -35,7 +37,7 @@ class Steps:
 
     @property
     def step(self) -> Callable[..., TrainState]:
-        """The step of all runs, (state, examples, order, key) → state."""
+        """The step of all runs, (state, examples, index, key) → state."""
         return self.map_runs(self.next_step, in_axes=(0, None, 0, 0))
 
     def lower(self, state: TrainState, *constants: Any) -> Any:
@@ -47,7 +49,7 @@ class Steps:
 
         Args:
             state: is donated.
-            *constants: the examples, their order and the key.
+            *constants: the examples, the index (see `make_next_step`) and the key.
 
         Returns:
             A `jax.stages.Lowered`.

@@ -144,17 +144,18 @@ class Classification:
     ) -> None:
         """Draw the confusion matrix, the worst errors, and attention maps of a ViT."""
         names, predicted_M = split.class_names, output_M.argmax(axis=-1)
+        label_M = np.asarray(split.label_B)
         plots.plot_confusion(
-            split.label_B, predicted_M, names, folder / "confusion_matrix.png"
+            label_M, predicted_M, names, folder / "confusion_matrix.png"
         )
         plots.plot_misclassified(
             split.image_BHWC,
-            split.label_B,
+            label_M,
             output_M,
             names,
             folder / "misclassified.png",
         )
-        image_BHWC = split.image_BHWC[:_NUM_ATTENTION_IMAGES]
+        image_BHWC = np.asarray(split.image_BHWC[:_NUM_ATTENTION_IMAGES])
         weights = compiler.fast_jit(functools.partial(attention_weights, model))(
             variables,
             normalize(jnp.asarray(image_BHWC), mean=self.mean, std=self.std),

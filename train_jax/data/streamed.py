@@ -1,0 +1,204 @@
+"""Arrays of examples that are read and decoded when they are asked for."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from train_jax.data.resize import Resize, resize_image
+from train_jax.data.split import ImageSplit
+
+# Of an image and its place in the split, what is done before it is resized.
+Crop = Callable[[np.ndarray, int], np.ndarray]
+
+
+class Source(Protocol):
+    """A list of encoded images with labels, which can be pickled."""
+
+    def read_image(self, place: int) -> np.ndarray:
+        """Read and decode an image: uint8 (H, W, C), of any size.
+
+        Raises:
+            ValueError: if it can't be, naming it.
+        """
+        ...
+
+    def read_label(self, place: int) -> int:
+        """Read the label of an image."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedLabels:
+    """The labels of a streamed split, int32 (M,), read when they are asked for.
+
+    Attributes:
+        source: has the labels.
+        place_M: the place of each example in the source.
+    """
+
+    source: Source
+    place_M: np.ndarray
+    dtype: ClassVar[Any] = np.dtype(np.int32)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """The shape of all labels."""
+        return (len(self),)
+
+    def __len__(self) -> int:
+        return len(self.place_M)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return dataclasses.replace(self, place_M=self.place_M[index])
+        if np.ndim(index) == 0:
+            return np.int32(self.source.read_label(int(self.place_M[index])))
+        labels = [self.source.read_label(int(p)) for p in self.place_M[index]]
+        return np.array(labels, np.int32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[np.arange(len(self))].astype(dtype or np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedImages:
+    """The images of a streamed split, uint8 (M, H, W, C), decoded when asked for.
+
+    A slice is such an array again; one index, or an array of them, gives pixels.
+
+    Attributes:
+        source: has the images.
+        place_M: the place of each example in the source.
+        image_shape: height, width and channels, to which images are brought.
+        resize: how, see `resize_image`.
+    """
+
+    source: Source
+    place_M: np.ndarray
+    image_shape: tuple[int, int, int]
+    resize: Resize = "crop"
+    dtype: ClassVar[Any] = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all images, decoded."""
+        return (len(self), *self.image_shape)
+
+    def __len__(self) -> int:
+        return len(self.place_M)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return dataclasses.replace(self, place_M=self.place_M[index])
+        if np.ndim(index) == 0:
+            return self._read(int(index))
+        return self.take(index)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.take(np.arange(len(self))).astype(dtype or np.uint8, copy=False)
+
+    def take(
+        self,
+        index_B: np.ndarray,
+        *,
+        crop: Crop | None = None,
+        threads: int | None = None,
+    ) -> np.ndarray:
+        """Decode images, in several threads, and bring them to their size.
+
+        Args:
+            index_B: their indices in the split.
+            crop: changes an image before it is resized.
+            threads: number of threads; None for one for each processor.
+
+        Returns:
+            image_BHWC: uint8.
+        """
+        image_BHWC = np.empty((len(index_B), *self.image_shape), np.uint8)
+
+        def read(number: int) -> None:
+            image_BHWC[number] = self._read(int(index_B[number]), crop)
+
+        list(_threads(threads).map(read, range(len(index_B))))
+        return image_BHWC
+
+    def _read(self, index: int, crop: Crop | None = None) -> np.ndarray:
+        """Decode an image and bring it to its size."""
+        image_HWC = self.source.read_image(int(self.place_M[index]))
+        if crop is not None:
+            image_HWC = crop(image_HWC, index)
+        height, width, channels = self.image_shape
+        if image_HWC.shape[2] != channels:
+            raise ValueError(
+                f"example {index} must have {channels} channels, got "
+                f"{image_HWC.shape[2]}"
+            )
+        how: Resize = self.resize if crop is None else "stretch"
+        return resize_image(image_HWC, (height, width), how=how, background=0)
+
+
+@functools.cache
+def _threads(count: int | None) -> concurrent.futures.ThreadPoolExecutor:
+    """Start threads, once in a process."""
+    return concurrent.futures.ThreadPoolExecutor(count or os.cpu_count())
+
+
+def stream_split(
+    source: Source,
+    count: int,
+    *,
+    image_shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    resize: Resize = "crop",
+) -> ImageSplit:
+    """Make a split of a source's first `count` examples, none of which is read yet."""
+    place_M = np.arange(count)
+    images: Any = StreamedImages(source, place_M, image_shape, resize)
+    labels: Any = StreamedLabels(source, place_M)
+    return ImageSplit(images, labels, tuple(class_names))
+
+
+def random_resized_crop(
+    image_HWC: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """Cut a rectangle of random area and proportions out of an image.
+
+    Of ten rectangles the first that fits into the image is taken; if none does, the
+    largest one in the middle whose proportions are allowed.
+
+    Args:
+        image_HWC: any dtype.
+        rng: where the rectangle comes from.
+        area: smallest and largest share of the image's area.
+        ratio: smallest and largest ratio of width to height.
+
+    Returns:
+        A view of the image.
+
+    References: "Inception crop", arXiv:1409.4842, section 6.
+    """
+    height, width, _ = image_HWC.shape
+    for _ in range(10):
+        share = rng.uniform(*area)
+        proportion = np.exp(rng.uniform(*np.log(ratio)))
+        crop_width = round((height * width * share * proportion) ** 0.5)
+        crop_height = round((height * width * share / proportion) ** 0.5)
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            top = rng.integers(height - crop_height + 1)
+            left = rng.integers(width - crop_width + 1)
+            break
+    else:
+        proportion = np.clip(width / height, *ratio)
+        crop_width = min(width, round(height * proportion))
+        crop_height = min(height, round(width / proportion))
+        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return image_HWC[top : top + crop_height, left : left + crop_width]

@@ -1,0 +1,110 @@
+"""Stream sets that TFDS has prepared in array_record files."""
+
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from train_jax.data.resize import Resize
+from train_jax.data.split import ImageSplit
+from train_jax.data.streamed import stream_split
+from train_jax.data.tfds_read import (
+    decode_image,
+    example_class,
+    image_and_label_keys,
+    naming_damage,
+    open_split,
+)
+
+
+def stream_prepared(
+    folder: pathlib.Path, base: str, *, image_size: int | None, resize: Resize
+) -> ImageSplit:
+    """Open a split of a prepared set, to be read and decoded when it is asked for.
+
+    Args:
+        folder: of the prepared set, in array_record files.
+        base: name of the split.
+        image_size: see `load_splits`.
+        resize: likewise.
+
+    Raises:
+        ValueError: see `read_prepared`.
+    """
+    with naming_damage(folder):
+        builder = open_split(folder, base)
+        info = builder.info
+        keys = image_and_label_keys(info)
+        if info.file_format.value != "array_record":
+            raise ValueError(
+                "config.dataset.streaming needs a set prepared as 'array_record', "
+                f"{folder} is {info.file_format.value!r}"
+            )
+        channels = info.features[keys[0]].shape[-1]
+        records = Records(folder, info.splits[base].filepaths, keys, channels)
+        height = width = image_size
+        if height is None or width is None:
+            height, width, _ = records.read_image(0).shape
+        return stream_split(
+            records,
+            info.splits[base].num_examples,
+            image_shape=(height, width, channels),
+            class_names=info.features[keys[1]].names,
+            resize=resize,
+        )
+
+
+def decoded_size(folder: pathlib.Path, base: str) -> float:
+    """Count the bytes of a split's images when decoded; infinity for many sizes.
+
+    Raises:
+        ValueError: see `read_prepared`.
+    """
+    with naming_damage(folder):
+        info = open_split(folder, base).info
+        image_key, _ = image_and_label_keys(info)
+        shape = info.features[image_key].shape
+        if None in shape:
+            return math.inf
+        return float(info.splits[base].num_examples * math.prod(shape))
+
+
+class Records:
+    """The records of a split in array_record files, see `Source`."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        files: Sequence[Any],
+        keys: tuple[str, str],
+        channels: int,
+    ):
+        from array_record.python import array_record_data_source
+
+        self._folder = folder
+        self._records = array_record_data_source.ArrayRecordDataSource(
+            [os.fspath(file) for file in files]
+        )
+        self._keys = keys
+        self._channels = channels
+
+    def read_image(self, place: int) -> np.ndarray:
+        """Read and decode an image."""
+        with naming_damage(self._folder):
+            image, _ = self._features(place)
+            return decode_image(image.bytes_list.value[0], self._channels)
+
+    def read_label(self, place: int) -> int:
+        """Read a label."""
+        with naming_damage(self._folder):
+            _, label = self._features(place)
+            return label.int64_list.value[0]
+
+    def _features(self, place: int) -> tuple[Any, Any]:
+        (record,) = self._records.__getitems__([place])
+        feature = example_class().FromString(record).features.feature
+        image, label = (feature[key] for key in self._keys)
+        return image, label
