@@ -30,6 +30,9 @@ CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 # The number of parameters that each config trains, and its task.
 DIGITS = tuple("0123456789")
 MNIST = Classification((28, 28, 1), DIGITS, mean=(0.5,), std=(0.5,))
+IMAGENET = Classification(
+    (224, 224, 3), tuple(map(str, range(1000))), mean=(0.5,) * 3, std=(0.5,) * 3
+)
 CIFAR10 = Classification((32, 32, 3), DIGITS, mean=(0.5,) * 3, std=(0.5,) * 3)
 EXPECTED = {
     "vit_digits": (152_202, Classification((8, 8, 1), DIGITS, mean=(0.5,), std=(0.5,))),
@@ -44,6 +47,8 @@ EXPECTED = {
     "fast_cifar10": (1_971_640, CIFAR10),
     "resnet20_cifar10": (269_722, CIFAR10),
     "resnet18_cifar10": (11_173_962, CIFAR10),
+    # 22,050,664 without class token and position embedding.
+    "vit_s16_imagenet": (22_050_664 - 384 - 197 * 384, IMAGENET),
     "resnet18_mnist": (11_172_810, MNIST),
     "ablation_vit_mnist": (155_082, MNIST),
     "transformer_reverse": (85_387, Translation(10, 16, 16)),

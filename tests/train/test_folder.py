@@ -69,8 +69,8 @@ def test_a_folder_trains_to_the_same_metrics(digits, tmp_path, monkeypatch):
     """In one order, and with the same mean and deviation, to the same bits."""
     load, metrics = splits.load, {}
 
-    def load_sorted(*args):
-        for split in (loaded := load(*args)):
+    def load_sorted(*args, **how):
+        for split in (loaded := load(*args, **how)):
             order = np.lexsort(split.image_BHWC.reshape(len(split), -1).T)
             split.image_BHWC[:], split.label_B[:] = (x[order] for x in split.examples)
         return loaded

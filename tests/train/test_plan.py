@@ -43,6 +43,19 @@ def test_it_describes_the_very_program_that_a_run_compiles(changes):
     assert lowered.as_text() == expected.as_text()
 
 
+def test_a_streamed_set_takes_the_memory_of_a_batch():
+    fields = {"dataset.name": "cifar10", "batch_size": 64}
+    batch = 64 // 8 * (32 * 32 * 3 + 4 + 4)
+    for changes, expected in (
+        ({"dataset.streaming": True}, batch),
+        ({"augment.crop_area": (0.1, 1.0)}, batch),
+        ({}, 320 * (32 * 32 * 3 + 4 + 4)),
+    ):
+        found = plan.make_plan(tiny_config(fields | changes), CPUS)
+        # Besides, the key of the steps.
+        assert 0 <= found.memory["training images"] - expected <= 16
+
+
 def test_parameters_and_optimiser_are_counted_as_by_hand():
     config = tiny_config({"optimizer.name": "adamw", "model.width": 64, "fsdp": True})
     dense = lambda inputs, outputs: inputs * outputs + outputs  # noqa: E731

@@ -187,6 +187,28 @@ FIELDS = {
     "optimizer.b1=1": ".optimizer.b1 must be a number in [0, 1), got 1",
     "optimizer.momentum=0.5": f".optimizer.momentum is unknown: {MOMENTUM}",
     "optimizer.b2=-1": ".optimizer.b2 must be a number in [0, 1), got -1",
+    "augment.crop_area=0.5": (
+        ".augment.crop_area must be two numbers in (0, 1], the first one not larger, "
+        "or None, got 0.5"
+    ),
+    "augment.crop_area=(0.5,0.1)": (
+        ".augment.crop_area must be two numbers in (0, 1], the first one not larger, "
+        "or None, got (0.5, 0.1)"
+    ),
+    "augment.crop_area=(0.1,1.0)": (
+        ".augment.crop_area needs images that are streamed, config.dataset.streaming "
+        "is 'auto' and config.dataset.name 'digits'"
+    ),
+    "dataset.streaming=yes": (
+        ".dataset.streaming must be one of auto, True, False, got 'yes'"
+    ),
+    "dataset.streaming=True": (
+        ".dataset.streaming must be 'auto' or False for dataset 'digits', which is "
+        "made in memory, got True"
+    ),
+    "dataset.num_workers=-1": (
+        ".dataset.num_workers must be an integer in [0, 256], or None, got -1"
+    ),
     "augment.crop_padding=-1": (
         ".augment.crop_padding must be an integer, at least 0, got -1"
     ),

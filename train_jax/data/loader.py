@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -107,8 +107,12 @@ def load_batches(
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers, _NUM_READY)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_set_up_worker)
-    iterator: Any = iter(dataset)
-    try:
+        # Through pipes: what lies in shared memory is not always given back at the end,
+        # and a container has little of it.
+        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, pipes)
+    iterator = iter(dataset)
+    with contextlib.closing(iterator):
         while True:
             try:
                 batch = next(iterator)
@@ -116,14 +120,7 @@ def load_batches(
                 return
             except (ValueError, OSError, RuntimeError) as error:
                 raise LoaderError(str(error).splitlines()[0]) from error
-            # A copy, if it lies in memory that is shared with a worker.
-            yield tuple(map(np.array, batch)) if num_workers else batch
-    finally:
-        iterator.close()
-        if num_workers:
-            # Grain's iterators are reference cycles, and keep the shared memory.
-            iterator = batch = None
-            gc.collect()
+            yield batch
 
 
 def default_workers() -> int:

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 # Of the free memory, the share that a set may take. On a CPU it lies there twice while
 # it is loaded.
-_SHARE = 0.4
+SHARE = 0.4
 
 
 def room_for_data() -> float:
@@ -18,7 +18,7 @@ def room_for_data() -> float:
 
     In several processes all come to the same: the least of them.
     """
-    room = _SHARE * min(_free_on_host(), *map(_free_on_device, jax.local_devices()))
+    room = SHARE * min(_free_on_host(), *map(_free_on_device, jax.local_devices()))
     if jax.process_count() == 1:
         return room
     rooms = multihost_utils.process_allgather(jax.numpy.float32(room))

@@ -25,7 +25,11 @@ PROFILE = "profile"
 HISTORY = "history"
 
 # Where the data lie on this machine is no part of what the run computes.
-_MAY_DIFFER = {"dataset.data_dir", "dataset.manual_dir", "debug_nans", "profile_steps"}
+_MAY_DIFFER = {
+    *("dataset.data_dir", "dataset.manual_dir"),
+    *("dataset.streaming", "dataset.num_workers"),
+    *("debug_nans", "profile_steps"),
+}
 
 # A run may be trained longer than it was first asked for.
 LENGTH = {"num_epochs", "num_steps"}

@@ -13,8 +13,10 @@ import numpy as np
 from train_jax import data
 from train_jax.config.fields import Config, DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data.streamed import stream_split
 from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
+from train_jax.devices.memory import SHARE
 from train_jax.devices.topology import Chip, Topology
 from train_jax.run.build import make_model, make_task
 from train_jax.run.initial import make_runs, make_start
@@ -107,7 +109,12 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    train = describe_examples(config.dataset)
+    memory = topology.chip.memory if topology.chip else math.inf
+    train = describe_examples(
+        config.dataset,
+        crops=config.augment.crop_area is not None,
+        room=SHARE * memory,
+    )
     task = make_task(config.dataset, config.augment, train)
     runs = make_runs(config, devices=topology.devices)
     model = make_model(config, task, devices=runs.devices)
@@ -145,14 +152,21 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     return Plan(memory, needed, True, collectives=collectives, **common)
 
 
-def describe_examples(dataset: DatasetConfig) -> ImageSplit | SequenceSplit:
+def describe_examples(
+    dataset: DatasetConfig, *, crops: bool = False, room: float = math.inf
+) -> ImageSplit | SequenceSplit:
     """Make examples of the right shapes; the data of well-known sets aren't read.
+
+    Args:
+        dataset: names them.
+        crops: see `load_splits`.
+        room: how many bytes of images a device can hold.
 
     Raises:
         ValueError: see `load`, and if the size of the images is not known.
     """
     if dataset.name not in _KNOWN:
-        return load(dataset, dataset.train_split)[0]
+        return load(dataset, dataset.train_split, crops=crops)[0]
     count, side, channels, num_classes = _KNOWN[dataset.name]
     side = dataset.image_size or side
     if side is None:
@@ -162,9 +176,27 @@ def describe_examples(dataset: DatasetConfig) -> ImageSplit | SequenceSplit:
         )
     count = len(range(count)[data.absolute_slice(dataset.train_split, count)])
     names = tuple(map(str, range(num_classes)))
+    shape, streaming = (side, side, channels), dataset.streaming
+    if streaming == "auto":
+        streaming = crops or count * math.prod(shape) > room
+    if streaming:
+        return stream_split(_Blank(shape), count, image_shape=shape, class_names=names)
     # One pixel in memory.
-    images = np.broadcast_to(np.uint8(0), (count, side, side, channels))
+    images = np.broadcast_to(np.uint8(0), (count, *shape))
     return ImageSplit(images, np.zeros(count, np.int32), names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blank:
+    """Black images, see `Source`."""
+
+    shape: tuple[int, int, int]
+
+    def read_image(self, place: int) -> np.ndarray:
+        return np.zeros(self.shape, np.uint8)
+
+    def read_label(self, place: int) -> int:
+        return 0
 
 
 def _model_flops(model: nn.Module, task: Task, config: Config, num_runs: int) -> int:

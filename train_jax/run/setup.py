@@ -177,9 +177,9 @@ def _check_streaming(
         )
     if config.augment.crop_area is not None and not train.is_streamed:
         raise ValueError(
-            "config.augment.crop_area must be None for images in memory; "
-            "config.dataset.streaming=True streams them, got "
-            f"{config.augment.crop_area!r}"
+            "config.augment.crop_area needs images that are streamed, "
+            f"config.dataset.streaming is {config.dataset.streaming!r} and "
+            f"config.dataset.name {config.dataset.name!r}"
         )
 
 

@@ -64,6 +64,8 @@ def load(
             "config.dataset.streaming must be 'auto' or False for dataset "
             f"{dataset.name!r}, which is made in memory, got True"
         )
+    if data.is_in_memory(dataset.name):
+        crops = False
     if jax.process_count() > 1:
         processes.call_on_main(load_all)
     return load_all()

@@ -283,10 +283,10 @@ def test_images_are_decoded_as_tensorflow_does():
     for name, content in images.items():
         for channels in (1, 3):
             theirs = tf.image.decode_image(content, channels=channels).numpy()
-            ours = tfds_read._decode_image(content, channels)
+            ours = tfds_read.decode_image(content, channels)
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
     # TensorFlow's own JPEG decoder is the faster, coarser one.
     for exif in (b"", encodings.exif(6)):
         jpeg = encodings.pillow(encodings.COLOUR, "JPEG", quality=95, exif=exif)
         theirs = tf.image.decode_image(jpeg, channels=3).numpy().astype(int)
-        np.testing.assert_allclose(tfds_read._decode_image(jpeg, 3), theirs, atol=8)
+        np.testing.assert_allclose(tfds_read.decode_image(jpeg, 3), theirs, atol=8)
