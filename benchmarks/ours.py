@@ -23,6 +23,7 @@ def make_program(
     num_steps: int,
     *,
     devices: Sequence[Any] | None = None,
+    train: ImageSplit | None = None,
     **fields: Any,
 ) -> Callable[[], None]:
     """Make a program that trains for a number of steps each time it is called.
@@ -31,19 +32,24 @@ def make_program(
         case: the model and its images.
         num_steps: number of steps in a call.
         devices: all of them if not given.
+        train: the images; random ones in memory if not given.
         **fields: more fields of the config.
     """
-    train = _make_images(case, 8 * case.batch_size)
+    if train is None:
+        train = _make_images(case, 8 * case.batch_size)
     config, task, model = _make_model(case, train, **fields)
     runs = initial.make_runs(config, devices=devices)
     _, init_state = initial.make_start(config, model, task, runs)
     trainer = training.make_trainer(config, model, task, train, runs)
     state = init_state()
     trainer.compile(state)
+    step = 0
 
     def take_steps() -> None:
-        nonlocal state
-        state = jax.block_until_ready(trainer.take_steps(num_steps, state, 0))
+        nonlocal state, step
+        state = jax.block_until_ready(trainer.take_steps(num_steps, state, step))
+        # In memory it stays in one epoch, whose order is at hand.
+        step += num_steps * train.is_streamed
 
     return take_steps
 

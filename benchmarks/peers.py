@@ -1,6 +1,7 @@
 """PyTorch's models and training steps, to compare with."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,14 +43,17 @@ def make_steps(
     is_compiled: bool = False,
     channels_last: bool = False,
     dtype: torch.dtype = torch.float32,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Callable[[], None]:
-    """Make a program that trains on one batch, for some steps each time it is called.
+    """Make a program that trains for some steps each time it is called.
 
     Args:
         case: the model and its images.
         is_compiled: whether to use torch.compile.
         channels_last: whether images and kernels lie in memory channel by channel.
         dtype: of the computation; bfloat16 by autocast.
+        batches: normalised images and labels; one random batch again and again if not
+            given.
     """
     (height, width, channels), batch_size = case.image_shape, case.batch_size
     generator = torch.Generator().manual_seed(0)
@@ -63,9 +67,10 @@ def make_steps(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     forward: Any = torch.compile(model) if is_compiled else model
     is_mixed = dtype != torch.float32
+    batches = itertools.repeat((image, label)) if batches is None else batches
 
     def take_steps() -> None:
-        for _ in range(case.num_steps):
+        for image, label in itertools.islice(batches, case.num_steps):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(DEVICE, dtype, enabled=is_mixed):
                 loss = F.cross_entropy(forward(image), label)

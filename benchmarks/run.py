@@ -20,11 +20,12 @@ import rich.console
 import rich.table
 
 from benchmarks.timing import Timing
+from train_jax.cli.huge_pages import restart_with_huge_pages
 from train_jax.output.summary import versions
 
 QUESTIONS = (
     *("train_step", "inference", "scaling", "devices", "runs"),
-    *("compilation", "mnist", "gpu"),
+    *("streaming", "compilation", "mnist", "gpu"),
 )
 _NUM_CPU_DEVICES = 8
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -112,6 +113,7 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # for PyTorch as well
     if "devices" in sys.argv:
         # Has to be set before JAX starts.
         jax.config.update("jax_num_cpu_devices", _NUM_CPU_DEVICES)

@@ -19,6 +19,7 @@ import rich.table
 from matplotlib.figure import Figure
 
 from train_jax.cli import arguments as cli
+from train_jax.cli.huge_pages import restart_with_huge_pages
 from train_jax.cli.signals import StopRequest
 from train_jax.config.config import load_config, read_config_file, to_json
 from train_jax.config.fields import Config
@@ -237,4 +238,5 @@ def _accuracies(result: Result) -> list[float]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ import rich.table
 
 from train_jax import data
 from train_jax.cli import command
+from train_jax.cli.huge_pages import restart_with_huge_pages
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import sharding
 from train_jax.devices.folders import local_path
@@ -180,4 +181,5 @@ def _print_result(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
+from train_jax.cli.huge_pages import restart_with_huge_pages
 from train_jax.cli.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -92,4 +93,5 @@ def _make_parser() -> "argparse.ArgumentParser":
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main(sys.argv[1:]))
