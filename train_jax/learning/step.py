@@ -201,18 +201,27 @@ def select_examples(
 
 
 def take_loaded(
-    examples: tuple[Array, ...], index_B: Array, place: Array
+    examples: tuple[Array, ...], index_B: Array, place: Array, *, look_up: bool = False
 ) -> tuple[tuple[Array, ...], Array]:
     """Take the examples of a batch that was loaded; stands in for `select_examples`.
 
-    They are looked up by their row in the batch, as those of a split are by their
-    index: XLA then compiles what follows in the same way, and moves none of it out of
-    the loop over the steps, so that the results agree to the last bit.
+    Args:
+        examples: the arrays of the batch's examples.
+        index_B: their indices.
+        place: number of the batch in the epoch, a scalar.
+        look_up: whether the examples are looked up by their row, as those of a split
+            are by their index. XLA then compiles what follows in the same way, and
+            results agree to the last bit; several devices would gather the batch.
     """
     chex.assert_rank([index_B, place], [1, 0])
     chex.assert_equal_shape_prefix([*examples, index_B], 1)
+    if not look_up:
+        return examples, index_B
+    # Depends on the place, or XLA would move it out of the loop over the steps.
     row_B = jnp.arange(len(index_B)) + jnp.minimum(place, 0)
-    return tuple(array[row_B] for array in examples), index_B
+    loaded = tuple(array[row_B] for array in examples)
+    chex.assert_trees_all_equal_shapes_and_dtypes(loaded, examples)
+    return loaded, index_B
 
 
 def batch_of_step(

@@ -50,15 +50,6 @@ def load(
         "split_seed": dataset.split_seed,
     }
 
-    def load_all() -> list[Split]:
-        streaming = dataset.streaming
-        if streaming == "auto":
-            size = data.decoded_size(dataset.name, *splits, **how)
-            streaming = crops or size > memory.room_for_data()
-        return data.load_splits(
-            dataset.name, *splits, **how, resize=dataset.resize, streaming=streaming
-        )
-
     if data.is_in_memory(dataset.name) and dataset.streaming is True:
         raise ValueError(
             "config.dataset.streaming must be 'auto' or False for dataset "
@@ -66,6 +57,17 @@ def load(
         )
     if data.is_in_memory(dataset.name):
         crops = False
+    room = memory.room_for_data()  # of all processes, so all of them have to ask
+
+    def load_all() -> list[Split]:
+        streaming = dataset.streaming
+        if streaming == "auto":
+            size = data.decoded_size(dataset.name, *splits, **how)
+            streaming = crops or size > room
+        return data.load_splits(
+            dataset.name, *splits, **how, resize=dataset.resize, streaming=streaming
+        )
+
     if jax.process_count() > 1:
         processes.call_on_main(load_all)
     return load_all()

@@ -90,7 +90,7 @@ def make_steps(
         train=config.freeze is None,
         **how,
     )
-    select = take_loaded
+    select = functools.partial(take_loaded, look_up=len(runs.devices) == 1)
     if not train.is_streamed:
         select = functools.partial(
             select_examples,
