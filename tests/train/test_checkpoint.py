@@ -1,5 +1,6 @@
 """Checkpoints: saved, found by name, verified; damaged ones are named and renamed."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -229,6 +230,31 @@ def test_other_files_are_no_checkpoints(directory, capsys):
         (directory / name).mkdir()
     assert checkpoint.find(directory, "last") == 15
     assert checkpoint.find(directory, "best") == 10
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("end", ["", "-17"])
+def test_what_an_interrupted_save_has_left_is_named(directory, capsys, end):
+    left = directory / f"20.orbax-checkpoint-tmp{end}"
+    (left / "state").mkdir(parents=True)
+    (left / "state" / "file").write_text("x")
+    with contextlib.closing(checkpoint.Checkpoints(directory, keep=9)) as checkpoints:
+        assert checkpoints.newest == 15
+        checkpoints.save(20, make_state(20), {}, score=0.1)
+        checkpoints.wait()
+    assert checkpoint.find(directory, "last") == 20
+    assert restore(directory, 20)["step"] == 20
+    warning = f"warning: checkpoint {left} is not complete, and is not used\n"
+    assert capsys.readouterr().err == warning
+
+
+def test_a_copy_without_its_commit_file_is_complete(directory, capsys):
+    for step in SCORES:
+        (directory / str(step) / "commit_success.txt").unlink()
+    assert checkpoint.find(directory, "last") == 15
+    with contextlib.closing(checkpoint.Checkpoints(directory, keep=9)) as checkpoints:
+        assert checkpoints.newest == 15
+    assert restore(directory, 15)["step"] == 15
     assert capsys.readouterr().err == ""
 
 

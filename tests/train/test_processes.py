@@ -100,6 +100,30 @@ def test_two_processes_equal_one(tmp_path):
     np.testing.assert_allclose(*(s["test_loss"] for s in summaries), rtol=1e-5)
 
 
+@pytest.mark.slow  # two processes
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_when_one_process_hangs_the_other_ends_and_the_run_is_intact(tmp_path, stopped):
+    workdir = tmp_path / "run"
+    changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 2} | SIMPLE
+    outputs, both = start_two(workdir, tmp_path, changes)
+    # By then the first of its checkpoints is complete.
+    wait_for_epochs(workdir, 9, both)
+    before = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
+    both[stopped].send_signal(signal.SIGSTOP)
+    other = 1 - stopped
+    try:
+        assert both[other].wait(timeout=120) != 0
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    said = outputs[other].read_text()
+    assert "another task died" in said or "another process of the run was lost" in said
+    step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
+    assert step is not None and before is not None and step >= before
+    assert len(results(workdir)) >= 9
+
+
 @pytest.mark.slow  # six processes
 def test_two_processes_lock_their_folder_and_end_together(tmp_path):
     workdir = tmp_path / "run"

@@ -13,7 +13,12 @@ from orbax.checkpoint import checkpoint_managers
 from train_jax.devices import processes
 from train_jax.learning.state import TrainState
 from train_jax.output import checksums
-from train_jax.output.checkpoint_search import METADATA, STATE, rename_damaged
+from train_jax.output.checkpoint_search import (
+    METADATA,
+    STATE,
+    rename_damaged,
+    warn_of_unfinished,
+)
 from train_jax.output.checkpoint_search import CheckpointError as CheckpointError
 from train_jax.output.checkpoint_search import find as find
 
@@ -56,6 +61,8 @@ class Checkpoints:
         """
         self.directory = directory.absolute()
         self.newest = _call_on_main(lambda: rename_damaged(self.directory))
+        if processes.is_main():
+            warn_of_unfinished(self.directory)
         policies = [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(n=1, get_metric_fn=_score),

@@ -75,6 +75,13 @@ def rename_damaged(directory: pathlib.Path) -> int | None:
     return newest
 
 
+def warn_of_unfinished(directory: pathlib.Path) -> None:
+    """Print a warning of what is left of saves that were interrupted."""
+    for folder in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
+        warning = f"warning: checkpoint {folder} is not complete, and is not used"
+        print(warning, file=sys.stderr)
+
+
 def _list_steps(directory: pathlib.Path) -> list[int]:
     """List the steps of all checkpoints, the newest first."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
