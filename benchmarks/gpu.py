@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 
-from benchmarks import commands, ours
+from benchmarks import commands
 from benchmarks.cases import CASES, Case, cases
 from benchmarks.timing import Timing, take_turns
-from benchmarks.train_step import make_programs
+from benchmarks.train_step import flops_of_step, make_programs
 
 # Dense bfloat16 (T4, V100: float16), operations a second, as the makers state them.
 _PEAK = {
@@ -68,19 +67,6 @@ def _cases() -> dict[str, Case]:
         ),
         "ResNet-18, CIFAR-10": resnet._replace(batch_size=512, num_steps=20),
     }
-
-
-def flops_of_step(case: Case) -> float:
-    """Count a training step's operations: three times those of a forward pass."""
-    # XLA does not see into cuDNN's attention; the plain one has as many.
-    fields = dict(case.fields)
-    fields.pop("model.attention_implementation", None)
-    model = ours.make_model(case._replace(fields=fields))
-    image = jax.ShapeDtypeStruct((case.batch_size, *case.image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    costs = jax.jit(model.apply).lower(variables, image).cost_analysis()
-    assert costs is not None
-    return 3 * costs["flops"]
 
 
 def _whole_training(*, small: bool) -> Iterator[Timing]:

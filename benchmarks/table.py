@@ -55,12 +55,14 @@ def _make_table(result: dict[str, Any]) -> str:
     # Whole commands do not only pass images through; their memory tells more.
     are_commands = result["timings"][0].get("peak_bytes") is not None
     last = "peak memory, GiB" if are_commands else "images/s"
+    has_shares = result["timings"][0].get("peak_share") is not None
+    shares, rule = (" share of the peak |", "--:|") if has_shares else ("", "")
     lines = [
         f"**{result['answer']}** {result['device']}, {result['processor']}, "
         f"{result['cores']} cores; {versions}; {result['date']}. Median (quartiles).",
         "",
-        f"| case | program | seconds | times the first | {last} |",
-        "|---|---|--:|--:|--:|",
+        f"| case | program | seconds | times the first | {last} |{shares}",
+        f"|---|---|--:|--:|--:|{rule}",
     ]
     firsts: dict[str, float] = {}
     for timing in result["timings"]:
@@ -75,6 +77,7 @@ def _make_table(result: dict[str, Any]) -> str:
             f"{'' if is_first else f'{ratio:.2f} ×'} | "
             + (f"{max(peaks) / 2**30:.2f}" if peaks else f"{rate:,.0f}")
             + " |"
+            + (f" {timing['peak_share']:.0%} |" if timing.get("peak_share") else "")
         )
     return "\n".join(lines) + "\n"
 

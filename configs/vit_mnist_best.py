@@ -2,7 +2,8 @@
 
     python train.py --config configs/vit_mnist_best.py
 
-It has not been trained to its end yet.
+22 epochs on all 60,000 images, without validation: 99.53 % test accuracy (seed 0, on
+two CPU cores).
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ fixed position embeddings. Unlike there, TrivialAugment takes the place of RandA
 and test images are resized to 224 pixels, not cut out of 256. The paper's 76.5 % have
 not been reproduced with it: it has not been trained to its end.
 
+By `train_jax.plan` it takes 10.8 GiB of each chip of v5e:2x2, and 3.1 GiB of v5e:4x4.
 It needs the prepared set (`config.dataset.data_dir`), about 150 GB. A folder of photos
 is trained the same way:
 

@@ -16,7 +16,6 @@ import jax
 import rich.box
 import rich.console
 import rich.table
-from matplotlib.figure import Figure
 
 from train_jax.cli import arguments as cli
 from train_jax.cli.huge_pages import restart_with_huge_pages
@@ -26,6 +25,7 @@ from train_jax.config.fields import Config
 from train_jax.devices import compiler, processes
 from train_jax.output import lock
 from train_jax.output import workdir as wd
+from train_jax.output.tiles import make_figure
 from train_jax.run import experiment
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.failures import Diverged, Failed, Stopped
@@ -215,7 +215,7 @@ def _print_table(names: Sequence[str], results: Sequence[Result]) -> None:
 
 def _plot(names: Sequence[str], results: Sequence[Result], path: pathlib.Path) -> None:
     """Draw each variant's runs and their mean."""
-    figure = Figure(figsize=(8, 0.35 * len(names) + 1.2), layout="constrained")
+    figure = make_figure(8, 0.35 * len(names) + 1.2)
     axis = figure.subplots()
     for row, result in enumerate(results):
         if "error" in result:

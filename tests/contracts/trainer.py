@@ -84,9 +84,11 @@ _select = functools.partial(
     batch_size=2,
     batch_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
 )
-_next_batch = functools.partial(
-    step.batch_of_step, _images.make_batch, _select, steps_per_epoch=2
-)
+
+
+def _next_batch(*arguments: Any) -> Any:
+    make_batch = _images.make_batch  # a test may have replaced it
+    return step.batch_of_step(make_batch, _select, *arguments, steps_per_epoch=2)
 
 
 def _batch_of_step(order: Any) -> Any:
@@ -221,7 +223,10 @@ CONTRACTS = {
         _select,
     ),
     "train_jax.learning.step.take_loaded": Contract(
-        ((RAW, LABEL), ORDER, jnp.int32(0)), ((RAW, LABEL[:1]), ORDER, jnp.int32(0))
+        ((RAW, LABEL), ORDER, jnp.int32(0)),
+        ((RAW, LABEL[:1]), ORDER, jnp.int32(0)),
+        "jax.numpy.arange",
+        functools.partial(step.take_loaded, look_up=True),
     ),
     "train_jax.learning.step.batch_of_step": Contract(
         (ORDER,),

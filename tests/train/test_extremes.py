@@ -24,6 +24,7 @@ INTEGERS = {
     "seed": (M, M, R),
     "dataset.image_size": (R, R, R),  # 1 is not divisible by the patch size
     "dataset.split_seed": (M, M, R),
+    "dataset.num_workers": (M, M, R),
     "num_seeds": (R, M, R),
     "checkpoint.every_epochs": (R, M, M),
     "checkpoint.every_steps": (R, M, M),

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from train_jax.output.tiles import draw_tiles, show_image
+from train_jax.output.tiles import draw_tiles, make_figure, show_image
 
 
 def plot_attention(
@@ -31,7 +30,7 @@ def plot_attention(
     patch_size = round((height * width / relevance_BT.shape[1]) ** 0.5)
     grid = (height // patch_size, width // patch_size)
 
-    figure = Figure(figsize=(1.5 * batch, 3.6), layout="constrained")
+    figure = make_figure(1.5 * batch, 3.6)
     query = "the class token" if has_class_token else "all patches"
     figure.suptitle(f"Attention of {query} in the last layer, mean over the heads")
     axis = figure.subplots()
@@ -56,7 +55,7 @@ def plot_cross_attention(
         path: the PNG to write.
     """
     layers, heads = weights_LNTS.shape[:2]
-    figure = Figure(figsize=(3.2 * heads, 3.2 * layers + 0.4), layout="constrained")
+    figure = make_figure(3.2 * heads, 3.2 * layers + 0.4)
     figure.suptitle("Attention of each decoded token to the source")
     axes: Any = figure.subplots(layers, heads, squeeze=False)
     for layer, head in np.ndindex(layers, heads):
@@ -93,7 +92,7 @@ def plot_explanation(
     """
     columns = max(4, min(len(relevance), 6))
     rows = 1 + -(-len(relevance) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+    figure = make_figure(2.2 * columns, 2.4 * rows)
     grid = figure.add_gridspec(rows, columns)
     _draw_patches(figure.add_subplot(grid[0, 0]), image_HWC, patch_size)
     _draw_probabilities(figure.add_subplot(grid[0, 1:]), probability_Y, class_names)
@@ -151,7 +150,7 @@ def plot_attention_distance(distance_LN: np.ndarray, path: pathlib.Path) -> None
         path: the PNG to write.
     """
     depth, num_heads = distance_LN.shape
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = make_figure(5, 3.5)
     axis = figure.subplots()
     layers = np.repeat(np.arange(1, depth + 1), num_heads)
     axis.plot(layers, distance_LN.ravel(), "o", alpha=0.6)
@@ -176,9 +175,7 @@ def plot_position_similarity(
     """
     rows, columns = grid
     side = min(0.9, 12 / max(grid))
-    figure = Figure(
-        figsize=(side * columns + 1.6, side * rows + 0.9), layout="constrained"
-    )
+    figure = make_figure(side * columns + 1.6, side * rows + 0.9)
     figure.suptitle("Cosine similarity of position embeddings", fontsize=10)
     axis = figure.subplots()
     tiles = similarity_TT.reshape(-1, *grid)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from train_jax.output.tiles import draw_tiles
+from train_jax.output.tiles import draw_tiles, make_figure
 
 
 def plot_curves(
@@ -26,7 +25,7 @@ def plot_curves(
     if len(run_names) > 1:
         training = "training, mean"
         validation = [f"validation, {name}" for name in run_names]
-    figure = Figure(figsize=(10, 4 + len(run_names) / 12), layout="constrained")
+    figure = make_figure(10, 4 + len(run_names) / 12)
     axes = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
     for axis, quantity, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
@@ -72,7 +71,7 @@ def plot_confusion(
     share_YY = count_YY / np.maximum(count_YY.sum(axis=1, keepdims=True), 1)
 
     side = max(4.0, 1.5 + 0.45 * min(num_classes, 40))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = make_figure(side + 1, side)
     axis = figure.subplots()
     image = axis.imshow(share_YY, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
@@ -118,7 +117,7 @@ def plot_misclassified(
     names = np.asarray(class_names)
     columns = 8
     rows = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(columns * 1.5, rows * 1.9 + 0.5), layout="constrained")
+    figure = make_figure(columns * 1.5, rows * 1.9 + 0.5)
     figure.suptitle(
         f"{len(wrong)} of {len(label_M)} wrong; the {len(chosen)} most confident "
         "(predicted, probability; true class)"

@@ -4,7 +4,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.patches import Rectangle
+
+
+def make_figure(width: float, height: float) -> Any:
+    """Make a figure of a size in inches.
+
+    Matplotlib is imported here: it takes a third of a second, and the first picture is
+    drawn after the training.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_tiles(
@@ -21,6 +31,8 @@ def draw_tiles(
     Returns:
         The extent of each image: left, right, bottom and top.
     """
+    from matplotlib.patches import Rectangle
+
     axis.axis("off")
     num_lines = max((title.count("\n") + 1 for title in titles), default=0)
     above = 0.05 + 0.13 * num_lines
