@@ -31,7 +31,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
         root = pathlib.Path(folder)
         write_photos(root, 40 if small else 1000, channels=case.image_shape[2])
         (train,) = load_splits(
-            f"folder:{root}", "train", image_size=case.image_shape[0], streaming=True
+            f"folder:{root}", "train", image_size=case.image_shape[0], room=0
         )
         assert isinstance(train, ImageSplit)
         batch_size = case.batch_size * (1 if small else 8)

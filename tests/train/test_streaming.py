@@ -2,10 +2,15 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +24,7 @@ from train_jax import data
 from train_jax.config.config import load_config
 from train_jax.data.loader import Batches, LoaderError, load_batches
 from train_jax.data.streamed import random_resized_crop
-from train_jax.devices import memory
+from train_jax.devices import memory, sharding
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run.experiment import train_and_evaluate
@@ -139,16 +144,70 @@ def test_images_of_any_size_are_brought_to_one(photos):
     how = {"image_size": 8}
     name = f"folder:{photos}"
     (expected,) = data.load_splits(name, "train", **how)
-    (streamed,) = data.load_splits(name, "train", **how, streaming=True)
+    (streamed,) = data.load_splits(name, "train", **how, room=0)
     assert streamed.image_BHWC.shape == expected.image_BHWC.shape
     np.testing.assert_array_equal(streamed.image_BHWC, expected.image_BHWC)
+
+
+def test_images_of_different_sizes_need_a_size(photos):
+    (streamed,) = data.load_splits(f"folder:{photos}", "train", room=0)
+    with pytest.raises(ValueError, match="image_size must be given for images of"):
+        np.asarray(streamed.image_BHWC)
+
+
+WORKERS = """
+import multiprocessing, time
+import numpy as np
+from train_jax.data.loader import Batches, load_batches
+
+class Slow:
+    def __call__(self, number):
+        time.sleep(0.2)
+        return np.arange(4)
+
+if __name__ == "__main__":
+    loading = load_batches(Batches([np.arange(8)], Slow(), 1000), num_workers=2)
+    next(loading)
+    print(*(it.pid for it in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WORKERS)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert parent.stdout is not None
+    with parent.stdout as output:
+        workers = [int(pid) for pid in output.readline().split()]
+    assert len(workers) == 2 and all(map(is_running, workers))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    """Whether there is a process that has not ended."""
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text("utf-8")
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_does_not_fit_into_memory_is_streamed(photos, monkeypatch):
     config = tiny_config(fields(photos))
     num_bytes = 90 * 8 * 8 * 3
     for room, expected in ((num_bytes, False), (num_bytes - 1, True)):
-        monkeypatch.setattr(memory, "room_for_data", lambda room=room: room)
+        monkeypatch.setattr(
+            "train_jax.run.splits.room_for_data", lambda room=room: room
+        )
         assert set_up(config).train.is_streamed == expected
     crops = fields(photos, **{"augment.crop_area": (0.1, 1.0)})
     monkeypatch.undo()
@@ -162,7 +221,7 @@ def test_the_room_for_data_is_a_share_of_what_is_free():
 
 def test_crops_depend_on_seed_step_and_example_alone(photos):
     name = f"folder:{photos}"
-    (split,) = data.load_splits(name, "train", image_size=8, streaming=True)
+    (split,) = data.load_splits(name, "train", image_size=8, room=0)
 
     def batch(step, indices, seed=0):
         batches = Batches(
@@ -272,11 +331,18 @@ def test_nothing_is_left_when_loading_ends_early():
 def test_the_indices_of_a_step_are_those_of_the_order():
     parts = make_tiny({"dataset.streaming": False})
     key_data = np.asarray(jax.random.key_data(parts.runs.keys["order"]))
+    indices_of = StepIndices(key_data, 320, 64, np.arange(10, 20))
     for step in (0, 4, 7):
         ((_, (_, order)),) = parts.trainer.feed(step, 1)
-        indices = StepIndices(key_data, 320, 64, np.arange(10, 20))(step)
+        indices = indices_of(step)
         start = step % 5 * 64
         np.testing.assert_array_equal(indices, order[start + 10 : start + 20])
+
+
+def test_a_process_loads_the_rows_of_its_own_devices():
+    rows_of = {0: (slice(4, 6),), 1: (slice(6, 8),), 2: (slice(4, 6),)}
+    layout: Any = SimpleNamespace(addressable_devices_indices_map=lambda _: rows_of)
+    np.testing.assert_array_equal(sharding.local_rows(8, layout), [4, 5, 6, 7])
 
 
 @pytest.mark.parametrize(
@@ -310,9 +376,7 @@ def test_pictures_are_decoded_in_several_threads_at_once(photos, monkeypatch):
         meeting.wait()
         return opened(*args, **kwargs)
 
-    (split,) = data.load_splits(
-        f"folder:{photos}", "train", image_size=8, streaming=True
-    )
+    (split,) = data.load_splits(f"folder:{photos}", "train", image_size=8, room=0)
     monkeypatch.setattr("train_jax.data.picture.Image.open", open_together)
     images = split.image_BHWC.take(np.arange(3), threads=3)  # type: ignore
     assert images.shape == (3, 8, 8, 3)

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def load_splits(
     image_size: int | None = None,
     resize: Resize = "crop",
     split_seed: int = 0,
-    streaming: bool = False,
+    room: float = math.inf,
 ) -> list[ImageSplit | SequenceSplit]:
     """Load several splits; slices of the same one are views of the same arrays.
 
@@ -74,7 +75,8 @@ def load_splits(
         image_size: side to which images are brought, pixels; None to leave them.
         resize: how, see `resize_image`.
         split_seed: of the order of a folder's pictures, see `load_folder`.
-        streaming: whether images are decoded when they are asked for, not now.
+        room: bytes that all images may take when they are decoded; larger sets are
+            streamed, and so are images of many sizes: decoded when they are asked for.
 
     Raises:
         ValueError: see `load`.
@@ -85,9 +87,9 @@ def load_splits(
     if is_folder(name):
         root = local_path(name.removeprefix(PREFIX), "config.dataset.name")
         how: Any = {"image_size": image_size, "resize": resize}
-        how |= {"split_seed": split_seed, "streaming": streaming}
+        how |= {"split_seed": split_seed, "room": room}
         loaded = load_folder(root, *names, **how)
-    elif streaming:
+    elif not is_in_memory(name) and _exceeds(room, name, names, data_dir, manual_dir):
         folder = find_or_prepare(name, data_dir, manual_dir)
         how = {"image_size": image_size, "resize": resize}
         loaded = [tfds_stream.stream_prepared(folder, it, **how) for it in names]
@@ -125,40 +127,24 @@ def _resize(
     return dataclasses.replace(split, image_BHWC=np.stack(resized))
 
 
-def decoded_size(
+def _exceeds(
+    room: float,
     name: str,
-    *splits: str,
-    data_dir: str | None = None,
-    manual_dir: str | None = None,
-    image_size: int | None = None,
-    split_seed: int = 0,
-) -> float:
-    """Count the bytes of all images of some splits when they are decoded.
-
-    Args:
-        name: see `load_splits`, and so are all others.
-
-    Returns:
-        The bytes; infinity if the images are of many sizes, so that they cannot lie in
-        one array as they are read.
-
-    Raises:
-        ValueError: see `load`.
-    """
-    name = canonical_name(name)
-    if is_in_memory(name):
-        return 0.0
-    bases = list(dict.fromkeys(parse_split(split)[0] for split in splits))
-    if is_folder(name):
-        root = local_path(name.removeprefix(PREFIX), "config.dataset.name")
-        how: Any = {"image_size": image_size, "split_seed": split_seed}
-        streamed = load_folder(root, *bases, streaming=True, **how)
-        return float(sum(math.prod(split.image_BHWC.shape) for split in streamed))
+    bases: Iterable[str],
+    data_dir: str | None,
+    manual_dir: str | None,
+) -> bool:
+    """Whether the images of splits of a TFDS set need more than `room` bytes."""
+    if room in (0, math.inf):
+        return room == 0
     folder = find_or_prepare(name, data_dir, manual_dir)
-    cached = [_cache_path(folder, base) for base in bases]
-    if all(path.exists() for path in cached):
-        return float(sum(path.stat().st_size for path in cached))
-    return sum(tfds_stream.decoded_size(folder, base) for base in bases)
+    sizes = []
+    for base in bases:
+        cached = _cache_path(folder, base)
+        is_cached = cached.exists()  # its size is that of the images
+        size = tfds_stream.decoded_size
+        sizes.append(cached.stat().st_size if is_cached else size(folder, base))
+    return sum(sizes) > room
 
 
 def is_in_memory(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -33,7 +34,7 @@ def load_folder(
     image_size: int | None = None,
     resize: Resize = "crop",
     split_seed: int = 0,
-    streaming: bool = False,
+    room: float = math.inf,
 ) -> list[ImageSplit]:
     """Load splits of a folder of pictures.
 
@@ -49,7 +50,7 @@ def load_folder(
             of one size.
         resize: how they are brought to it, see `resize_image`.
         split_seed: of the order.
-        streaming: whether pictures are decoded when they are asked for, not now.
+        room: see `load_splits`.
 
     Returns:
         The splits; their images are grey if all pictures of the training split are.
@@ -61,12 +62,14 @@ def load_folder(
     examples, class_names = _list_examples(root, split_seed)
     for base in bases:
         check_split_name(base, examples, f"{PREFIX}{root}")
-    if streaming:
+    if room < math.inf:
         channels = _count_channels(examples)
-        return [
+        streamed = [
             _stream(root, examples[base], class_names, channels, image_size, resize)
             for base in bases
         ]
+        if sum(math.prod(split.image_BHWC.shape) for split in streamed) > room:
+            return streamed
     stats = [_stat(file, root) for file, _ in itertools.chain(*examples.values())]
     how: Any = {"image_size": image_size, "resize": resize}
     splits = []
@@ -124,7 +127,7 @@ def _stream(
         len(examples),
         image_shape=(height, width, channels),
         class_names=class_names,
-        resize=resize,
+        resize=None if image_size is None else resize,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from train_jax.data.streamed import StreamedImages, random_resized_crop
+from train_jax.data.tfds_read import one_line
 
 Batch = tuple[np.ndarray, ...]
 
@@ -21,7 +22,7 @@ Batch = tuple[np.ndarray, ...]
 _NUM_READY = 2
 
 
-class LoaderError(Exception):
+class LoaderError(ValueError):
     """A batch can't be loaded."""
 
 
@@ -119,7 +120,7 @@ def load_batches(
             except StopIteration:
                 return
             except (ValueError, OSError, RuntimeError) as error:
-                raise LoaderError(str(error).splitlines()[0]) from error
+                raise LoaderError(one_line(error)) from error
             yield batch
 
 

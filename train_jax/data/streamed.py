@@ -33,74 +33,71 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StreamedLabels:
-    """The labels of a streamed split, int32 (M,), read when they are asked for.
+class _Streamed:
+    """An array of M examples that is read when it is asked for.
+
+    A slice is such an array again; one index, or an array of them, gives numbers.
 
     Attributes:
-        source: has the labels.
+        source: has the examples.
         place_M: the place of each example in the source.
     """
 
     source: Source
     place_M: np.ndarray
-    dtype: ClassVar[Any] = np.dtype(np.int32)
+    dtype: ClassVar[np.dtype]
+
+    def __len__(self) -> int:
+        return len(self.place_M)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return dataclasses.replace(self, place_M=self.place_M[index])
+        taken = self.take(np.atleast_1d(index))
+        return taken if np.ndim(index) else taken[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = self.take(np.arange(len(self)))
+        return whole.astype(dtype or self.dtype, copy=False)
+
+    def take(self, index_B: np.ndarray) -> np.ndarray:
+        """Read the examples of some indices."""
+        raise NotImplementedError
+
+
+class StreamedLabels(_Streamed):
+    """The labels of a streamed split, int32 (M,)."""
+
+    dtype = np.dtype(np.int32)
 
     @property
     def shape(self) -> tuple[int]:
         """The shape of all labels."""
         return (len(self),)
 
-    def __len__(self) -> int:
-        return len(self.place_M)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return dataclasses.replace(self, place_M=self.place_M[index])
-        if np.ndim(index) == 0:
-            return np.int32(self.source.read_label(int(self.place_M[index])))
-        labels = [self.source.read_label(int(p)) for p in self.place_M[index]]
-        return np.array(labels, np.int32)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[np.arange(len(self))].astype(dtype or np.int32)
+    def take(self, index_B: np.ndarray) -> np.ndarray:
+        """Read the labels of some indices: int32 (B,)."""
+        places = map(int, self.place_M[index_B])
+        return np.array([self.source.read_label(p) for p in places], self.dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StreamedImages:
-    """The images of a streamed split, uint8 (M, H, W, C), decoded when asked for.
-
-    A slice is such an array again; one index, or an array of them, gives pixels.
+class StreamedImages(_Streamed):
+    """The images of a streamed split, uint8 (M, H, W, C).
 
     Attributes:
-        source: has the images.
-        place_M: the place of each example in the source.
         image_shape: height, width and channels, to which images are brought.
-        resize: how, see `resize_image`.
+        resize: how, see `resize_image`; None for images that all have their size.
     """
 
-    source: Source
-    place_M: np.ndarray
     image_shape: tuple[int, int, int]
-    resize: Resize = "crop"
-    dtype: ClassVar[Any] = np.dtype(np.uint8)
+    resize: Resize | None = "crop"
+    dtype = np.dtype(np.uint8)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of all images, decoded."""
         return (len(self), *self.image_shape)
-
-    def __len__(self) -> int:
-        return len(self.place_M)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return dataclasses.replace(self, place_M=self.place_M[index])
-        if np.ndim(index) == 0:
-            return self._read(int(index))
-        return self.take(index)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.take(np.arange(len(self))).astype(dtype or np.uint8, copy=False)
 
     def take(
         self,
@@ -130,16 +127,15 @@ class StreamedImages:
     def _read(self, index: int, crop: Crop | None = None) -> np.ndarray:
         """Decode an image and bring it to its size."""
         image_HWC = self.source.read_image(int(self.place_M[index]))
+        if self.resize is None and image_HWC.shape != self.image_shape:
+            raise ValueError(
+                "config.dataset.image_size must be given for images of different "
+                f"sizes, such as {self.image_shape[:2]} and {image_HWC.shape[:2]}"
+            )
         if crop is not None:
             image_HWC = crop(image_HWC, index)
-        height, width, channels = self.image_shape
-        if image_HWC.shape[2] != channels:
-            raise ValueError(
-                f"example {index} must have {channels} channels, got "
-                f"{image_HWC.shape[2]}"
-            )
-        how: Resize = self.resize if crop is None else "stretch"
-        return resize_image(image_HWC, (height, width), how=how, background=0)
+        how: Resize = self.resize if self.resize and crop is None else "stretch"
+        return resize_image(image_HWC, self.image_shape[:2], how=how, background=0)
 
 
 @functools.cache
@@ -154,7 +150,7 @@ def stream_split(
     *,
     image_shape: tuple[int, int, int],
     class_names: Sequence[str],
-    resize: Resize = "crop",
+    resize: Resize | None = "crop",
 ) -> ImageSplit:
     """Make a split of a source's first `count` examples, none of which is read yet."""
     place_M = np.arange(count)

@@ -53,7 +53,7 @@ def stream_prepared(
             info.splits[base].num_examples,
             image_shape=(height, width, channels),
             class_names=info.features[keys[1]].names,
-            resize=resize,
+            resize=None if image_size is None else resize,
         )
 
 

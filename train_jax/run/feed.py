@@ -141,6 +141,7 @@ class StepIndices:
     num_examples: int
     batch_size: int
     rows: np.ndarray
+    _last: tuple[int, np.ndarray] | None = dataclasses.field(default=None, init=False)
 
     def __call__(self, step: int) -> np.ndarray:
         """Look the indices up, int32."""
@@ -148,9 +149,8 @@ class StepIndices:
         return self._order(epoch)[place * self.batch_size + self.rows]
 
     def _order(self, epoch: int) -> np.ndarray:
-        known, order_M = self.__dict__.get("_last", (None, None))
-        if known != epoch:
+        if self._last is None or self._last[0] != epoch:
             key = jax.random.wrap_key_data(jnp.asarray(self.key_data))
             order_M = np.asarray(epoch_order(key, epoch, self.num_examples))
-            self.__dict__["_last"] = (epoch, order_M)
-        return order_M
+            self._last = (epoch, order_M)
+        return self._last[1]

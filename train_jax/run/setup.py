@@ -85,12 +85,8 @@ def set_up(config: Config, *, resumes: bool = False) -> Parts:
     start = None
     if config.init_from is not None and not resumes:
         start = load_start(config.init_from)
-    return make_parts(config, *_load(config), start=start)
-
-
-def _load(config: Config) -> tuple[Any, Any, Any]:
-    """Load the splits."""
-    return load_splits(config.dataset, crops=config.augment.crop_area is not None)
+    crops = config.augment.crop_area is not None
+    return make_parts(config, *load_splits(config.dataset, crops=crops), start=start)
 
 
 def make_parts(

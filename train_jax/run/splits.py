@@ -1,16 +1,18 @@
 """Load the training, validation and test split; warn where they overlap."""
 
+import functools
 import itertools
+import math
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
 from train_jax import data
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.devices import memory, processes
+from train_jax.devices import processes
+from train_jax.devices.memory import room_for_data
 
 Split = ImageSplit | SequenceSplit
 FIELDS = ("train_split", "val_split", "test_split")
@@ -43,31 +45,26 @@ def load(
     dataset: DatasetConfig, *splits: str, crops: bool = False
 ) -> list[ImageSplit | SequenceSplit]:
     """Load splits; in several processes, the first one prepares a missing set."""
-    how: dict[str, Any] = {
-        "data_dir": dataset.data_dir,
-        "manual_dir": dataset.manual_dir,
-        "image_size": dataset.image_size,
-        "split_seed": dataset.split_seed,
-    }
-
     if data.is_in_memory(dataset.name) and dataset.streaming is True:
         raise ValueError(
             "config.dataset.streaming must be 'auto' or False for dataset "
             f"{dataset.name!r}, which is made in memory, got True"
         )
-    if data.is_in_memory(dataset.name):
-        crops = False
-    room = memory.room_for_data()  # of all processes, so all of them have to ask
-
-    def load_all() -> list[Split]:
-        streaming = dataset.streaming
-        if streaming == "auto":
-            size = data.decoded_size(dataset.name, *splits, **how)
-            streaming = crops or size > room
-        return data.load_splits(
-            dataset.name, *splits, **how, resize=dataset.resize, streaming=streaming
-        )
-
+    crops = crops and dataset.streaming == "auto"
+    room = 0.0 if dataset.streaming is True or crops else math.inf
+    if dataset.streaming == "auto" and not crops:
+        room = room_for_data()  # of the process with least: all of them have to ask
+    load_all = functools.partial(
+        data.load_splits,
+        dataset.name,
+        *splits,
+        data_dir=dataset.data_dir,
+        manual_dir=dataset.manual_dir,
+        image_size=dataset.image_size,
+        resize=dataset.resize,
+        split_seed=dataset.split_seed,
+        room=room,
+    )
     if jax.process_count() > 1:
         processes.call_on_main(load_all)
     return load_all()

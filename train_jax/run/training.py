@@ -140,24 +140,24 @@ def make_trainer(
     config: Config, model: nn.Module, task: Task, train: Split, runs: Runs
 ) -> Trainer:
     """Make the trainer; see `make_steps`."""
+    steps = make_steps(config, model, task, train, runs)
     return Trainer(
-        make_steps(config, model, task, train, runs),
-        _make_feed(config, train, runs),
+        steps,
+        _make_feed(config, train, runs, steps),
         runs.keys["steps"],
         examples_per_step=config.batch_size * len(runs),
     )
 
 
-def _make_feed(config: Config, train: Split, runs: Runs) -> Feed:
+def _make_feed(config: Config, train: Split, runs: Runs, steps: Steps) -> Feed:
     """Make what gives the steps their examples."""
-    steps_per_epoch, total_steps = count_steps(config, len(train))
     if not train.is_streamed:
         everywhere = sharding.replicated(runs.mesh)
         shuffle = jax.jit(_make_shuffle(train, runs), out_shardings=everywhere)
         return MemoryFeed(
             train.examples,
             functools.partial(shuffle, runs.keys["order"]),
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=steps.per_epoch,
             layout=everywhere,
         )
     layout = sharding.batch_sharding(runs.mesh)
@@ -169,7 +169,7 @@ def _make_feed(config: Config, train: Split, runs: Runs) -> Feed:
         Batches(
             train.examples,
             StepIndices(key_data, len(train), config.batch_size, rows),
-            total_steps,
+            steps.total,
             crop_area=config.augment.crop_area,
             seed=key_data.tolist(),
             num_threads=threads_of_each(workers),
