@@ -63,6 +63,8 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
     workdir = options.workdir
+    if not isinstance(workdir, pathlib.Path):
+        parser.error(f"--workdir must be a path on this machine, got {str(workdir)!r}")
     try:
         with stop_request.interrupting():
             processes.check_devices()

@@ -15,7 +15,9 @@ import numpy as np
 from train_jax.cli import arguments as cli
 from train_jax.cli import command
 from train_jax.devices.folders import local_path
+from train_jax.devices.store import Path, any_path
 from train_jax.output import workdir as wd
+from train_jax.output.files import open_folder
 from train_jax.run.trained import TrainedModel
 from train_jax.trained import flags
 from train_jax.trained.explainers import make_explainer
@@ -64,12 +66,12 @@ def _run(options: argparse.Namespace) -> int:
     return cli.FAILED if reader.errors else 0
 
 
-def _out_folder(options: argparse.Namespace) -> pathlib.Path:
+def _out_folder(options: argparse.Namespace) -> Path:
     """Choose the folder for the pictures."""
     if options.out is not None:
         return local_path(options.out, "--out")
     if options.workdir is not None:
-        return local_path(options.workdir, "--workdir") / wd.PLOTS
+        return any_path(options.workdir, "--workdir") / wd.PLOTS
     raise ValueError("--out must name a folder for the pictures of --weights")
 
 
@@ -109,12 +111,16 @@ def _select_images(image_MHWC: np.ndarray, indices: list[int]) -> dict[str, np.n
 
 
 @contextlib.contextmanager
-def _temporary_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+def _temporary_folder(out: Path) -> Iterator[pathlib.Path]:
     """Make an empty folder; at the end move its files into `out`, all or none.
 
     Raises:
         OSError: at once, if nothing can be written there.
     """
+    if not isinstance(out, pathlib.Path):
+        with open_folder(out) as folder:
+            yield folder
+        return
     new = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)

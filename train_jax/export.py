@@ -13,8 +13,9 @@ import vit_jax.weights
 from resnet_jax.resnet import ResNet
 from train_jax.cli import command
 from train_jax.devices.folders import local_path
+from train_jax.devices.store import Path, any_path
 from train_jax.output import workdir as wd
-from train_jax.output.files import replace_file
+from train_jax.output.files import open_folder, replace_file
 from train_jax.run.trained import TrainedModel
 from train_jax.trained import flags, model_card, program
 from vit_jax.vit import ViT
@@ -40,16 +41,17 @@ def _run(options: argparse.Namespace) -> int:
     path = _out_path(options)
     trained = flags.load(options)
     start = time.perf_counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = _FORMATS[options.format](trained, path)
-    if options.format == "hf":
-        files.append(_write_card(trained, options, path))
+    with open_folder(path.parent) as folder:
+        files = _FORMATS[options.format](trained, folder / path.name)
+        if options.format == "hf":
+            files.append(_write_card(trained, options, folder / path.name))
+        size = sum(file.stat().st_size for file in files)
     seconds = time.perf_counter() - start
     result = {
         "format": options.format,
         "path": str(path),
-        "files": [str(file) for file in files],
-        "bytes": sum(file.stat().st_size for file in files),
+        "files": [str(path.parent / file.relative_to(folder)) for file in files],
+        "bytes": size,
         "seconds": round(seconds, 2),
     }
     if options.json:
@@ -80,13 +82,13 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _out_path(options: argparse.Namespace) -> pathlib.Path:
+def _out_path(options: argparse.Namespace) -> Path:
     """Choose where to write."""
     if options.out is not None:
         return local_path(options.out, "--out")
     if options.workdir is None:
         raise ValueError("--out must say where to write what --weights hold")
-    folder = local_path(options.workdir, "--workdir") / wd.EXPORT
+    folder = any_path(options.workdir, "--workdir") / wd.EXPORT
     return folder / _NAMES[options.format]
 
 
@@ -136,7 +138,7 @@ def _write_card(
     """Write the model card, with the results of the run, if there are any."""
     summary: dict[str, Any] = {}
     if options.workdir is not None:
-        file = local_path(options.workdir, "--workdir") / wd.SUMMARY
+        file = any_path(options.workdir, "--workdir") / wd.SUMMARY
         if file.is_file():
             summary = json.loads(file.read_text(encoding="utf-8"))
     # The summary is of the last or the best checkpoint, and of all runs in the folder.

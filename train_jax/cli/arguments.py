@@ -11,7 +11,8 @@ from typing import Any
 
 from train_jax.cli.config_help import describe_config
 from train_jax.config.files import split_argument
-from train_jax.devices.folders import cache_folder, local_path
+from train_jax.devices.folders import cache_folder
+from train_jax.devices.store import Path, any_path
 
 # Exit codes of a run that cannot go on, and of one that was asked to stop and goes on
 # when it is started again (EX_TEMPFAIL). Wrong input is 2, as with argparse.
@@ -115,10 +116,10 @@ def _split_overrides(
     return rest, overrides
 
 
-def _workdir(options: argparse.Namespace) -> pathlib.Path:
+def _workdir(options: argparse.Namespace) -> Path:
     """The run's folder: the flag's, or one named after the config."""
     if options.workdir is not None:
-        return local_path(options.workdir, "--workdir")
+        return any_path(options.workdir, "--workdir")
     file, *argument = split_argument(options.config)
     name = pathlib.Path(file).name.removesuffix(".py")
     words = [name, *re.findall(r"[\w.-]+", "".join(argument))]

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from train_jax.devices import processes
+from train_jax.devices import processes, store
+from train_jax.devices.store import Path
 from train_jax.learning.state import TrainState
 from train_jax.output import checksums
 from train_jax.output.checkpoint_search import (
@@ -40,7 +40,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: Path,
         *,
         keep: int,
         check_lock: Callable[[], object] = lambda: None,
@@ -59,7 +59,7 @@ class Checkpoints:
             CheckpointError: if there are some, but all of them are damaged or of an old
                 version.
         """
-        self.directory = directory.absolute()
+        self.directory = store.absolute(directory)
         self.newest = _call_on_main(lambda: rename_damaged(self.directory))
         if processes.is_main():
             warn_of_unfinished(self.directory)
@@ -145,7 +145,8 @@ class Checkpoints:
     def _raising_checkpoint_errors(self) -> Iterator[None]:
         """Turn what Orbax raises when it cannot write into a CheckpointError."""
         try:
-            yield
+            with store.errors(self.directory):
+                yield
         except (ValueError, OSError) as error:
             # TensorStore reports what the file system says as a ValueError.
             step, self._saving = self._saving, None
@@ -181,15 +182,13 @@ def _without_replicas(state: TrainState) -> TrainState:
     return jax.tree.map(first, state)
 
 
-def read_metadata(directory: pathlib.Path, step: int) -> dict[str, Any]:
+def read_metadata(directory: Path, step: int) -> dict[str, Any]:
     """Read the metadata of a complete checkpoint."""
     file = directory / str(step) / METADATA / "metadata"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def restore(
-    directory: pathlib.Path, step: int, abstract_state: TrainState
-) -> TrainState:
+def restore(directory: Path, step: int, abstract_state: TrainState) -> TrainState:
     """Read the state of a complete checkpoint.
 
     Args:
@@ -198,7 +197,7 @@ def restore(
         abstract_state: shapes, dtypes and shardings of the state; it may have been
             saved from any other devices.
     """
-    folder = directory.absolute() / str(step) / STATE
+    folder = store.absolute(directory) / str(step) / STATE
     with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
         return checkpointer.restore(folder, abstract_state)
 

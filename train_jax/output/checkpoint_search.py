@@ -1,10 +1,11 @@
 """Find the newest or the best checkpoint that is not damaged."""
 
+import contextlib
 import json
-import pathlib
-import shutil
 import sys
 
+from train_jax.devices import store
+from train_jax.devices.store import Path
 from train_jax.output import checksums
 
 # The items of a checkpoint, each a folder; Orbax writes the last one.
@@ -17,7 +18,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be written, or none can be read."""
 
 
-def find(directory: pathlib.Path, which: str) -> int | None:
+def find(directory: Path, which: str) -> int | None:
     """Find a complete checkpoint, and name damaged ones that would come first.
 
     Args:
@@ -47,12 +48,12 @@ def find(directory: pathlib.Path, which: str) -> int | None:
     return _first_complete(directory, steps)[0]
 
 
-def has_any(directory: pathlib.Path) -> bool:
+def has_any(directory: Path) -> bool:
     """Whether a folder holds a checkpoint, complete or not."""
     return bool(_list_steps(directory))
 
 
-def rename_damaged(directory: pathlib.Path) -> int | None:
+def rename_damaged(directory: Path) -> int | None:
     """Rename damaged checkpoints to damaged_STEP, so that their steps are free.
 
     They are those without a readable score, as Orbax could not open the folder, and
@@ -70,26 +71,44 @@ def rename_damaged(directory: pathlib.Path) -> int | None:
     damaged += set(older).difference(_sort_by_score(directory, older))
     for step in damaged:
         target = directory / f"damaged_{step}"
-        shutil.rmtree(target, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            store.remove_folder(target)
         (directory / str(step)).rename(target)
     return newest
 
 
-def warn_of_unfinished(directory: pathlib.Path) -> None:
+def warn_of_unfinished(directory: Path) -> None:
     """Print a warning of what is left of saves that were interrupted."""
-    for folder in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
+    unfinished = list(directory.glob("*.orbax-checkpoint-tmp*"))
+    if store.is_remote(directory):
+        unfinished += [directory / str(n) for n in _list_numbers(directory)]
+        unfinished = [folder for folder in unfinished if not _is_committed(folder)]
+    for folder in sorted(unfinished):
         warning = f"warning: checkpoint {folder} is not complete, and is not used"
         print(warning, file=sys.stderr)
 
 
-def _list_steps(directory: pathlib.Path) -> list[int]:
+def _list_steps(directory: Path) -> list[int]:
     """List the steps of all checkpoints, the newest first."""
+    steps = _list_numbers(directory)
+    if store.is_remote(directory):
+        steps = [step for step in steps if _is_committed(directory / str(step))]
+    return steps
+
+
+def _is_committed(folder: Path) -> bool:
+    """Whether Orbax has ended a save in an object store, which cannot rename it."""
+    return (folder / "commit_success.txt").exists()
+
+
+def _list_numbers(directory: Path) -> list[int]:
+    """List the numbers among the names in a folder, the highest first."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     steps = [int(name) for name in names if name.isdecimal() and name.isascii()]
     return sorted((step for step in steps if str(step) in names), reverse=True)
 
 
-def _sort_by_score(directory: pathlib.Path, steps: list[int]) -> list[int]:
+def _sort_by_score(directory: Path, steps: list[int]) -> list[int]:
     """Sort checkpoints, the best first; leave out those without a readable score."""
     scores = {}
     for step in steps:
@@ -100,9 +119,7 @@ def _sort_by_score(directory: pathlib.Path, steps: list[int]) -> list[int]:
     return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
 
-def _first_complete(
-    directory: pathlib.Path, steps: list[int]
-) -> tuple[int | None, list[int]]:
+def _first_complete(directory: Path, steps: list[int]) -> tuple[int | None, list[int]]:
     """Find the first complete one of some checkpoints, and the damaged ones before.
 
     Raises:
@@ -121,7 +138,7 @@ def _first_complete(
     return None, []
 
 
-def _warn_of_damage(folder: pathlib.Path, item: str = "") -> bool:
+def _warn_of_damage(folder: Path, item: str = "") -> bool:
     """Whether a checkpoint, or one item of it, is damaged; print a warning if so."""
     damage = _find_damage(folder, item)
     if damage:
@@ -129,7 +146,7 @@ def _warn_of_damage(folder: pathlib.Path, item: str = "") -> bool:
     return damage is not None
 
 
-def _find_damage(folder: pathlib.Path, item: str = "") -> str | None:
+def _find_damage(folder: Path, item: str = "") -> str | None:
     """Say what is wrong with a checkpoint, or with one item of it, if something is."""
     is_old = any((folder / name).is_dir() for name in _OLD_ITEMS)
     if is_old and not (folder / METADATA).exists():

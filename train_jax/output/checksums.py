@@ -1,24 +1,29 @@
 """Write the checksums of a folder's files; find files that have changed since."""
 
 import hashlib
+import io
 import json
-import pathlib
 from collections.abc import Mapping
+from typing import cast
+
+from train_jax.devices import store
+from train_jax.devices.store import Path
+from train_jax.output.files import replace_file
 
 FILE = "checksums.json"
 
 
-def write_checksums(folder: pathlib.Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write the checksums of all files in the subfolders of a folder."""
     checksums = {
         str(path.relative_to(folder)): _checksum(path)
-        for path in sorted(folder.glob("*/**/*"))
-        if path.is_file()
+        for path in store.list_files(folder)
+        if path.parent != folder
     }
-    (folder / FILE).write_text(_to_text(checksums), encoding="utf-8")
+    replace_file(folder / FILE, _to_text(checksums))
 
 
-def find_damage(folder: pathlib.Path, subfolder: str = "") -> str | None:
+def find_damage(folder: Path, subfolder: str = "") -> str | None:
     """Compare files with their checksums.
 
     Args:
@@ -54,6 +59,8 @@ def _to_text(checksums: Mapping[str, str]) -> str:
     return json.dumps({"files": checksums, "sha256": own}, indent=2) + "\n"
 
 
-def _checksum(path: pathlib.Path) -> str:
+def _checksum(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(
+            cast("io.BufferedIOBase", file), "sha256"
+        ).hexdigest()

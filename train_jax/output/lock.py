@@ -21,6 +21,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from train_jax.devices import store
+from train_jax.devices.store import Path
+
 # How often a lock is renewed, and how long after the last time other machines take its
 # holder for dead. If it were much shorter, a slow network drive would look the same.
 RENEW_SECONDS = 20.0
@@ -48,7 +51,7 @@ class Lock:
         path: the lock's file.
     """
 
-    def __init__(self, path: pathlib.Path, holder: dict[str, Any]):
+    def __init__(self, path: Path, holder: dict[str, Any]):
         """Start to renew a lock whose file this process has created."""
         self.path = path
         self._holder = holder
@@ -88,15 +91,10 @@ class Lock:
             # A full or unreachable disk may recover until the next time.
             with contextlib.suppress(OSError):
                 self.check()
-                # "r+" does not create a file that another process has deleted.
-                with self.path.open("r+", encoding="utf-8") as file:
-                    file.write(json.dumps(self._holder | {"renewed": time.time()}))
-                    file.truncate()
+                _rewrite(self.path, self._holder | {"renewed": time.time()})
 
 
-def acquire(
-    folder: pathlib.Path, sleep: Callable[[float], object] = time.sleep
-) -> Lock:
+def acquire(folder: Path, sleep: Callable[[float], object] = time.sleep) -> Lock:
     """Lock a folder, creating it if need be.
 
     Raises:
@@ -109,7 +107,7 @@ def acquire(
         _check_not_renewed(dead, folder, sleep)
         number = 1 + max(map(_number, dead), default=0)
         path, holder = folder / f"{_PREFIX}{number}", _this_process()
-        if not _create(path, holder):
+        if not store.create_file(path, json.dumps(holder).encode()):
             continue  # another process was faster
         try:
             # A lock that was released and acquired meanwhile may have any number.
@@ -122,34 +120,30 @@ def acquire(
         return Lock(path, holder)
 
 
-def check_free(folder: pathlib.Path) -> None:
+def check_free(folder: Path) -> None:
     """Raise InUseError if a living process holds the lock; write nothing."""
     _dead_locks(folder)
 
 
-def is_lock(path: pathlib.Path) -> bool:
+def is_lock(path: Path) -> bool:
     """Whether a file is a lock of its folder."""
     return path.name.startswith(_PREFIX)
 
 
-def _create(path: pathlib.Path, holder: dict[str, Any]) -> bool:
-    """Create a lock's file, completely or not at all; False if it exists."""
-    try:
-        file = path.open("x", encoding="utf-8")
-    except FileExistsError:
-        return False
-    try:
-        with file:
-            file.write(json.dumps(holder))
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    return True
+def _rewrite(path: Path, holder: dict[str, Any]) -> None:
+    """Replace the content of a lock's file."""
+    text = json.dumps(holder)
+    if isinstance(path, pathlib.Path):
+        # "r+" does not create a file that another process has deleted.
+        with path.open("r+", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
+    else:
+        with store.errors(path):
+            path.write_text(text)
 
 
-def _dead_locks(
-    folder: pathlib.Path, own: pathlib.Path | None = None
-) -> list[pathlib.Path]:
+def _dead_locks(folder: Path, own: Path | None = None) -> list[Path]:
     """List the locks of dead processes; raise InUseError for one of a living one."""
     dead = []
     for path in _locks(folder):
@@ -171,7 +165,7 @@ def _dead_locks(
 
 
 def _check_not_renewed(
-    dead: list[pathlib.Path], folder: pathlib.Path, sleep: Callable[[float], object]
+    dead: list[Path], folder: Path, sleep: Callable[[float], object]
 ) -> None:
     """Wait whether a lock that seems dead is renewed: the other clock may be wrong."""
     before = {path: holder for path in dead if (holder := _read(path)) is not _GONE}
@@ -204,33 +198,35 @@ def _describe(holder: dict[str, Any]) -> str:
     return f"process {pid} on host {host}"
 
 
-def _locks(folder: pathlib.Path) -> list[pathlib.Path]:
+def _locks(folder: Path) -> list[Path]:
     try:
-        paths = list(folder.iterdir())
+        with store.errors(folder):
+            paths = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [p for p in paths if is_lock(p) and p.name[len(_PREFIX) :].isdecimal()]
 
 
-def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+def _newest(folder: Path) -> Path | None:
     return max(_locks(folder), key=_number, default=None)
 
 
-def _number(path: pathlib.Path) -> int:
+def _number(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """Read who holds a lock; `_GONE` if the file has been deleted.
 
     While the file is being written, only its time can be read.
     """
     try:
-        text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime
+        with store.errors(path):
+            text, written = path.read_text(encoding="utf-8"), store.modified(path)
     except FileNotFoundError:
         return _GONE
     except UnicodeDecodeError:
-        text, written = "", path.stat().st_mtime
+        text, written = "", store.modified(path)
     with contextlib.suppress(ValueError):
         holder = json.loads(text)
         if isinstance(holder, dict) and "renewed" in holder:

@@ -1,15 +1,14 @@
 """Metrics: means over runs, and the lines of metrics.jsonl."""
 
 import json
-import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from train_jax.devices import processes
-from train_jax.output.files import replace_file
+from train_jax.devices.store import Path
+from train_jax.output.files import append_line, replace_file
 
 
 def mean(value_R: np.ndarray) -> float:
@@ -41,7 +40,7 @@ def metrics_from_json(value: float | list[float | None] | None) -> np.ndarray:
     return np.array(value, float, ndmin=1)
 
 
-def truncate_metrics(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:
+def truncate_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Replace metrics.jsonl by the lines that a checkpoint knows.
 
     Later ones are computed anew.
@@ -50,13 +49,10 @@ def truncate_metrics(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> N
         replace_file(path, "".join(_lines(records)))
 
 
-def append_metrics(path: pathlib.Path, record: dict[str, Any]) -> None:
+def append_metrics(path: Path, record: dict[str, Any]) -> None:
     """Append a line to metrics.jsonl, and flush it to the disk."""
     if processes.is_main():
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(_lines([record]))
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(path, *_lines([record]))
 
 
 def _lines(records: Iterable[dict[str, Any]]) -> list[str]:

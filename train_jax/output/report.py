@@ -1,6 +1,5 @@
 """Progress bar, TensorBoard and metrics.jsonl."""
 
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,9 @@ import rich.progress
 import rich.table
 
 from train_jax.devices import processes
+from train_jax.devices.store import Path
 from train_jax.output import workdir as wd
+from train_jax.output.files import LocalFolder
 from train_jax.output.metrics import (
     append_metrics,
     deviation,
@@ -36,7 +37,7 @@ class Report:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: Path,
         *,
         first_step: int,
         total_steps: int,
@@ -57,8 +58,9 @@ class Report:
         self._check_lock = check_lock
         self._metrics = workdir / wd.METRICS
         self._console = rich.console.Console(highlight=False)
+        self._events = LocalFolder(workdir / wd.TENSORBOARD)
         self._writer = _import_tensorboardx().SummaryWriter(
-            str(workdir / wd.TENSORBOARD),
+            str(self._events.path),
             purge_step=first_step + 1,
             write_to_disk=processes.is_main(),
         )
@@ -84,6 +86,7 @@ class Report:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
         self._writer.close()
+        self._events.close()
 
     def show_progress(
         self, step: int, *, epoch: int, loss: float, images_per_second: float
@@ -124,6 +127,7 @@ class Report:
                     if of_run is not None:
                         self._writer.add_scalar(f"{name}/{run_name}", of_run, step)
         self._writer.flush()
+        self._events.copy()
         width = len(str(self._epochs))
         results = (
             f"{split} loss {_format(record[f'{split}_loss'], '.4f')} "
@@ -191,7 +195,7 @@ def print_start(fields: dict[str, Any], sizes: Sequence[int], *, num_runs: int) 
     )
 
 
-def print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
+def print_summary(summary: dict[str, Any], workdir: Path) -> None:
     """Print the results of a run."""
     runs = summary.get("runs", [])
     if runs:

@@ -4,13 +4,12 @@ Configs are those of config.json here: dotted field name → JSON value.
 """
 
 import contextlib
-import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from train_jax.config.config import default_of
-from train_jax.devices import processes
+from train_jax.devices import processes, store
+from train_jax.devices.store import Path
 from train_jax.output import lock
 from train_jax.output.files import read_json, write_json
 
@@ -43,7 +42,7 @@ class WorkdirError(ValueError):
 
 
 def check_workdir(
-    workdir: pathlib.Path, fields: Fields, *, overwrite: bool, extend: bool = False
+    workdir: Path, fields: Fields, *, overwrite: bool, extend: bool = False
 ) -> None:
     """Make sure that a run may use the folder; change nothing.
 
@@ -69,7 +68,7 @@ def check_workdir(
     _check_extension(workdir, before, fields, extend)
 
 
-def _check_kinds(workdir: pathlib.Path) -> bool:
+def _check_kinds(workdir: Path) -> bool:
     """Whether a folder is new; raises WorkdirError if it holds anything but a run."""
     if not workdir.exists():
         return True
@@ -82,17 +81,18 @@ def _check_kinds(workdir: pathlib.Path) -> bool:
             f"--workdir {str(workdir)!r} holds files but no run ({CONFIG} is missing); "
             "give a folder that is new or empty"
         )
-    for names, is_right, kind in (
-        ((CONFIG, METRICS, SUMMARY), pathlib.Path.is_file, "file"),
-        ((CHECKPOINTS, TENSORBOARD, PLOTS), pathlib.Path.is_dir, "folder"),
+    for names, is_folder in (
+        ((CONFIG, METRICS, SUMMARY), False),
+        ((CHECKPOINTS, TENSORBOARD, PLOTS), True),
     ):
+        kind = "folder" if is_folder else "file"
         for path in (workdir / name for name in names):
-            if path.exists() and not is_right(path):
+            if path.exists() and path.is_dir() != is_folder:
                 raise WorkdirError(f"{str(path)!r} is in the way: it must be a {kind}")
     return False
 
 
-def check_free(workdir: pathlib.Path) -> None:
+def check_free(workdir: Path) -> None:
     """Raise WorkdirError if another process uses the folder; change nothing."""
     try:
         lock.check_free(workdir)
@@ -102,9 +102,7 @@ def check_free(workdir: pathlib.Path) -> None:
         raise WorkdirError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
 
 
-def _check_extension(
-    workdir: pathlib.Path, before: Fields, now: Fields, extend: bool
-) -> None:
+def _check_extension(workdir: Path, before: Fields, now: Fields, extend: bool) -> None:
     """Raise WorkdirError unless the config is the same, or may be this longer one."""
     changes = differences(before, now)
     if not changes:
@@ -178,7 +176,7 @@ def differences(before: Fields, now: Fields, *, but: Iterable[str] = ()) -> list
 
 @contextlib.contextmanager
 def open_workdir(
-    workdir: pathlib.Path,
+    workdir: Path,
     fields: Fields,
     *,
     overwrite: bool = False,
@@ -219,9 +217,7 @@ def open_workdir(
         yield lambda: [each.check() for each in locks]
 
 
-def prepare_workdir(
-    workdir: pathlib.Path, fields: Fields, *, overwrite: bool = False
-) -> None:
+def prepare_workdir(workdir: Path, fields: Fields, *, overwrite: bool = False) -> None:
     """Make the folder ready for the run and record its config there.
 
     A longer training of the run in the folder is noted in the history.
@@ -245,7 +241,7 @@ def prepare_workdir(
     write_json(workdir / CONFIG, fields | ({HISTORY: history} if history else {}))
 
 
-def read_summary(workdir: pathlib.Path, fields: Fields) -> Fields | None:
+def read_summary(workdir: Path, fields: Fields) -> Fields | None:
     """Read the summary of a finished run with this config; None if there is none."""
     try:
         if not (workdir / SUMMARY).exists():
@@ -257,7 +253,7 @@ def read_summary(workdir: pathlib.Path, fields: Fields) -> Fields | None:
     return summary if is_of_config and summary.keys() >= _RESULTS else None
 
 
-def read_field(workdir: pathlib.Path, field: str) -> Any:
+def read_field(workdir: Path, field: str) -> Any:
     """Read a field of the config of the run in the folder; None if there is none."""
     try:
         is_run = (workdir / CONFIG).is_file()
@@ -266,10 +262,10 @@ def read_field(workdir: pathlib.Path, field: str) -> Any:
     return read_json(workdir / CONFIG).get(field) if is_run else None
 
 
-def _remove_run(workdir: pathlib.Path) -> None:
+def _remove_run(workdir: Path) -> None:
     """Delete a run's files; the config last, so that a rest is known as a run."""
     for name in (CHECKPOINTS, TENSORBOARD, PLOTS, EXPORT):
         if (workdir / name).exists():
-            shutil.rmtree(workdir / name)
+            store.remove_folder(workdir / name)
     for name in (METRICS, SUMMARY, CONFIG):
         (workdir / name).unlink(missing_ok=True)

@@ -1,17 +1,17 @@
 """Choose the dtype of a run whose config leaves it open."""
 
 import dataclasses
-import pathlib
 
 from train_jax.config.fields import Config
 from train_jax.config.models import MODELS
 from train_jax.devices import policy, processes
+from train_jax.devices.store import Path
 from train_jax.output import workdir as wd
 
 _CHOICES = ("float32", "bfloat16")
 
 
-def choose_dtype(config: Config, workdir: pathlib.Path, *, overwrite: bool) -> Config:
+def choose_dtype(config: Config, workdir: Path, *, overwrite: bool) -> Config:
     """Replace the dtype "auto" by the fastest one, alike in all processes.
 
     A run in the folder that is to be continued keeps its own.

@@ -5,7 +5,6 @@ A run checks its folder, sets up, trains epoch by epoch, tests, and is summarise
 
 import contextlib
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,12 @@ import numpy as np
 from train_jax.config.config import from_config_dict, to_json
 from train_jax.config.fields import Config
 from train_jax.devices import processes, sharding
+from train_jax.devices.store import Path, any_path
 from train_jax.learning.state import TrainState, count_parameters
 from train_jax.output import checkpoint, checkpoint_search, plots, report, summary
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint import Checkpoints
-from train_jax.output.files import write_json
+from train_jax.output.files import open_folder, write_json
 from train_jax.output.layers import print_layers
 from train_jax.output.metrics import metrics_from_json, truncate_metrics
 from train_jax.run import loop
@@ -38,7 +38,7 @@ ShouldStop = Callable[[], bool]
 
 def train_and_evaluate(
     config: Any,
-    workdir: pathlib.Path | str,
+    workdir: Path | str,
     *,
     overwrite: bool = False,
     extend: bool = False,
@@ -48,7 +48,7 @@ def train_and_evaluate(
 
     Args:
         config: what `get_config()` of a config file returns, or a `Config`.
-        workdir: the run's folder.
+        workdir: the run's folder, on this machine or gs://BUCKET/FOLDER.
         overwrite: whether to delete a run in the folder first.
         extend: whether such a run may be trained longer than its schedule said.
         should_stop: asked every few seconds whether to save and stop.
@@ -65,14 +65,14 @@ def train_and_evaluate(
             read; it names the last good checkpoint.
         Diverged: if the loss is not finite any more; it names the step.
     """
-    config, workdir = from_config_dict(config), pathlib.Path(workdir)
+    config, workdir = from_config_dict(config), any_path(str(workdir), "workdir")
     run = prepare(config, workdir, overwrite=overwrite, extend=extend)
     return run(should_stop)
 
 
 def prepare(
     config: Config,
-    workdir: pathlib.Path,
+    workdir: Path,
     *,
     overwrite: bool = False,
     extend: bool = False,
@@ -99,7 +99,7 @@ def prepare(
     return functools.partial(_run, workdir, config, parts, **how)
 
 
-def _read_finished(workdir: pathlib.Path, fields: wd.Fields) -> dict[str, Any] | None:
+def _read_finished(workdir: Path, fields: wd.Fields) -> dict[str, Any] | None:
     """Read the summary of a run that is finished already, and say so; else None.
 
     Process 0 decides; in the others the summary is empty.
@@ -115,7 +115,7 @@ def _read_finished(workdir: pathlib.Path, fields: wd.Fields) -> dict[str, Any] |
 
 
 def _run(
-    workdir: pathlib.Path,
+    workdir: Path,
     config: Config,
     parts: Parts,
     should_stop: ShouldStop,
@@ -166,7 +166,7 @@ def _run(
 
 
 def _train(
-    workdir: pathlib.Path,
+    workdir: Path,
     config: Config,
     parts: Parts,
     checkpoints: Checkpoints,
@@ -269,7 +269,7 @@ def _make_diagnose(config: Config, parts: Parts) -> Callable[[Checkpoints, int],
 
 
 def _plot(
-    folder: pathlib.Path,
+    folder: Path,
     parts: Parts,
     variables: Any,
     records: list[Record],
@@ -279,15 +279,15 @@ def _plot(
     variables = sharding.fetch(variables, parts.runs.mesh)
     if not processes.is_main():
         return
-    folder.mkdir(exist_ok=True)
-    plots.plot_curves(records, parts.runs.names, folder / "curves.png")
     # Without validation there is no better one than the first.
     accuracy_R = metrics_from_json(records[-1].get("val_accuracy", 0.0))
     best = int(np.nanargmax(accuracy_R))
-    parts.task.plot(
-        parts.model,
-        parts.runs.select(variables, best),
-        parts.test,
-        test.output_RM[best],
-        folder,
-    )
+    with open_folder(folder) as local:
+        plots.plot_curves(records, parts.runs.names, local / "curves.png")
+        parts.task.plot(
+            parts.model,
+            parts.runs.select(variables, best),
+            parts.test,
+            test.output_RM[best],
+            local,
+        )

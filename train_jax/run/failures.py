@@ -1,12 +1,12 @@
 """The errors that end a run; they name the last good checkpoint."""
 
 import contextlib
-import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
 
 from train_jax.data.loader import LoaderError
+from train_jax.devices.store import Path
 from train_jax.output.checkpoint import CheckpointError, Checkpoints
 from train_jax.run.epoch import NonFiniteError
 
@@ -25,7 +25,7 @@ class Diverged(Failed):
 
 @contextlib.contextmanager
 def open_checkpoints(
-    directory: pathlib.Path,
+    directory: Path,
     *,
     keep: int,
     check_lock: Callable[[], object],

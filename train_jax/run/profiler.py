@@ -1,9 +1,12 @@
 """Record a trace of some training steps, for TensorBoard, XProf and Perfetto."""
 
-import pathlib
+import contextlib
 from types import TracebackType
 
 import jax
+
+from train_jax.devices.store import Path
+from train_jax.output.files import LocalFolder
 
 
 class Profiler:
@@ -14,7 +17,7 @@ class Profiler:
             for none.
     """
 
-    def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None):
+    def __init__(self, folder: Path, steps: tuple[int, int] | None):
         """Record nothing yet.
 
         Args:
@@ -23,7 +26,7 @@ class Profiler:
         """
         self.steps = steps or ()
         self._folder = folder
-        self._is_recording = False
+        self._local: LocalFolder | None = None
 
     def reach(self, step: int) -> None:
         """Begin or end at so many steps done, if that is due.
@@ -31,8 +34,8 @@ class Profiler:
         A run that is resumed between the two records nothing.
         """
         if self.steps[:1] == (step,):
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-            self._is_recording = True
+            self._local = LocalFolder(self._folder)
+            jax.profiler.start_trace(self._local.path, create_perfetto_trace=True)
         elif self.steps[1:] == (step,):
             self._stop()
 
@@ -49,7 +52,10 @@ class Profiler:
         self._stop()
 
     def _stop(self) -> None:
-        if self._is_recording:
-            self._is_recording = False
+        if self._local is None:
+            return
+        with contextlib.closing(self._local) as local:
+            self._local = None
             jax.profiler.stop_trace()
+            local.copy()
             print(f"trace of the steps written to {self._folder}")

@@ -11,7 +11,7 @@ import numpy as np
 
 import vit_jax.weights
 from resnet_jax.resnet import ResNet
-from train_jax.devices.folders import local_path
+from train_jax.devices.store import any_path, is_remote
 from train_jax.output import workdir as wd
 from train_jax.run.build import init_variables
 from train_jax.run.trained import load_model, read_weights
@@ -32,8 +32,8 @@ def load_start(init_from: str) -> Pretrained:
     try:
         if init_from.startswith("hf://"):
             return read_weights(init_from)
-        path = local_path(init_from, "it")
-        if (path / wd.CHECKPOINTS).is_dir():
+        path = any_path(init_from, "it")
+        if is_remote(path) or (path / wd.CHECKPOINTS).is_dir():
             return load_model(path).to_pretrained()
         return read_weights(str(path))
     except ValueError as error:

@@ -1,7 +1,6 @@
 """Load a trained model: from the folder of a run, or from weights of others."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ from train_jax.config.config import resolve
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import policy
+from train_jax.devices.store import Path
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
@@ -79,9 +79,7 @@ def require_images(trained: TrainedModel) -> Classification:
     return trained.task
 
 
-def load_model(
-    workdir: pathlib.Path, *, run: int = 0, which: str = "last"
-) -> TrainedModel:
+def load_model(workdir: Path, *, run: int = 0, which: str = "last") -> TrainedModel:
     """Restore a trained model from the folder of its run.
 
     Args:

@@ -4,6 +4,7 @@ import argparse
 
 from train_jax.cli import arguments as cli
 from train_jax.devices.folders import local_path
+from train_jax.devices.store import any_path
 from train_jax.run.trained import TrainedModel, load_model, load_weights
 
 
@@ -68,7 +69,7 @@ def load(options: argparse.Namespace) -> TrainedModel:
     if options.workdir is not None:
         if fields:
             raise ValueError(f"--{next(iter(fields))} is for --weights alone")
-        workdir = local_path(options.workdir, "--workdir")
+        workdir = any_path(options.workdir, "--workdir")
         return load_model(workdir, run=options.run, which=options.checkpoint)
     for name, default in (("run", 0), ("checkpoint", "last")):
         if getattr(options, name) != default:
