@@ -5,6 +5,7 @@ needs, without letting JAX start, and then forks for every command line that it 
 """
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # What train.py imports, and when it reads the digits and writes its logs.
@@ -29,7 +30,13 @@ class Nursery:
     """Starts train.py, many times, each in a process of its own."""
 
     def __init__(
-        self, folder: pathlib.Path, fields: Mapping[str, Any], *, cache: pathlib.Path
+        self,
+        folder: pathlib.Path,
+        fields: Mapping[str, Any],
+        *,
+        cache: pathlib.Path,
+        variables: Mapping[str, str] | None = None,
+        modules: Sequence[str] = (),
     ):
         """Start the program below.
 
@@ -37,6 +44,8 @@ class Nursery:
             folder: for what it prints.
             fields: of the config, for all runs.
             cache: folder for compiled programs.
+            variables: of the environment.
+            modules: to import beforehand, beside those of train.py.
         """
         self._fields = [f"--config.{k}={v}" for k, v in fields.items()]
         self._output = folder / "output.txt"
@@ -45,9 +54,10 @@ class Nursery:
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **(variables or {}),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.train.nursery"],
+            [sys.executable, "-m", "tests.train.nursery", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -58,7 +68,7 @@ class Nursery:
 
     def start(
         self,
-        workdir: pathlib.Path,
+        workdir: pathlib.Path | str,
         *arguments: str,
         file_size: int | None = None,
         has_plots: bool = False,
@@ -153,6 +163,8 @@ def _is_stopped(thread: pathlib.Path) -> bool:
 def main() -> None:
     """Read a command a line; answer with the process's id, then its exit status."""
     report._import_tensorboardx()
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     assert threading.active_count() == 1, "a fork would lose threads"
     for line in sys.stdin:
         command = json.loads(line)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train_jax.data import cache, tfds_prepare, tfds_read, tfds_stream
+from train_jax.data import cache, tfds_fetch, tfds_prepare, tfds_read, tfds_stream
 from train_jax.data.digits import load_digits
 from train_jax.data.folder import PREFIX, load_folder
 from train_jax.data.names import canonical_name as canonical_name
@@ -26,6 +26,7 @@ from train_jax.data.split import absolute_slice
 from train_jax.data.split import count_shared as count_shared
 from train_jax.data.split import parse_split as parse_split
 from train_jax.devices.folders import local_path
+from train_jax.devices.store import Path, any_path
 
 
 def load(
@@ -182,8 +183,10 @@ def _load_whole(
 def find_or_prepare(
     name: str, data_dir: str | None, manual_dir: str | None
 ) -> pathlib.Path:
-    """Find the folder of a prepared TFDS set; prepare it first if need be."""
+    """Find the folder of a prepared TFDS set; prepare it, or copy it, if need be."""
     root = _data_root(data_dir)
+    if not isinstance(root, pathlib.Path):
+        return tfds_fetch.fetch_prepared(name, root)
     manual = local_path(manual_dir, "manual_dir") if manual_dir else None
     if manual is not None and not os.path.isdir(manual):
         raise ValueError(
@@ -203,11 +206,11 @@ def _cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:
         ) from error
 
 
-def _data_root(data_dir: str | None) -> pathlib.Path:
+def _data_root(data_dir: str | None) -> Path:
     """Find the folder of the prepared sets, which may not exist yet."""
     name = "data_dir" if data_dir else "TFDS_DATA_DIR"
     text = data_dir or os.environ.get(name) or "~/tensorflow_datasets"
-    root = local_path(text, name)
+    root = any_path(text, name)
     if os.path.exists(root) and not os.path.isdir(root):
         raise ValueError(f"{name} {str(root)!r} is not a folder")
     return root

@@ -85,14 +85,12 @@ def errors(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (HttpError, GoogleAuthError, aiohttp.ClientError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(errno.EIO, reason, str(path)) from error
-    except OSError as error:
-        if error.strerror:
+    except (HttpError, GoogleAuthError, aiohttp.ClientError, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:
             raise
         number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
-        raise OSError(number, str(error), str(path)) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(number, reason, str(path)) from error
 
 
 def create_file(path: Path, content: bytes) -> bool:
@@ -153,6 +151,13 @@ def modified(path: Path) -> float:
     if isinstance(path, pathlib.Path):
         return path.stat().st_mtime
     return path.stat().mtime
+
+
+def size(path: Path) -> int:
+    """The size of a file, bytes."""
+    if isinstance(path, pathlib.Path):
+        return path.stat().st_size
+    return path.stat().length
 
 
 def _filesystem() -> Any:

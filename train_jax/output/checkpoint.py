@@ -60,6 +60,13 @@ class Checkpoints:
                 version.
         """
         self.directory = store.absolute(directory)
+        with store.errors(self.directory):
+            self._open(keep)
+        self._saving: int | None = None
+        self._check_lock = check_lock
+
+    def _open(self, keep: int) -> None:
+        """Find the newest checkpoint, and open the folder; see `__init__`."""
         self.newest = _call_on_main(lambda: rename_damaged(self.directory))
         if processes.is_main():
             warn_of_unfinished(self.directory)
@@ -78,8 +85,6 @@ class Checkpoints:
                 ),
             ),
         )
-        self._saving: int | None = None
-        self._check_lock = check_lock
 
     def save(
         self,
