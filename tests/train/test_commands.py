@@ -44,8 +44,9 @@ REFUSED = {
 # Condition → arguments, and the line that refuses.
 REFUSED_ARGUMENTS = {
     "an address for the folder": (
-        ["--workdir=gs://bucket/run"],
-        "--workdir must be a path on this machine, got the address 'gs://bucket/run'",
+        ["--workdir=s3://bucket/run"],
+        "--workdir must be a path on this machine or gs://BUCKET/FOLDER, got "
+        "'s3://bucket/run'",
     ),
     "an address for the config": (
         ["--config=https://example.org/config.py"],

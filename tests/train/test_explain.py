@@ -214,7 +214,7 @@ def test_error_line_for_wrong_flags(run, capsys, flags, message):
 @pytest.mark.parametrize(
     ("workdir", "message"),
     [
-        ("https://host/run", "--workdir must be a path on this machine, got the addre"),
+        ("https://host/run", "must be a path on this machine or gs://BUCKET/FOLDER"),
         ("x" * 300, "File name too long"),
     ],
 )

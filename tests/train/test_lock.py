@@ -1,8 +1,10 @@
 """The lock of a folder: one holder at a time; dead holders are superseded."""
 
 import errno
+import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ import time
 
 import pytest
 
+from train_jax.devices import store
 from train_jax.output import lock
 
 ELSEWHERE = {"pid": 17, "start": "1", "host": "colab-7", "machine": "another one"}
@@ -138,25 +141,30 @@ def test_a_lock_of_another_process_with_the_same_name(tmp_path, monkeypatch):
 
 def test_a_living_lock_of_a_lower_number_is_respected(tmp_path, monkeypatch):
     write(tmp_path, start="0")
-    create = lock._create
+    create = store.create_file
 
-    def create_late(path, holder):
+    def create_late(path, content):
         # Meanwhile another one has taken lock.2 and released it, and a third lock.1.
         write(tmp_path, **ELSEWHERE)
-        return create(path, holder)
+        return create(path, content)
 
-    monkeypatch.setattr(lock, "_create", create_late)
+    monkeypatch.setattr(store, "create_file", create_late)
     with pytest.raises(lock.InUseError, match="process 17 on host colab-7"):
         lock.acquire(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock.1"]
 
 
 def test_a_lock_that_cannot_be_written_is_not_left(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class FullDisk(io.BytesIO):
+        def write(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_there(path, *mode):
+        path.touch(exist_ok=False)
+        return FullDisk()
 
     with monkeypatch.context() as patch:
-        patch.setattr(lock.json, "dumps", full)
+        patch.setattr(pathlib.Path, "open", open_there)
         with pytest.raises(OSError, match="No space left"):
             lock.acquire(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -396,7 +396,7 @@ WRONG = {
         ("--workdir RUN --checkpoint 7", "--checkpoint must be last, best or the step"),
         ("--workdir RUN --run 1", "--run must be in [0, 0], got 1"),
         ("--workdir RUN --mean 0.5", "--mean is for --weights alone"),
-        ("--workdir gs://a/b", "--workdir must be a path on this machine"),
+        ("--workdir gs://a", "--workdir must be gs://BUCKET/FOLDER, got 'gs://a'"),
         ("--weights nothing.npz --dataset digits", "'nothing.npz' are not there"),
         ("--weights README.md --dataset digits", "must be a file of: .npz"),
         ("--weights hf://x --dataset digits", "must be hf://owner/name"),

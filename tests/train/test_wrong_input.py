@@ -508,7 +508,7 @@ def test_folders_that_hold_something_else(tmp_path, capsys, files, expected):
     [
         (
             "data_dir=gs://bucket",
-            "data_dir must be a path on this machine, got the address 'gs://bucket'",
+            "data_dir must be gs://BUCKET/FOLDER, got 'gs://bucket'",
         ),
         (
             "manual_dir=/no/such",
@@ -516,7 +516,7 @@ def test_folders_that_hold_something_else(tmp_path, capsys, files, expected):
         ),
         (
             "data_dir=None",  # TFDS_DATA_DIR is asked then
-            "TFDS_DATA_DIR must be a path on this machine, got the address "
+            "TFDS_DATA_DIR must be a path on this machine or gs://BUCKET/FOLDER, got "
             "'s3://bucket'",
         ),
     ],

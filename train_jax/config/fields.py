@@ -70,7 +70,7 @@ class DatasetConfig:
     test_split: str = option("test", "examples to test on, once, at the end")
     data_dir: str | None = option(
         None,
-        "folder of prepared TFDS sets; None for $TFDS_DATA_DIR, else "
+        "folder of prepared TFDS sets, or gs://…; None for $TFDS_DATA_DIR, else "
         "~/tensorflow_datasets",
     )
     manual_dir: str | None = option(

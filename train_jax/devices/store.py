@@ -35,10 +35,9 @@ def any_path(text: str, name: str) -> Path:
     """
     if not text.startswith(SCHEME):
         if "://" in text:
-            scheme = text.partition("://")[0]
             raise ValueError(
                 f"{name} must be a path on this machine or {SCHEME}BUCKET/FOLDER, "
-                f"got {scheme}:// in {text!r}"
+                f"got {text!r}"
             )
         return local_path(text, name)
     bucket, _, folder = text.removeprefix(SCHEME).partition("/")

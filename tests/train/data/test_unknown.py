@@ -83,13 +83,17 @@ def test_manual_dir_must_exist(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/x", "s3:/bucket", "file:///x"])
-def test_folders_must_be_local(monkeypatch, address):
-    expected = f" must be a path on this machine, got the address {address!r}"
-    for folder in ("data_dir", "manual_dir"):
-        message = message_of(
-            lambda f=folder: data.load("mnist", "train", **{f: address})
-        )
-        assert message == folder + expected
+def test_the_archives_must_be_local(address):
+    message = message_of(lambda: data.load("mnist", "train", manual_dir=address))
+    expected = f"manual_dir must be a path on this machine, got the address {address!r}"
+    assert message == expected
+
+
+@pytest.mark.parametrize("address", ["s3://bucket", "file:///x"])
+def test_data_dir_must_be_local_or_of_a_known_store(monkeypatch, address):
+    expected = f" must be a path on this machine or gs://BUCKET/FOLDER, got {address!r}"
+    message = message_of(lambda: data.load("mnist", "train", data_dir=address))
+    assert message == "data_dir" + expected
     monkeypatch.setenv("TFDS_DATA_DIR", address)
     message = message_of(lambda: data.load("mnist", "train"))
     assert message == "TFDS_DATA_DIR" + expected
