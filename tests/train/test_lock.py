@@ -159,8 +159,13 @@ def test_a_lock_that_cannot_be_written_is_not_left(tmp_path, monkeypatch):
         def write(self, *_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def open_there(path, *mode):
-        path.touch(exist_ok=False)
+    real_open = pathlib.Path.open
+
+    def open_there(path, mode="r", **how):
+        file = real_open(path, mode, **how)
+        if mode != "xb":
+            return file
+        file.close()
         return FullDisk()
 
     with monkeypatch.context() as patch:

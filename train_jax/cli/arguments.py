@@ -46,8 +46,8 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workdir",
-        help="folder for the results, also gs://BUCKET/FOLDER (default: runs/<name of the "
-        "config>)",
+        help="folder for the results, also gs://BUCKET/FOLDER (default: runs/<name of "
+        "the config>)",
     )
     return parser
 
