@@ -162,7 +162,7 @@ def _is_stopped(thread: pathlib.Path) -> bool:
 
 def main() -> None:
     """Read a command a line; answer with the process's id, then its exit status."""
-    report._import_tensorboardx()
+    report.import_tensorboardx()
     for module in sys.argv[1:]:
         importlib.import_module(module)
     assert threading.active_count() == 1, "a fork would lose threads"

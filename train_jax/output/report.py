@@ -59,7 +59,7 @@ class Report:
         self._metrics = workdir / wd.METRICS
         self._console = rich.console.Console(highlight=False)
         self._events = LocalFolder(workdir / wd.TENSORBOARD)
-        self._writer = _import_tensorboardx().SummaryWriter(
+        self._writer = import_tensorboardx().SummaryWriter(
             str(self._events.path),
             purge_step=first_step + 1,
             write_to_disk=processes.is_main(),
@@ -159,7 +159,7 @@ def _make_progress(console: rich.console.Console) -> rich.progress.Progress:
     )
 
 
-def _import_tensorboardx() -> Any:
+def import_tensorboardx() -> Any:
     """Import tensorboardX, but not PyTorch, which takes 1.7 s and is of no use here."""
     is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore
     try:

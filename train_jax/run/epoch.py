@@ -80,14 +80,8 @@ class Trainer:
         """Number of epochs; the last one may be cut short."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
-    def compile(self, state: TrainState, *, seconds: float = 0.0) -> None:
-        """Compile the steps, for states like this one.
-
-        Args:
-            state: the state to go on from.
-            seconds: how long the steps of its epoch have taken so far.
-        """
-        self.seconds = seconds
+    def compile(self, state: TrainState) -> None:
+        """Compile the steps, for states like this one, or like it is described."""
         started = time.perf_counter()
         self._take_steps = self._steps.compile(state, *self._steps.data, self._step_key)
         print(f"compiled in {time.perf_counter() - started:.1f} s")

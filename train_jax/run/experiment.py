@@ -3,6 +3,7 @@
 A run checks its folder, sets up, trains epoch by epoch, tests, and is summarised.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 from collections.abc import Callable
@@ -175,19 +176,9 @@ def _train(
 ) -> tuple[TrainState, list[Record]]:
     """Train from the newest checkpoint to the end."""
     fields, trainer = to_json(config), parts.trainer
-    state, metadata = start_or_resume(
-        checkpoints,
-        fields,
-        parts.abstract_state,
-        parts.init_state,
-        total_steps=trainer.total_steps,
-    )
-    records = metadata["metrics"]
-    if state.steps_done:
-        print(f"resuming after step {state.steps_done} of {trainer.total_steps}")
+    state, records = _start(fields, parts, checkpoints)
     check_lock()
     truncate_metrics(workdir / wd.METRICS, records)
-    trainer.compile(state, seconds=metadata["epoch_seconds"])
     with (
         contextlib.closing(trainer.feed),
         report.Report(
@@ -220,6 +211,28 @@ def _train(
             "the same command resumes from there"
         )
     return state, records
+
+
+def _start(
+    fields: wd.Fields, parts: Parts, checkpoints: Checkpoints
+) -> tuple[TrainState, list[Record]]:
+    """Draw or restore the state to go on from, while the steps are compiled."""
+    trainer = parts.trainer
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(trainer.compile, parts.abstract_state)
+        state, metadata = start_or_resume(
+            checkpoints,
+            fields,
+            parts.abstract_state,
+            parts.init_state,
+            total_steps=trainer.total_steps,
+        )
+        if state.steps_done:
+            print(f"resuming after step {state.steps_done} of {trainer.total_steps}")
+        report.import_tensorboardx()
+        compiled.result()
+    trainer.seconds = metadata["epoch_seconds"]
+    return state, metadata["metrics"]
 
 
 def _test(parts: Parts, variables: Any) -> tuple[Evaluation, dict[str, np.ndarray]]:
