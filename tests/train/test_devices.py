@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import RESNET, losses_of_steps, make_tiny, train_tiny
-from train_jax.devices import sharding
+from train_jax.devices import memory, sharding
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 
@@ -89,3 +89,23 @@ def test_a_checkpoint_restores_on_other_devices(tmp_path, fsdp):
         states.append(jax.device_get(state))
     chex.assert_trees_all_equal(*states)
     np.testing.assert_allclose(losses, summary["test_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "folder"),
+    [
+        ("memory.max", "memory.current", "."),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory"),
+    ],
+)
+def test_the_limit_of_a_container(tmp_path, limit, used, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name, text in ((limit, "1000"), (used, "700"), ("memory.stat", "anon 5")):
+        (tmp_path / folder / name).write_text(text + "\n")
+    assert memory.free_in_container(tmp_path) == 300
+    statistics = "active_file 9\ninactive_file 200\nunevictable 0\n"
+    (tmp_path / folder / "memory.stat").write_text(statistics)
+    assert memory.free_in_container(tmp_path) == 500
+    (tmp_path / folder / limit).write_text("max\n")
+    assert memory.free_in_container(tmp_path) == float("inf")
+    assert memory.free_in_container(tmp_path / "missing") == float("inf")

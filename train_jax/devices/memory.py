@@ -18,7 +18,8 @@ def room_for_data() -> float:
 
     In several processes all come to the same: the least of them.
     """
-    room = SHARE * min(_free_on_host(), *map(_free_on_device, jax.local_devices()))
+    on_devices = map(_free_on_device, jax.local_devices())
+    room = SHARE * min(_free_on_host(), free_in_container(), *on_devices)
     if jax.process_count() == 1:
         return room
     rooms = multihost_utils.process_allgather(jax.numpy.float32(room))
@@ -35,6 +36,30 @@ def _free_on_host() -> float:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
         return float("inf")
+
+
+def free_in_container(root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the limit of a container leaves; infinity if there is no limit.
+
+    Args:
+        root: where Linux describes the control group, of either version.
+    """
+    for limit, used, folder in (
+        ("memory.max", "memory.current", root),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory"),
+    ):
+        try:
+            # Without a limit this is "max".
+            free = int((folder / limit).read_text()) - int((folder / used).read_text())
+            statistics = (folder / "memory.stat").read_text()
+        except (OSError, ValueError):
+            continue
+        # Files that have been read are given up first.
+        cached = re.search(
+            r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE
+        )
+        return float(max(0, free + (int(cached[1]) if cached else 0)))
+    return float("inf")
 
 
 def _free_on_device(device: Any) -> float:
