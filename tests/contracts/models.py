@@ -182,7 +182,7 @@ CONTRACTS = {
     "vit_jax.layers.draw_kept": Contract(
         (KEY, (2, 3)),
         (KEYS, (2, 3)),
-        "vit_jax.layers.random_bytes",
+        "jax.numpy.expand_dims",
         _with("vit_jax.layers.draw_kept", rate=0.5),
     ),
     "vit_jax.layers.dropout": Contract(

@@ -11,6 +11,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.train import fake_gcs
 from tests.train.data.tiny_set import NUM_TEST, NUM_TRAIN, encoded, write_set
@@ -38,6 +39,8 @@ COMMITTED = "commit_success.txt"
 @pytest.fixture(scope="module")
 def store():
     """A store with an empty bucket, to which the clients of this process connect."""
+    # As if a path had been used before: etils.epath then keeps to TensorFlow.
+    epath.Path("local").exists()
     with fake_gcs.serve() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment().items():
             patch.setenv(name, value)

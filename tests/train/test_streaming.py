@@ -387,18 +387,17 @@ def test_cifar10_streamed_has_the_metrics_of_cifar10_in_memory(one_device, tmp_p
     common = {
         "dataset.name": "cifar10",
         "dataset.train_split": "train[:5120]",
-        "dataset.val_split": "train[49000:]",
-        "dataset.test_split": "test[:1000]",
+        "dataset.val_split": "train[49500:]",
+        "dataset.test_split": "test[:500]",
         "augment.crop_padding": 4,
         "augment.flip": "random",
         "batch_size": 128,
         "num_steps": 60,
     }
     found = {}
-    for streaming, workers in ((False, 0), (True, 0), (True, 2)):
+    for streaming, workers in ((False, 0), (True, 2)):
         how = {"dataset.streaming": streaming, "dataset.num_workers": workers}
         workdir = tmp_path / f"{streaming}-{workers}"
         summary = train_and_evaluate(tiny_config(common | how), workdir)
         found[workdir.name] = (summary["test_loss"], results(workdir))
-    assert json.dumps(found["False-0"]) == json.dumps(found["True-0"])
     assert json.dumps(found["False-0"]) == json.dumps(found["True-2"])

@@ -165,8 +165,13 @@ def _filesystem() -> Any:
     Raises:
         ImportError: if it is not installed.
     """
-    # Without it, etils.epath takes TensorFlow where it is installed, for all schemes.
+    from etils.epath import gpath
+
+    # etils.epath takes TensorFlow, where it is installed, unless this is set before the
+    # first path is used; it may have been used already.
     os.environ.setdefault("EPATH_USE_TF", "0")
+    if hasattr(gpath, "_is_tf_installed"):
+        gpath._is_tf_installed.cache_clear()
     # Without it, gcsfs asks for the type of the bucket before each call.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec.config
