@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
     """Time decoding alone, then the training of a ViT on what is decoded."""
     name = "ViT, tiny" if small else "ViT-S/16, 224 px"
     case = cases(small=small)[name]
+    workers = _WORKERS[:1] if small else _WORKERS
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         write_photos(root, 40 if small else 1000, channels=case.image_shape[2])
@@ -37,14 +38,14 @@ def measure(*, small: bool, rounds: int) -> Iterator[Timing]:
         batch_size = case.batch_size * (1 if small else 8)
         yield from take_turns(
             f"decode, crop and resize to {case.image_shape[0]} px, batch {batch_size}",
-            _decoders(root, train, batch_size),
+            _decoders(root, train, batch_size, workers),
             rounds=rounds,
             images=batch_size,
             units=_NUM_BATCHES,
         )
         yield from take_turns(
             f"training step, {name}, batch {case.batch_size}",
-            _trainings(root, train, case),
+            _trainings(root, train, case, workers),
             rounds=rounds,
             images=case.batch_size,
             units=case.num_steps,
@@ -69,7 +70,7 @@ def write_photos(root: pathlib.Path, count: int, *, channels: int) -> None:
 
 
 def _decoders(
-    root: pathlib.Path, train: ImageSplit, batch_size: int
+    root: pathlib.Path, train: ImageSplit, batch_size: int, numbers: Sequence[int]
 ) -> dict[str, Callable[[], object]]:
     """Make programs that load batches each time they are called."""
     programs: dict[str, Callable[[], object]] = {}
@@ -77,7 +78,7 @@ def _decoders(
     def take(batches: Iterator[Any]) -> Callable[[], object]:
         return lambda: sum(1 for _ in itertools.islice(batches, _NUM_BATCHES))
 
-    for workers in (0, *_WORKERS):
+    for workers in (0, *numbers):
         batches = Batches(
             train.examples,
             _Indices(len(train), batch_size),
@@ -88,14 +89,14 @@ def _decoders(
         )
         name = _count(workers) if workers else "threads"
         programs[f"ours, {name}"] = take(load_batches(batches, num_workers=workers))
-    for workers in _WORKERS:
+    for workers in numbers:
         loaded = _load_by_torch(root, train, batch_size, workers)
         programs[f"torch.utils.data, {_count(workers)}"] = take(loaded)
     return programs
 
 
 def _trainings(
-    root: pathlib.Path, train: ImageSplit, case: Case
+    root: pathlib.Path, train: ImageSplit, case: Case, numbers: Sequence[int]
 ) -> dict[str, Callable[[], object]]:
     """Make programs that train for the case's number of steps when called."""
     fields = {"augment.crop_area": _AREA, "optimizer.schedule": "constant"}
@@ -104,13 +105,13 @@ def _trainings(
     programs: dict[str, Callable[[], object]] = {
         "ours, in memory": ours.make_program(in_memory, case.num_steps)
     }
-    for workers in (0, *_WORKERS):
+    for workers in (0, *numbers):
         name = _count(workers) if workers else "threads"
         streamed = case._replace(fields=case.fields | {"dataset.num_workers": workers})
         programs[f"ours, {name}"] = ours.make_program(
             streamed, case.num_steps, train=train
         )
-    for workers in _WORKERS:
+    for workers in numbers:
         batches = _load_by_torch(root, train, case.batch_size, workers)
         name = f"PyTorch eager, {_count(workers)}"
         programs[name] = peers.make_steps(case, batches=batches)
