@@ -116,14 +116,13 @@ def draw_kept(key: Array, shape: tuple[int, ...], *, rate: float) -> Array:
         bool of that shape, which has at least one axis.
     """
     chex.assert_rank(key, {0, 1})  # 1: the older kind of key, two numbers
-    # Bytes and the examples' draws are of one call, which compiles in half the time.
+    # One call draws for examples and elements: two take longer to compile.
     drawn = random_bytes(key, (shape[0], 4 + math.prod(shape[1:])))
-    word, byte = drawn[:, :4], drawn[:, 4:].reshape(shape)
-    word = jax.lax.bitcast_convert_type(word, jnp.uint32)
+    word = jax.lax.bitcast_convert_type(drawn[:, :4], jnp.uint32)
+    byte = drawn[:, 4:].reshape(shape)
     threshold = math.floor(256 * rate)
-    share_raised = 256 * rate - threshold
-    is_raised = word < np.uint32(min(round(share_raised * 2**32), 2**32 - 1))
-    is_raised = jnp.expand_dims(is_raised, range(1, len(shape)))
+    raised = np.uint32(min(round((256 * rate - threshold) * 2**32), 2**32 - 1))
+    is_raised = jnp.expand_dims(word < raised, range(1, len(shape)))
     # uint8 cannot hold a threshold of 256, so a raised threshold is an equality.
     is_kept = (byte > threshold) | ((byte == threshold) & ~is_raised)
     chex.assert_shape(is_kept, shape)

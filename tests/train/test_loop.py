@@ -20,7 +20,7 @@ from tests.train.tiny import (
 from train_jax.output import checkpoint, report
 from train_jax.output import workdir as wd
 from train_jax.output.files import read_json
-from train_jax.run import build, epoch
+from train_jax.run import build, epoch, experiment
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Diverged, Failed, Stopped
 from train_jax.run.saving import SaveSchedule
@@ -126,6 +126,23 @@ def test_stopped_at_any_step_it_equals_the_uninterrupted_run(
     again = train_tiny(tmp_path, CHANGES)
     assert_same_run(tmp_path, uninterrupted)
     assert again["test_loss"] == summary["test_loss"]
+
+
+def test_an_epoch_that_is_resumed_counts_its_seconds_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    with pytest.raises(Stopped):
+        train_tiny(tmp_path, CHANGES, should_stop=AfterSteps(2))
+    read = experiment.read_progress
+
+    def read_as_if_slow(*args, **kwargs):
+        progress = read(*args, **kwargs)
+        assert 0 < progress["epoch_seconds"] < 1000
+        return progress | {"epoch_seconds": 1000.0}
+
+    monkeypatch.setattr(experiment, "read_progress", read_as_if_slow)
+    train_tiny(tmp_path, CHANGES)
+    lines = [json.loads(x) for x in (tmp_path / wd.METRICS).read_text().splitlines()]
+    assert [line["seconds"] > 1000 for line in lines] == [True, False, False, False]
 
 
 def test_a_run_that_breaks_off_equals_the_uninterrupted_run(

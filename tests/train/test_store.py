@@ -162,16 +162,19 @@ def test_killed_ten_times(store, folder, tmp_path):
 
 def test_an_unfinished_save_is_named_and_not_used(unfinished, whole, capsys):
     (unfinished / wd.CHECKPOINTS / "30" / COMMITTED).unlink()
+    (unfinished / wd.CHECKPOINTS / "7" / "state" / "_METADATA").write_text("{}")
     train_tiny(unfinished, CHANGES)
     printed = capsys.readouterr()
     assert f"{unfinished}/checkpoints/30 is not complete, and is not" in printed.err
+    assert f"{unfinished}/checkpoints/7 is not complete, and is not" in printed.err
+    assert not (unfinished / wd.CHECKPOINTS / "7").exists()
     assert "resuming after step 25 of 30" in printed.out
     assert_same_bits(unfinished, whole)
 
 
 def test_a_damaged_checkpoint_is_renamed(unfinished, store, whole, capsys):
     files = stores.list_files(unfinished / wd.CHECKPOINTS / "30" / "state")
-    largest = max(files, key=stores.size)
+    largest = max(files, key=lambda path: files[path])
     largest.write_bytes(largest.read_bytes()[:-1])
     train_tiny(unfinished, CHANGES)
     printed = capsys.readouterr()
@@ -193,6 +196,14 @@ def test_only_one_of_two_starts_creates_the_lock(folder):
     assert stores.create_file(folder / "lock.1", b"first")
     assert not stores.create_file(folder / "lock.1", b"second")
     assert (folder / "lock.1").read_text() == "first"
+
+
+def test_what_another_process_writes_is_seen(folder, store):
+    (folder / "first").write_text("x")
+    assert [path.name for path in folder.iterdir()] == ["first"]
+    store.put(f"{folder.name}/second", b"y", None)
+    assert [path.name for path in folder.iterdir()] == ["first", "second"]
+    assert stores.list_files(folder) == {folder / "first": 1, folder / "second": 1}
 
 
 def test_a_lock_that_is_taken_over_stops_the_writing(folder):
@@ -247,7 +258,7 @@ def test_the_commands_read_a_run(whole, store, capsys):
     assert export.main([*workdir, "--format", "safetensors", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["files"] == [f"{whole}/export/model.safetensors"]
-    assert stores.size(whole / "export" / "model.safetensors") == result["bytes"]
+    assert len((whole / "export/model.safetensors").read_bytes()) == result["bytes"]
     for name in ("plots/explain_3.png", "export/model.safetensors"):
         (whole / name).unlink()
 

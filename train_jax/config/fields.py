@@ -70,8 +70,8 @@ class DatasetConfig:
     test_split: str = option("test", "examples to test on, once, at the end")
     data_dir: str | None = option(
         None,
-        "folder of prepared TFDS sets, or gs://…; None for $TFDS_DATA_DIR, else "
-        "~/tensorflow_datasets",
+        "folder of prepared TFDS sets, or gs://BUCKET/FOLDER; None for "
+        "$TFDS_DATA_DIR, else ~/tensorflow_datasets",
     )
     manual_dir: str | None = option(
         None, "folder with a set's original archives, to prepare it without internet"

@@ -50,7 +50,7 @@ def _copy(source: Path) -> pathlib.Path:
     """Copy a folder of an object store to the cache folder, and say so."""
     target = cache_folder() / "tfds" / str(source).removeprefix(store.SCHEME)
     target.mkdir(parents=True, exist_ok=True)
-    sizes = {file: store.size(file) for file in store.list_files(source)}
+    sizes = store.list_files(source)
     missing = [
         file
         for file, size in sizes.items()

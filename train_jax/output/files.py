@@ -76,15 +76,10 @@ class LocalFolder:
     """
 
     def __init__(self, folder: Path):
-        """Create the folder if need be.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Choose the local folder; one of this machine may not exist yet."""
         self._target = folder
         self._temporary = None
         if isinstance(folder, pathlib.Path):
-            folder.mkdir(parents=True, exist_ok=True)
             self.path = folder
         else:
             self._temporary = tempfile.TemporaryDirectory()
@@ -109,11 +104,15 @@ class LocalFolder:
 
 @contextlib.contextmanager
 def open_folder(folder: Path) -> Iterator[pathlib.Path]:
-    """Yield a folder for what writes to local files alone, see `LocalFolder`.
+    """Create a folder for what writes to local files alone, see `LocalFolder`.
 
     The files are copied at the end.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     local = LocalFolder(folder)
     with contextlib.closing(local):
+        local.path.mkdir(parents=True, exist_ok=True)
         yield local.path
         local.copy()

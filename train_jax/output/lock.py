@@ -23,6 +23,7 @@ from typing import Any
 
 from train_jax.devices import store
 from train_jax.devices.store import Path
+from train_jax.output.files import replace_file
 
 # How often a lock is renewed, and how long after the last time other machines take its
 # holder for dead. If it were much shorter, a slow network drive would look the same.
@@ -139,8 +140,7 @@ def _rewrite(path: Path, holder: dict[str, Any]) -> None:
             file.write(text)
             file.truncate()
     else:
-        with store.errors(path):
-            path.write_text(text)
+        replace_file(path, text)
 
 
 def _dead_locks(folder: Path, own: Path | None = None) -> list[Path]:

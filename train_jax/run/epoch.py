@@ -81,7 +81,7 @@ class Trainer:
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
     def compile(self, state: TrainState) -> None:
-        """Compile the steps, for states like this one, or like it is described."""
+        """Compile the steps for such a state; its shapes and shardings suffice."""
         started = time.perf_counter()
         self._take_steps = self._steps.compile(state, *self._steps.data, self._step_key)
         print(f"compiled in {time.perf_counter() - started:.1f} s")

@@ -17,7 +17,7 @@ from train_jax.config.fields import Config
 from train_jax.devices import processes, sharding
 from train_jax.devices.store import Path, any_path
 from train_jax.learning.state import TrainState, count_parameters
-from train_jax.output import checkpoint, checkpoint_search, plots, report, summary
+from train_jax.output import checkpoint_search, plots, report, summary
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint import Checkpoints
 from train_jax.output.files import open_folder, write_json
@@ -30,7 +30,7 @@ from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Stopped, open_checkpoints
 from train_jax.run.loop import Record
 from train_jax.run.profiler import Profiler
-from train_jax.run.restore import start_or_resume
+from train_jax.run.restore import load_state, read_progress, restore_best
 from train_jax.run.saving import make_save, make_save_schedule
 from train_jax.run.setup import Parts, set_up
 
@@ -141,7 +141,7 @@ def _run(
             )
             step, variables = last.steps_done, last.eval_variables
             if config.test_checkpoint == "best":
-                best = _restore_best(checkpoints, parts.abstract_state, step)
+                best = restore_best(checkpoints, parts.abstract_state, step)
                 step, variables = best or (step, variables)
             test, results = _test(parts, variables)
             check_lock()
@@ -218,21 +218,16 @@ def _start(
 ) -> tuple[TrainState, list[Record]]:
     """Draw or restore the state to go on from, while the steps are compiled."""
     trainer = parts.trainer
+    progress = read_progress(checkpoints, fields, total_steps=trainer.total_steps)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         compiled = thread.submit(trainer.compile, parts.abstract_state)
-        state, metadata = start_or_resume(
-            checkpoints,
-            fields,
-            parts.abstract_state,
-            parts.init_state,
-            total_steps=trainer.total_steps,
-        )
+        state = load_state(checkpoints, parts.abstract_state, parts.init_state)
         if state.steps_done:
             print(f"resuming after step {state.steps_done} of {trainer.total_steps}")
-        report.import_tensorboardx()
+        report.import_tensorboardx()  # it takes a while, and is needed next
         compiled.result()
-    trainer.seconds = metadata["epoch_seconds"]
-    return state, metadata["metrics"]
+    trainer.seconds = progress["epoch_seconds"]
+    return state, progress["metrics"]
 
 
 def _test(parts: Parts, variables: Any) -> tuple[Evaluation, dict[str, np.ndarray]]:
@@ -245,31 +240,13 @@ def _test(parts: Parts, variables: Any) -> tuple[Evaluation, dict[str, np.ndarra
     return test, results
 
 
-def _restore_best(
-    checkpoints: Checkpoints, abstract_state: TrainState, last_step: int
-) -> tuple[int, Any] | None:
-    """Restore the best checkpoint's step and variables; None if it is the last."""
-    checkpoints.wait()
-    best = checkpoints.best()
-    if best is None or best == last_step:
-        return None
-    state = checkpoint.restore(checkpoints.directory, best, abstract_state)
-    return best, state.eval_variables
-
-
 def _make_diagnose(config: Config, parts: Parts) -> Callable[[Checkpoints, int], str]:
     """Make the function that explains a step whose loss was not finite."""
     if not config.debug_nans:
         return lambda checkpoints, failed_step: ""
 
     def diagnose(checkpoints: Checkpoints, failed_step: int) -> str:
-        state, _ = start_or_resume(
-            checkpoints,
-            to_json(config),
-            parts.abstract_state,
-            parts.init_state,
-            total_steps=parts.trainer.total_steps,
-        )
+        state = load_state(checkpoints, parts.abstract_state, parts.init_state)
         return repeat_and_explain(
             parts.trainer,
             state,

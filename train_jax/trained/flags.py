@@ -15,7 +15,11 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("the model")
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", metavar="FOLDER", help="folder of a run")
+    source.add_argument(
+        "--workdir",
+        metavar="FOLDER",
+        help="folder of a run, also gs://BUCKET/FOLDER",
+    )
     source.add_argument(
         "--weights",
         metavar="SOURCE",
