@@ -53,14 +53,15 @@ def _make_table(results: Sequence[dict[str, Any]]) -> str:
     columns = ["case", "program"]
     rows: dict[tuple[str, str], list[str]] = {}
     for letter, result in zip(letters, results, strict=False):
-        names, cells_of = _make_columns(result)
+        names, cells_of = _make_columns(result, is_alone=len(results) == 1)
         for key in cells_of:
             rows.setdefault(key, [""] * (len(columns) - 2))
         columns += [letter + name for name in names]
         for key, row in rows.items():
             row += cells_of.get(key, [""] * len(names))
     lines = [
-        f"**{results[0]['answer']}** {legend} Median (quartiles).",
+        f"**{results[0]['answer']}** {legend} "
+        + ("Medians." if machines[1:] else "Median (quartiles)."),
         "",
         f"| {' | '.join(columns)} |",
         f"|---|---|{'--:|' * (len(columns) - 2)}",
@@ -87,14 +88,19 @@ def _describe_machine(result: dict[str, Any]) -> str:
 
 
 def _make_columns(
-    result: dict[str, Any],
+    result: dict[str, Any], *, is_alone: bool
 ) -> tuple[list[str], dict[tuple[str, str], list[str]]]:
-    """Name the columns of one machine; map (case, program) to its cells."""
+    """Name the columns of one machine; map (case, program) to its cells.
+
+    Beside other machines there is room for the most important ones.
+    """
     # Whole commands do not only pass images through; their memory tells more.
     are_commands = result["timings"][0].get("peak_bytes") is not None
     names = ["seconds", "times the first"]
-    names.append("peak memory, GiB" if are_commands else "images/s")
-    if result["timings"][0].get("peak_share") is not None:
+    if is_alone:
+        names.append("peak memory, GiB" if are_commands else "images/s")
+    has_shares = result["timings"][0].get("peak_share") is not None
+    if has_shares:
         names.append("share of the peak")
     firsts: dict[str, float] = {}
     cells_of: dict[tuple[str, str], list[str]] = {}
@@ -104,10 +110,11 @@ def _make_columns(
         ratio = median / firsts.setdefault(case, median)
         low, high = timing["quartiles"]
         peaks, rate = timing.get("peak_bytes"), timing["images_per_second"]
-        cells = [f"{median:.3g} ({low:.3g}–{high:.3g})"]
+        cells = [f"{median:.3g}" + (f" ({low:.3g}–{high:.3g})" if is_alone else "")]
         cells.append("" if is_first else f"{ratio:.2f} ×")
-        cells.append(f"{max(peaks) / 2**30:.2f}" if peaks else f"{rate:,.0f}")
-        if len(names) == 4:
+        if is_alone:
+            cells.append(f"{max(peaks) / 2**30:.2f}" if peaks else f"{rate:,.0f}")
+        if has_shares:
             share = timing.get("peak_share")
             cells.append("" if share is None else f"{share:.0%}")
         cells_of[case, timing["program"]] = cells
