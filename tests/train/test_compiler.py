@@ -80,6 +80,23 @@ def test_fast_jit_computes_what_jax_jit_does():
     assert x.is_deleted()
 
 
+def test_convolutions_multiply_outside_fusions():
+    def multiply(x):
+        return jnp.tanh(x) @ x + 1
+
+    x = jnp.ones((256, 256))
+    plain, compiled = jax.jit(multiply), compiler.convolution_jit(multiply)
+    np.testing.assert_allclose(compiled(x), plain(x), rtol=1e-5)
+    text = [f.lower(x).compile().as_text() for f in (plain, compiled)]
+    assert ["__ynn_fusion" in x for x in text] == [True, False]
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    assert not compiler._accepts((("xla_cpu_unheard_of", "1"),))
+    monkeypatch.setattr(compiler, "_accepts", lambda options: False)
+    assert compiler.convolution_jit(abs)(jnp.float32(-1)) == 1
+
+
 def test_only_on_a_cpu_llvm_makes_less_effort(monkeypatch):
     options = []
     monkeypatch.setattr(jax, "jit", lambda f, **kwargs: options.append(kwargs))
