@@ -47,9 +47,9 @@ _AT = np.array(
     ]
 )
 
-# Size of the arrays transformed at a time, unless the transformed kernel is larger.
-# Of smaller ones XLA computes the product on one core; larger ones leave the cache.
-_CHUNK_SIZE = 2**22
+# Size of the arrays transformed at a time, unless the transformed kernel is larger. XLA
+# may compute the product of smaller ones on one core; larger ones are slower again.
+_CHUNK_SIZE = 2**21
 
 
 def conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:

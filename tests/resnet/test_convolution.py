@@ -80,9 +80,9 @@ def test_kernels_are_transformed_where_that_pays(shape, features, is_transformed
     assert ("custom_vjp" in str(program)) == is_transformed
 
 
-# 2^22 numbers are transformed at a time: this batch takes two chunks.
+# 2^21 numbers are transformed at a time: this batch takes two chunks.
 def test_chunks_make_no_difference():
-    image, kernel = _draw(26, 64, 64, 32), _draw(3, 3, 32, 16)
+    image, kernel = _draw(14, 64, 64, 32), _draw(3, 3, 32, 16)
     options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2}
     expected = _value_and_gradients(
         jax.lax.conv_general_dilated, image, kernel, dimension_numbers=LAYOUT, **options

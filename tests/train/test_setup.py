@@ -11,7 +11,7 @@ import resnet_jax
 import vit_jax
 from tests.train.tiny import tiny_config, train_tiny
 from train_jax.config.config import to_json
-from train_jax.devices import policy, processor
+from train_jax.devices import compiler, policy, processor
 from train_jax.output import workdir as wd
 from train_jax.run import build
 from train_jax.run.dtype import choose_dtype
@@ -89,6 +89,18 @@ def test_steps_run_in_a_loop_unless_xla_convolves_on_a_cpu():
     stem = vit_jax.ViT(10, patch_size=4, width=8, depth=1, num_heads=2, stem="conv")
     assert not in_a_loop(stem)
     assert policy.runs_steps_in_a_loop(stem, platform="tpu")
+
+
+def test_a_step_is_compiled_as_its_products_are_fast():
+    convolve = resnet_jax.conv_general_dilated
+    jit = functools.partial(policy.jit_of_step, platform="cpu")
+    stem = {"patch_size": 4, "width": 8, "depth": 1, "num_heads": 2, "stem": "conv"}
+    stem = vit_jax.ViT(10, conv_general_dilated=convolve, **stem)
+    resnet = resnet_jax.ResNet18(10, conv_general_dilated=convolve)
+    assert jit(resnet) is compiler.convolution_jit
+    assert jit(resnet_jax.ResNet18(10)) is jit(stem) is jax.jit
+    assert jit(vit_jax.ViT_S16(10)) is compiler.fast_jit
+    assert policy.jit_of_step(resnet, platform="gpu") is jax.jit
 
 
 @pytest.fixture

@@ -62,12 +62,13 @@ def fast_jit(function: Callable[..., Any], **kwargs: Any) -> Any:
 
 
 def convolution_jit(function: Callable[..., Any], **kwargs: Any) -> Any:
-    """Compile as `jax.jit` does, faster for convolutions as matrix products on a CPU.
+    """Compile as `jax.jit` does; on a CPU, faster for convolutions as matrix products.
 
-    Matrix products are not fused with what surrounds them: XLA runs a small one that is
-    fused on one core. Where XLA does not know the option, this is `jax.jit`.
+    The products do not go to the library YNN, which computes small ones on one core. A
+    ResNet-18's step takes 0.88 of the time. Not for a ViT: YNN is faster in bfloat16.
+    Where XLA does not know the option, this is `jax.jit`.
     """
-    # Sums stay fused: on their own they are slower.
+    # YNN still computes sums, such as BatchNorm's: XLA's own are slower.
     name = "xla_cpu_experimental_ynn_fusion_type"
     options = {name: "LIBRARY_FUSION_TYPE_REDUCE"}
     is_known = jax.default_backend() == "cpu" and _accepts(tuple(options.items()))

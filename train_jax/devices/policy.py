@@ -99,7 +99,12 @@ def runs_steps_in_a_loop(model: nn.Module, *, platform: str) -> bool:
     """
     if platform != "cpu" or not has_convolutions(model):
         return True
-    convolve = model.conv_general_dilated  # type: ignore (the model has convolutions)
+    return _multiplies_convolutions(model)
+
+
+def _multiplies_convolutions(model: nn.Module) -> bool:
+    """Whether a model's convolutions, if it has any, are matrix products."""
+    convolve = getattr(model, "conv_general_dilated", jax.lax.conv_general_dilated)
     return convolve is not jax.lax.conv_general_dilated
 
 
@@ -111,5 +116,9 @@ def jit_of_step(model: nn.Module, *, platform: str) -> Callable[..., Any]:
     """
     if platform != "cpu":
         return jax.jit
-    is_convolutional = has_convolutions(model)
-    return compiler.convolution_jit if is_convolutional else compiler.fast_jit
+    if not has_convolutions(model):
+        return compiler.fast_jit
+    # The products of a ViT, whose stem may convolve, are not affected.
+    is_resnet = not hasattr(model, "dot_general")
+    by_products = is_resnet and _multiplies_convolutions(model)
+    return compiler.convolution_jit if by_products else jax.jit
