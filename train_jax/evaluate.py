@@ -16,7 +16,7 @@ from train_jax import data
 from train_jax.cli import command
 from train_jax.cli.huge_pages import restart_with_huge_pages
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.devices import sharding
+from train_jax.devices import policy, sharding
 from train_jax.devices.folders import local_path
 from train_jax.output import plots
 from train_jax.run.evaluate import Evaluation, Evaluator
@@ -122,9 +122,11 @@ def evaluate(
     def with_run_axis(variables: Any, examples: Any) -> Any:
         return jax.tree.map(lambda x: x[None], eval_step(variables, *examples))
 
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     evaluator = Evaluator(
-        with_run_axis, batch_size=min(batch_size, len(split)), mesh=mesh
+        with_run_axis,
+        batch_size=min(batch_size, len(split)),
+        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+        jit=policy.jit_of_model(trained.model, platform=jax.default_backend()),
     )
     return evaluator(jax.device_put(trained.variables), split)
 

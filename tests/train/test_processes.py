@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -154,6 +155,32 @@ def test_two_processes_lock_their_folder_and_end_together(tmp_path):
     # Where Gloo or JAX do not end the process first, it says so itself.
     assert "error" in outputs[0].read_text().lower() or both[0].returncode < 0
     both[1].wait()
+
+
+AT_THE_END = """
+import sys, time
+from train_jax.devices import processes
+port, index = sys.argv[1:]
+processes._HEARTBEAT_SECONDS = 3
+processes.join(f"localhost:{port}", 2, int(index))
+processes.max_over_processes(0)
+if index == "0":
+    time.sleep(6)
+"""
+
+
+@pytest.mark.slow  # two processes
+def test_process_0_may_take_longer_at_the_end():
+    """As for its plots: longer than a process without a heartbeat is waited for."""
+    command = [sys.executable, "-c", AT_THE_END, str(free_port())]
+    how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    both = [
+        subprocess.Popen([*command, index], env=environment, **how)
+        for index in ("0", "1")
+    ]
+    printed = [process.communicate()[0] for process in both]
+    assert [p.returncode for p in both] == [0, 0], printed
 
 
 def wait_for_epochs(workdir, count, both):

@@ -9,14 +9,17 @@ import pytest
 
 import resnet_jax
 import vit_jax
-from tests.train.tiny import tiny_config, train_tiny
+from tests.train.tiny import make_tiny, tiny_config, train_tiny
 from train_jax.config.config import to_json
 from train_jax.devices import compiler, policy, processor
+from train_jax.evaluate import evaluate
 from train_jax.output import workdir as wd
 from train_jax.run import build
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_splits
+from train_jax.run.trained import TrainedModel
+from train_jax.trained.classifier import Classifier
 from vit_jax import bfloat16
 
 FIELD = "config.dataset."
@@ -93,14 +96,32 @@ def test_steps_run_in_a_loop_unless_xla_convolves_on_a_cpu():
 
 def test_a_step_is_compiled_as_its_products_are_fast():
     convolve = resnet_jax.conv_general_dilated
-    jit = functools.partial(policy.jit_of_step, platform="cpu")
+    jit = functools.partial(policy.jit_of_model, platform="cpu")
     stem = {"patch_size": 4, "width": 8, "depth": 1, "num_heads": 2, "stem": "conv"}
     stem = vit_jax.ViT(10, conv_general_dilated=convolve, **stem)
     resnet = resnet_jax.ResNet18(10, conv_general_dilated=convolve)
     assert jit(resnet) is compiler.convolution_jit
     assert jit(resnet_jax.ResNet18(10)) is jit(stem) is jax.jit
     assert jit(vit_jax.ViT_S16(10)) is compiler.fast_jit
-    assert policy.jit_of_step(resnet, platform="gpu") is jax.jit
+    assert policy.jit_of_model(resnet, platform="gpu") is jax.jit
+
+
+def test_models_are_evaluated_with_that_compilation(monkeypatch):
+    models = []
+
+    def jit_of_model(model, *, platform):
+        assert platform == "cpu"
+        models.append(model)
+        return jax.jit
+
+    monkeypatch.setattr(policy, "jit_of_model", jit_of_model)
+    parts = make_tiny(devices=jax.devices()[:1])
+    assert models == [parts.model] * 2  # of the step and of the evaluator
+    variables = parts.runs.select(parts.init_state().eval_variables, 0)
+    trained = TrainedModel(parts.task, parts.model, variables, "vit")
+    evaluate(trained, parts.val)
+    Classifier(trained)
+    assert models == [parts.model] * 4
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ from jax.experimental import multihost_utils
 _HEARTBEAT_SECONDS = 20
 _START_SECONDS = 120
 
+# At the end the others wait so long for process 0, which draws the plots.
+_END_SECONDS = 600
+
 # Of an error that process 0 sends to the others, bytes.
 _LONGEST_MESSAGE = 4096
 
@@ -81,7 +84,7 @@ def _initialize(*arguments: str | int) -> None:
         *arguments,  # type: ignore
         initialization_timeout=_START_SECONDS,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_END_SECONDS,
     )
 
 

@@ -84,7 +84,9 @@ class Trainer:
         """Compile the steps for such a state; its shapes and shardings suffice."""
         started = time.perf_counter()
         self._take_steps = self._steps.compile(state, *self._steps.data, self._step_key)
-        print(f"compiled in {time.perf_counter() - started:.1f} s")
+        # Wait for all processes: Gloo gives a program's first exchange 30 s.
+        (seconds,) = processes.max_over_processes(time.perf_counter() - started)
+        print(f"compiled in {seconds:.1f} s")
 
     def take_steps(self, num_steps: int, state: TrainState, step: int) -> TrainState:
         """Take steps of one epoch; donates the state.
@@ -133,9 +135,7 @@ class Trainer:
         step = state.steps_done
         epoch, steps_before = divmod(step, self.steps_per_epoch)
         epoch_end = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
-        pause = epoch_end if pause_every is None else pause_every
-        end = min(epoch_end, (step // pause + 1) * pause)
-        end = min([end, *(each for each in pause_at if each > step)])
+        end = min([epoch_end, *_pauses_after(step, pause_every, pause_at)])
         if not steps_before:
             self.seconds = 0.0
         loss_R = _sums(state)["loss"] if steps_before else 0.0
@@ -175,6 +175,14 @@ class Trainer:
             "images_per_second": num_steps * self._examples_per_step / self.seconds,
             "seconds": self.seconds,
         }
+
+
+def _pauses_after(step: int, every: int | None, at: Sequence[int]) -> list[int]:
+    """List the next steps at which the epoch is to be left."""
+    pauses = [each for each in at if each > step]
+    if every is not None:
+        pauses.append((step // every + 1) * every)
+    return pauses
 
 
 def _sums(state: TrainState) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.loader import Batches, load_batches
-from train_jax.devices import compiler, sharding
+from train_jax.devices import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,14 @@ class Evaluation:
 class Evaluator:
     """Evaluates models on splits; one compiled step serves all splits."""
 
-    def __init__(self, eval_step: Callable[..., Any], *, batch_size: int, mesh: Mesh):
+    def __init__(
+        self,
+        eval_step: Callable[..., Any],
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        jit: Callable[..., Any] = jax.jit,
+    ):
         """Make the step; it is compiled when it is first used.
 
         Args:
@@ -42,13 +49,12 @@ class Evaluator:
             batch_size: at most so many examples at once; rounded up to a multiple of
                 the number of devices.
             mesh: the devices.
+            jit: compiles the step, see `policy.jit_of_model`.
         """
         num_devices = mesh.shape[sharding.DATA_AXIS]
         self._batch_size = math.ceil(batch_size / num_devices) * num_devices
         self._batch_sharding = sharding.batch_sharding(mesh)
-        self._eval_step = compiler.fast_jit(
-            eval_step, out_shardings=sharding.replicated(mesh)
-        )
+        self._eval_step = jit(eval_step, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, variables: Any, split: ImageSplit | SequenceSplit) -> Evaluation:
         """Evaluate the models on a split.

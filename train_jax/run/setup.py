@@ -13,6 +13,7 @@ import flax.linen as nn
 from train_jax import data
 from train_jax.config.fields import Config
 from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.devices import policy
 from train_jax.learning.augment import TestAugmentation
 from train_jax.learning.state import TrainState
 from train_jax.run.build import make_model, make_task, whiten
@@ -196,4 +197,5 @@ def make_evaluator(
         ),
         batch_size=batch_size,
         mesh=runs.mesh,
+        jit=policy.jit_of_model(model, platform=runs.devices[0].platform),
     )

@@ -108,7 +108,7 @@ def make_steps(
         runs.map,
         per_epoch=steps_per_epoch,
         total=total_steps,
-        jit=policy.jit_of_step(model, platform=platform),
+        jit=policy.jit_of_model(model, platform=platform),
         in_a_loop=policy.runs_steps_in_a_loop(model, platform=platform),
     )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train_jax.data.resize import change_channels, resize_image
-from train_jax.devices import compiler
+from train_jax.devices import policy
 from train_jax.learning.augment import normalize
 from train_jax.run.trained import TrainedModel, require_images
 
@@ -59,7 +59,8 @@ class Classifier:
             image_BHWC = normalize(image_BHWC, mean=mean, std=std)
             return jax.nn.softmax(trained.model.apply(variables, image_BHWC))  # type: ignore
 
-        self._classify = compiler.fast_jit(classify)
+        jit = policy.jit_of_model(trained.model, platform=jax.default_backend())
+        self._classify = jit(classify)
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Compute the classes' probabilities.
