@@ -62,7 +62,7 @@ def conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:
     (1, 4, 4, 5)
 
     Args:
-        x_BHWC: feature map. Height and width are padded to multiples of 4, which costs
+        x_BHWC: feature map; height and width are padded to multiples of 4, which costs
             time.
         kernel_33CF: the kernel.
 
@@ -71,18 +71,14 @@ def conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:
     """
     chex.assert_rank([x_BHWC, kernel_33CF], 4)
     chex.assert_shape(kernel_33CF, (3, 3, x_BHWC.shape[-1], None))
-    batch, height, width, _ = x_BHWC.shape
-    missing = ((0, -height % _STEP), (0, -width % _STEP))
-    padded = jnp.pad(x_BHWC, ((0, 0), *missing, (0, 0)))
-    y_BHWF = _conv3x3(padded, kernel_33CF)[:, :height, :width]
-    chex.assert_shape(y_BHWF, (batch, height, width, kernel_33CF.shape[-1]))
+    y_BHWF = _conv3x3(x_BHWC, kernel_33CF)
+    chex.assert_shape(y_BHWF, (*x_BHWC.shape[:3], kernel_33CF.shape[-1]))
     return y_BHWF
 
 
 @jax.custom_vjp
 def _conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:
-    """Convolve an image whose height and width are multiples of 4."""
-    return _convolve(x_BHWC, _transform_kernel(kernel_33CF), "ntc,ncf->ntf")
+    return _convolve(x_BHWC, _transform_kernel(kernel_33CF))
 
 
 def _forward(x_BHWC: Array, kernel_33CF: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -92,60 +88,72 @@ def _forward(x_BHWC: Array, kernel_33CF: Array) -> tuple[Array, tuple[Array, Arr
 def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]:
     x_BHWC, kernel_33CF = saved
     # The image's gradient is a convolution with the kernel turned by 180 degrees.
-    turned = _transform_kernel(kernel_33CF[::-1, ::-1])
-    dx_BHWC = _convolve(dy_BHWF, turned, "ntf,ncf->ntc")
+    turned_33FC = kernel_33CF[::-1, ::-1].swapaxes(2, 3)
+    dx_BHWC = _convolve(dy_BHWF, _transform_kernel(turned_33FC))
 
     def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
         x_BHWC, dy_BHWF = chunk
         tiles, gradients = _transform_tiles(x_BHWC), _transform_gradient(dy_BHWF)
         return total + jnp.einsum("ntc,ntf->ncf", tiles, gradients), None
 
-    chunks = (_cut(x_BHWC, turned), _cut(dy_BHWF, turned))
-    total, _ = jax.lax.scan(add, jnp.zeros_like(turned), chunks)
+    shape = (_SIDE**2, *kernel_33CF.shape[2:])
+    chunks = (_cut(x_BHWC, shape), _cut(dy_BHWF, shape))
+    total, _ = jax.lax.scan(add, jnp.zeros(shape, x_BHWC.dtype), chunks)
     return dx_BHWC, _untransform_gradient(total)
 
 
 _conv3x3.defvjp(_forward, _backward)
 
 
-def _convolve(x_BHWC: Array, kernel: Array, product: str) -> Array:
-    """Convolve images with a transformed kernel; `product` sums over C or over F."""
+def _convolve(x_BHWC: Array, kernel: Array) -> Array:
+    """Convolve images with a transformed kernel."""
 
     def convolve(x_BHWC: Array) -> Array:
-        tiles = jnp.einsum(product, _transform_tiles(x_BHWC), kernel)
+        tiles = jnp.einsum("ntc,ncf->ntf", _transform_tiles(x_BHWC), kernel)
         return _untile(tiles, x_BHWC.shape[:3])
 
-    y = jax.lax.map(convolve, _cut(x_BHWC, kernel))
+    y = jax.lax.map(convolve, _cut(x_BHWC, kernel.shape))
     return y.reshape(*x_BHWC.shape[:3], y.shape[-1])
 
 
-def _cut(x_BHWC: Array, kernel: Array) -> Array:
+def _cut(x_BHWC: Array, kernel_shape: Sequence[int]) -> Array:
     """Cut a batch into equal chunks: (chunks, images of a chunk, H, W, C)."""
-    batch, height, width, _ = x_BHWC.shape
-    num_components, *channels = kernel.shape
-    size_of_one = num_components * height * width // _STEP**2 * max(channels)
-    most = max(_CHUNK_SIZE, kernel.size) // max(1, size_of_one)
+    batch = len(x_BHWC)
+    num_components, *channels = kernel_shape
+    size_of_one = num_components * math.prod(_grid(x_BHWC.shape)) * max(channels)
+    most = max(_CHUNK_SIZE, math.prod(kernel_shape)) // max(1, size_of_one)
     sizes = range(1, min(batch, most) + 1)
     size = max((n for n in sizes if batch % n == 0), default=1)
     return x_BHWC.reshape(batch // size, size, *x_BHWC.shape[1:])
 
 
+def _grid(shape: Sequence[int]) -> tuple[int, int]:
+    """Count the tiles of an image (B, H, W, channels): rows, columns."""
+    return math.ceil(shape[1] / _STEP), math.ceil(shape[2] / _STEP)
+
+
+def _pad(x_BHWC: Array, border: int) -> Array:
+    """Append zeros for whole tiles, and a border of zeros."""
+    missing = [-size % _STEP for size in x_BHWC.shape[1:3]]
+    sides = [(border, border + more) for more in missing]
+    return jnp.pad(x_BHWC, ((0, 0), *sides, (0, 0)))
+
+
 def _transform_tiles(x_BHWC: Array) -> Array:
-    """Compute Bᵀ d B of each tile d: (components, B · H/4 · W/4, C)."""
-    batch, height, width, channels = x_BHWC.shape
-    num_tiles = batch * height * width // _STEP**2
-    padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    by_row = _combine(_BT, [padded[:, i : i + height : _STEP] for i in range(_SIDE)])
-    columns = [by_row[..., j : j + width : _STEP, :] for j in range(_SIDE)]
-    return _combine(_BT, columns).reshape(_SIDE**2, num_tiles, channels)
+    """Compute Bᵀ d B of each tile d: (components, tiles, C)."""
+    rows, columns = (_STEP * n for n in _grid(x_BHWC.shape))
+    padded = _pad(x_BHWC, 1)
+    by_row = _combine(_BT, [padded[:, i : i + rows : _STEP] for i in range(_SIDE)])
+    parts = [by_row[..., j : j + columns : _STEP, :] for j in range(_SIDE)]
+    return _combine(_BT, parts).reshape(_SIDE**2, -1, x_BHWC.shape[-1])
 
 
 def _transform_gradient(dy_BHWF: Array) -> Array:
-    """Compute A dy Aᵀ of each tile's pixels: (components, B · H/4 · W/4, F)."""
-    num_tiles = math.prod(dy_BHWF.shape[:3]) // _STEP**2
-    by_row = _combine(_AT.T, [dy_BHWF[:, i::_STEP] for i in range(_STEP)])
-    columns = [by_row[..., j::_STEP, :] for j in range(_STEP)]
-    return _combine(_AT.T, columns).reshape(_SIDE**2, num_tiles, dy_BHWF.shape[-1])
+    """Compute A dy Aᵀ of each tile's pixels: (components, tiles, F)."""
+    padded = _pad(dy_BHWF, 0)
+    by_row = _combine(_AT.T, [padded[:, i::_STEP] for i in range(_STEP)])
+    parts = [by_row[..., j::_STEP, :] for j in range(_STEP)]
+    return _combine(_AT.T, parts).reshape(_SIDE**2, -1, dy_BHWF.shape[-1])
 
 
 def _transform_kernel(kernel_33CF: Array) -> Array:
@@ -165,11 +173,12 @@ def _untransform_gradient(gradient: Array) -> Array:
 def _untile(tiles: Array, shape: Sequence[int]) -> Array:
     """Compute Aᵀ m A of each tile m, and lay them side by side: (B, H, W, channels)."""
     batch, height, width = shape
-    grid = (batch, height // _STEP, width // _STEP)
+    rows, columns = _grid(shape)
     channels = tiles.shape[-1]
-    by_row = _combine(_AT, tiles.reshape(_SIDE, _SIDE, *grid, channels))
-    pixels = _combine(_AT, by_row.swapaxes(0, 1))
-    return pixels.transpose(2, 3, 0, 4, 1, 5).reshape(*shape, channels)
+    by_row = _combine(_AT, tiles.reshape(_SIDE, _SIDE, batch, rows, columns, channels))
+    pixels = _combine(_AT, by_row.swapaxes(0, 1)).transpose(2, 3, 0, 4, 1, 5)
+    padded = pixels.reshape(batch, _STEP * rows, _STEP * columns, channels)
+    return padded[:, :height, :width]
 
 
 def _combine(matrix: np.ndarray, values: Sequence[Array] | Array) -> Array:
