@@ -3,8 +3,7 @@
     python train.py --config configs/resnet20_cifar10.py
 
 45,000 images, 64,000 steps of SGD; the rate falls to a tenth after 32,000 and 48,000.
-Unlike there, the mean of each channel is subtracted instead of that of each pixel. Not
-yet trained to its end.
+Not yet trained to its end.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ def get_config() -> ConfigDict:
                 "name": "cifar10",
                 "train_split": "train[:45000]",
                 "val_split": "train[45000:]",
+                "mean": "pixel",
             },
             "augment": {"crop_padding": 4, "flip": "random"},
             "optimizer": {

@@ -23,6 +23,16 @@ def test_normalize_subtracts_mean_and_divides_by_std():
     np.testing.assert_allclose(out[..., 1], 0.0, atol=1e-7)
 
 
+def test_normalize_subtracts_a_mean_of_each_pixel():
+    image, mean_HWC = _images(), np.random.default_rng(0).random((6, 5, 3))
+    mean, std = tuple(mean_HWC.ravel().tolist()), (0.5, 0.25, 2.0)
+    out = augment.normalize(image, mean=mean, std=std)
+    expected = (np.asarray(image) / 255 - mean_HWC) / std
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    with pytest.raises(AssertionError):
+        augment.normalize(image, mean=mean[3:], std=std)
+
+
 def test_random_crop_is_a_shift_with_black_borders():
     image = _images()
     padding = 2

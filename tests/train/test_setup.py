@@ -1,10 +1,12 @@
 """Errors and warnings while a run is set up."""
 
 import functools
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import resnet_jax
@@ -18,7 +20,7 @@ from train_jax.run import build
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_splits
-from train_jax.run.trained import TrainedModel
+from train_jax.run.trained import TrainedModel, load_model
 from train_jax.trained.classifier import Classifier
 from vit_jax import bfloat16
 
@@ -122,6 +124,27 @@ def test_models_are_evaluated_with_that_compilation(monkeypatch):
     evaluate(trained, parts.val)
     Classifier(trained)
     assert models == [parts.model] * 4
+
+
+def test_a_mean_of_each_pixel_is_that_of_the_training_split(tmp_path):
+    changes = {"dataset.mean": "pixel", "dataset.std": (0.25,), "num_steps": 1}
+    summary = train_tiny(tmp_path, changes)
+    parts = make_tiny(changes)
+    mean_HWC = parts.train.image_BHWC.mean(axis=0) / 255
+    assert mean_HWC.std() > 0.1
+    np.testing.assert_allclose(parts.task.mean, mean_HWC.ravel(), atol=1e-6)
+    trained = load_model(tmp_path)
+    assert trained.task == parts.task
+    test = trained.load_test()
+    image_BHWC = (test.image_BHWC / 255 - mean_HWC) / 0.25
+    logits_BY = trained.model.apply(trained.variables, image_BHWC.astype(np.float32))
+    hits = np.asarray(logits_BY).argmax(axis=1) == test.label_B
+    np.testing.assert_allclose(summary["test_accuracy"], hits.mean())
+    with pytest.raises(ValueError, match="a mean of each channel alone"):
+        trained.to_pretrained()
+    streamed = types.SimpleNamespace(is_streamed=True)
+    with pytest.raises(ValueError, match="are streamed, got 'pixel'"):
+        build.measure_pixels(streamed)  # type: ignore
 
 
 @pytest.fixture

@@ -290,8 +290,8 @@ FIELDS = {
         ".dataset.mean must have 1 values, one for each channel, got (0.5, 0.5, 0.5)"
     ),
     "dataset.mean=half": (
-        ".dataset.mean must be a tuple of numbers, one for each channel, or None, got "
-        "'half'"
+        ".dataset.mean must be a tuple of numbers, one for each channel, 'pixel', or "
+        "None, got 'half'"
     ),
     "dataset.std=(0,)": (
         ".dataset.std must be a tuple of positive numbers, one for each channel, or "

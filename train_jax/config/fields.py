@@ -13,7 +13,7 @@ from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig
 from train_jax.config.options import Option, option, options_of
 from train_jax.config.rules import (
     AREA,
-    NUMBERS,
+    MEAN,
     POSITIVE,
     POSITIVE_NUMBERS,
     STEPS,
@@ -89,11 +89,12 @@ class DatasetConfig:
     split_seed: int = option(
         0, "seed of the order of a folder's pictures", integer(0, 2**31 - 1)
     )
-    mean: tuple[float, ...] | None = option(
+    mean: tuple[float, ...] | Literal["pixel"] | None = option(
         None,
         "mean of the pixels in [0, 1]; None for that of the data set, if known, or "
-        "0.5; of a folder that of its training split",
-        or_none(NUMBERS),
+        "0.5; of a folder that of its training split; 'pixel' for a mean of each pixel "
+        "over the training split",
+        or_none(MEAN),
     )
     std: tuple[float, ...] | None = option(
         None,

@@ -101,6 +101,10 @@ NUMBERS = Rule(
     lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(map(_is_number, v)),
     "a tuple of numbers, one for each channel",
 )
+MEAN = Rule(
+    lambda v: (isinstance(v, str) and v == "pixel") or NUMBERS.passes(v),
+    f"{NUMBERS.allowed}, 'pixel'",
+)
 POSITIVE_NUMBERS = Rule(
     lambda v: NUMBERS.passes(v) and all(map(POSITIVE.passes, v)),
     "a tuple of positive numbers, one for each channel",

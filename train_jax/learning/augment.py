@@ -3,6 +3,7 @@
 Every function is pure: the same key gives the same images.
 """
 
+import math
 import re
 from typing import Literal
 
@@ -54,19 +55,24 @@ def normalize(
 
     Args:
         image_BHWC: uint8.
-        mean: of each channel, of pixels in [0, 1].
-        std: likewise.
+        mean: of pixels in [0, 1]: C values, one for each channel, or H · W · C, one for
+            each value of an image.
+        std: of each channel.
 
     Returns:
         image_BHWC: float32.
     """
     chex.assert_rank(image_BHWC, 4)
     chex.assert_type(image_BHWC, jnp.uint8)
-    mean_C = jnp.asarray(mean, jnp.float32)
+    num_channels = image_BHWC.shape[-1]
     std_C = jnp.asarray(std, jnp.float32)
-    chex.assert_shape([mean_C, std_C], (image_BHWC.shape[-1],))
+    chex.assert_shape(std_C, (num_channels,))
+    mean_HWC = jnp.asarray(mean, jnp.float32)
+    is_of_channels = len(mean) == num_channels
+    shape = (1, 1, num_channels) if is_of_channels else image_BHWC.shape[1:]
+    chex.assert_size(mean_HWC, math.prod(shape))
     pixels = image_BHWC.astype(jnp.float32) / 255
-    normalized = (pixels - mean_C[None, None, None]) / std_C[None, None, None]
+    normalized = (pixels - mean_HWC.reshape(1, *shape)) / std_C[None, None, None]
     chex.assert_equal_shape([normalized, image_BHWC])
     return normalized
 

@@ -68,19 +68,9 @@ def _make_classification(
                 f"channels, got {getattr(augment, name)}"
             )
     sample_BHWC = np.asarray(train.image_BHWC[:_NUM_MEASURED])
-    mean, std = channel_statistics(dataset.name, num_channels)
-    if data.is_folder(dataset.name):
-        mean, std = measure_channels(sample_BHWC)
+    mean, std = _choose_statistics(dataset, train, sample_BHWC)
     changes = dataclasses.asdict(augment)
     del changes["crop_area"]  # Done when the images are loaded.
-    mean = mean if dataset.mean is None else dataset.mean
-    std = std if dataset.std is None else dataset.std
-    for name, value in (("mean", mean), ("std", std)):
-        if len(value) != num_channels:
-            raise ValueError(
-                f"config.dataset.{name} must have {num_channels} values, one for each "
-                f"channel, got {value}"
-            )
     return Classification(
         image_shape,
         train.class_names,
@@ -89,6 +79,42 @@ def _make_classification(
         augment=changes,
         border=border_brightness(sample_BHWC),
     )
+
+
+def _choose_statistics(
+    dataset: DatasetConfig, train: ImageSplit, sample_BHWC: np.ndarray
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Choose mean and standard deviation: those of the config or of the set."""
+    num_channels = sample_BHWC.shape[-1]
+    for name, value in (("mean", dataset.mean), ("std", dataset.std)):
+        if isinstance(value, tuple) and len(value) != num_channels:
+            raise ValueError(
+                f"config.dataset.{name} must have {num_channels} values, one for each "
+                f"channel, got {value}"
+            )
+    mean, std = channel_statistics(dataset.name, num_channels)
+    if data.is_folder(dataset.name):
+        mean, std = measure_channels(sample_BHWC)
+    if dataset.mean == "pixel":
+        mean = measure_pixels(train)
+    elif dataset.mean is not None:
+        mean = dataset.mean
+    return mean, std if dataset.std is None else dataset.std
+
+
+def measure_pixels(train: ImageSplit) -> tuple[float, ...]:
+    """Compute the mean image, in [0, 1]: H · W · C values.
+
+    Raises:
+        ValueError: if the images are not in memory.
+    """
+    if train.is_streamed:
+        raise ValueError(
+            "config.dataset.mean must be a tuple of numbers, or None, for images that "
+            "are streamed, got 'pixel'"
+        )
+    mean_HWC = np.asarray(train.image_BHWC).mean(axis=0, dtype=np.float64) / 255
+    return tuple(mean_HWC.ravel().round(6).tolist())
 
 
 def measure_channels(

@@ -37,8 +37,9 @@ class Classification:
     Attributes:
         image_shape: height, width and channels.
         class_names: a name for each of the Y classes.
-        mean: of each channel, of pixels in [0, 1].
-        std: likewise.
+        mean: of pixels in [0, 1], of each channel or of each value of an image, see
+            `normalize`.
+        std: of each channel.
         augment: further arguments of `augment_batch`.
         border: mean brightness of the training images' borders, 0 to 1, if known.
     """
