@@ -40,6 +40,7 @@ EXPECTED = {
     "vit_mnist_reference": (605_066, MNIST),
     "vit_mnist_best": (509_195, MNIST),
     "vit_cifar10": (2_697_226, CIFAR10),
+    "vit_conv_cifar10": (1_909_259, CIFAR10),
     "finetune_vit_cifar10": (
         21_669_514,
         Classification((224, 224, 3), DIGITS, mean=(0.5,) * 3, std=(0.5,) * 3),
@@ -77,6 +78,8 @@ def test_every_config_says_what_it_does(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert f" --config configs/{path.name}\n" in (module.__doc__ or "")
+    page = path.parents[1] / "docs" / "training.md"
+    assert f"| `{path.stem}` |" in page.read_text()
 
 
 def test_resolve_gives_every_field_its_default():
