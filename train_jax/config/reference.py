@@ -87,7 +87,8 @@ def _table(options: Mapping[str, Option], prefix: str) -> str:
     for name, option in options.items():
         is_required = option.default is dataclasses.MISSING
         default = "required" if is_required else f"`{option.default!r}`"
-        mark = " (sweep)" if option.sweepable else ""
+        is_swept = option.sweepable and not prefix.startswith("groups.")
+        mark = " (sweep)" if is_swept else ""
         cells = [f"`{prefix}{name}`{mark}", default, option.rule.allowed]
         cells.append(option.meaning)
         # A bar would end the cell.
