@@ -32,7 +32,11 @@ _COLORS = {"cpu": "tab:blue", "gpu": "tab:red"}
 
 def main(arguments: Sequence[str]) -> int:
     """Record runs, if there are any; draw the picture, and write the table."""
-    parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", help="how the config is called in the table")
     parser.add_argument("workdirs", nargs="*", type=pathlib.Path, help="finished runs")
     options = parser.parse_args(arguments)
@@ -55,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _is_of_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return (a["config"], a["device"]) == (b["config"], b["device"])
+    return all(a[name] == b[name] for name in ("config", "dtype", "device"))
 
 
 def summarise(

@@ -109,14 +109,20 @@ def _write_weights(
     Raises:
         ValueError: if it has no such layout for the model.
     """
-    if isinstance(trained.model, ViT):
-        return vit_jax.weights.save(path, trained.to_pretrained(), format=format)
-    if isinstance(trained.model, ResNet):
-        return resnet_jax.weights.save(path, trained.to_pretrained(), format=format)
-    raise ValueError(
-        f"weights are written of a ViT or a ResNet, not of {trained.name!r}; "
-        "--format stablehlo takes any model"
-    )
+    if not isinstance(trained.model, ViT | ResNet):
+        raise ValueError(
+            f"weights are written of a ViT or a ResNet, not of {trained.name!r}; "
+            "--format stablehlo takes any model"
+        )
+    pretrained = trained.to_pretrained()
+    if len(pretrained.mean or ()) > pretrained.image_shape[2]:
+        raise ValueError(
+            "other libraries know a mean of each channel alone, and the model was "
+            "trained with config.dataset.mean 'pixel'; --format stablehlo takes any "
+            "model"
+        )
+    library = vit_jax if isinstance(trained.model, ViT) else resnet_jax
+    return library.weights.save(path, pretrained, format=format)
 
 
 def _writer(format: str) -> Callable[[TrainedModel, pathlib.Path], list[pathlib.Path]]:

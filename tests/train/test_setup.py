@@ -12,11 +12,12 @@ import pytest
 import resnet_jax
 import vit_jax
 from tests.train.tiny import make_tiny, tiny_config, train_tiny
+from train_jax import export
 from train_jax.config.config import to_json
-from train_jax.devices import compiler, policy, processor
+from train_jax.devices import compiler, policy, processes, processor
 from train_jax.evaluate import evaluate
 from train_jax.output import workdir as wd
-from train_jax.run import build
+from train_jax.run import build, pixels
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_splits
@@ -109,42 +110,53 @@ def test_a_step_is_compiled_as_its_products_are_fast():
 
 
 def test_models_are_evaluated_with_that_compilation(monkeypatch):
-    models = []
+    compiled = []
 
     def jit_of_model(model, *, platform):
-        assert platform == "cpu"
-        models.append(model)
-        return jax.jit
+        def jit(function, **how):
+            compiled.append((model, platform))
+            return jax.jit(function, **how)
+
+        return jit
 
     monkeypatch.setattr(policy, "jit_of_model", jit_of_model)
     parts = make_tiny(devices=jax.devices()[:1])
-    assert models == [parts.model] * 2  # of the step and of the evaluator
     variables = parts.runs.select(parts.init_state().eval_variables, 0)
     trained = TrainedModel(parts.task, parts.model, variables, "vit")
+    assert compiled == [(parts.model, "cpu")]  # for the evaluator
     evaluate(trained, parts.val)
     Classifier(trained)
-    assert models == [parts.model] * 4
+    assert compiled == [(parts.model, "cpu")] * 3
 
 
-def test_a_mean_of_each_pixel_is_that_of_the_training_split(tmp_path):
+def test_a_mean_of_each_pixel_is_that_of_the_training_split(tmp_path, capsys):
+    run = tmp_path / "run"
     changes = {"dataset.mean": "pixel", "dataset.std": (0.25,), "num_steps": 1}
-    summary = train_tiny(tmp_path, changes)
+    summary = train_tiny(run, changes)
     parts = make_tiny(changes)
     mean_HWC = parts.train.image_BHWC.mean(axis=0) / 255
     assert mean_HWC.std() > 0.1
     np.testing.assert_allclose(parts.task.mean, mean_HWC.ravel(), atol=1e-6)
-    trained = load_model(tmp_path)
+    trained = load_model(run)
     assert trained.task == parts.task
     test = trained.load_test()
     image_BHWC = (test.image_BHWC / 255 - mean_HWC) / 0.25
     logits_BY = trained.model.apply(trained.variables, image_BHWC.astype(np.float32))
     hits = np.asarray(logits_BY).argmax(axis=1) == test.label_B
     np.testing.assert_allclose(summary["test_accuracy"], hits.mean())
-    with pytest.raises(ValueError, match="a mean of each channel alone"):
-        trained.to_pretrained()
+    train_tiny(tmp_path / "next", changes | {"init_from": str(run)})
+    assert export.main(["--workdir", str(run), "--format", "safetensors"]) == 2
+    assert "a mean of each channel alone" in capsys.readouterr().err
     streamed = types.SimpleNamespace(is_streamed=True)
     with pytest.raises(ValueError, match="are streamed, got 'pixel'"):
-        build.measure_pixels(streamed)  # type: ignore
+        pixels.measure_pixels(streamed)  # type: ignore
+
+
+def test_training_starts_when_the_slowest_process_has_compiled(monkeypatch, capsys):
+    parts = make_tiny()
+    monkeypatch.setattr(processes, "max_over_processes", lambda *_: [12.34])
+    parts.trainer.compile(parts.abstract_state)
+    assert capsys.readouterr().out == "compiled in 12.3 s\n"
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ NUMBERS = Rule(
     "a tuple of numbers, one for each channel",
 )
 MEAN = Rule(
-    lambda v: (isinstance(v, str) and v == "pixel") or NUMBERS.passes(v),
+    lambda v: one_of("pixel").passes(v) or NUMBERS.passes(v),
     f"{NUMBERS.allowed}, 'pixel'",
 )
 POSITIVE_NUMBERS = Rule(

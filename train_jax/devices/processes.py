@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 _HEARTBEAT_SECONDS = 20
 _START_SECONDS = 120
 
-# At the end the others wait so long for process 0, which draws the plots.
+# How long the others wait at the end for process 0, which draws the plots.
 _END_SECONDS = 600
 
 # Of an error that process 0 sends to the others, bytes.

@@ -14,14 +14,14 @@ import numpy as np
 import optax
 
 from resnet_jax import whitening_kernel
-from train_jax import data
 from train_jax.config.fields import AugmentConfig, Config, DatasetConfig
 from train_jax.config.models import IMAGE_MODELS, SEQUENCE_MODELS, create_model
 from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig, RuleConfig
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.devices import policy
 from train_jax.learning import optim
-from train_jax.learning.augment import channel_statistics, normalize
+from train_jax.learning.augment import normalize
+from train_jax.run.pixels import border_brightness, choose_statistics
 from train_jax.tasks import Classification, Task, Translation
 
 
@@ -68,7 +68,9 @@ def _make_classification(
                 f"channels, got {getattr(augment, name)}"
             )
     sample_BHWC = np.asarray(train.image_BHWC[:_NUM_MEASURED])
-    mean, std = _choose_statistics(dataset, train, sample_BHWC)
+    mean, std = choose_statistics(
+        dataset.name, train, sample_BHWC, mean=dataset.mean, std=dataset.std
+    )
     changes = dataclasses.asdict(augment)
     del changes["crop_area"]  # Done when the images are loaded.
     return Classification(
@@ -79,66 +81,6 @@ def _make_classification(
         augment=changes,
         border=border_brightness(sample_BHWC),
     )
-
-
-def _choose_statistics(
-    dataset: DatasetConfig, train: ImageSplit, sample_BHWC: np.ndarray
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Choose mean and standard deviation: those of the config or of the set."""
-    num_channels = sample_BHWC.shape[-1]
-    for name, value in (("mean", dataset.mean), ("std", dataset.std)):
-        if isinstance(value, tuple) and len(value) != num_channels:
-            raise ValueError(
-                f"config.dataset.{name} must have {num_channels} values, one for each "
-                f"channel, got {value}"
-            )
-    mean, std = channel_statistics(dataset.name, num_channels)
-    if data.is_folder(dataset.name):
-        mean, std = measure_channels(sample_BHWC)
-    if dataset.mean == "pixel":
-        mean = measure_pixels(train)
-    elif dataset.mean is not None:
-        mean = dataset.mean
-    return mean, std if dataset.std is None else dataset.std
-
-
-def measure_pixels(train: ImageSplit) -> tuple[float, ...]:
-    """Compute the mean image, in [0, 1]: H · W · C values.
-
-    Raises:
-        ValueError: if the images are not in memory.
-    """
-    if train.is_streamed:
-        raise ValueError(
-            "config.dataset.mean must be a tuple of numbers, or None, for images that "
-            "are streamed, got 'pixel'"
-        )
-    mean_HWC = np.asarray(train.image_BHWC).mean(axis=0, dtype=np.float64) / 255
-    return tuple(mean_HWC.ravel().round(6).tolist())
-
-
-def measure_channels(
-    image_BHWC: np.ndarray,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute mean and standard deviation of each channel of uint8 images, in [0, 1].
-
-    A channel of one value gets the deviation 1.
-    """
-    mean, std = [], []
-    for channel in range(image_BHWC.shape[-1]):
-        counts = np.bincount(image_BHWC[..., channel].reshape(-1), minlength=256)
-        share, value = counts / counts.sum(), np.arange(256) / 255
-        average = float(share @ value)
-        mean.append(average)
-        std.append(float(share @ (value - average) ** 2) ** 0.5 or 1.0)
-    return tuple(mean), tuple(std)
-
-
-def border_brightness(image_BHWC: np.ndarray) -> float:
-    """Compute the mean brightness of the outermost pixels of uint8 images, 0 to 1."""
-    inside = np.zeros(image_BHWC.shape[1:3], bool)
-    inside[1:-1, 1:-1] = True
-    return float(image_BHWC[:, ~inside].mean(dtype=np.float64) / 255)
 
 
 def make_model(

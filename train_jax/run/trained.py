@@ -57,14 +57,9 @@ class TrainedModel:
         """Describe the model for other libraries.
 
         Raises:
-            ValueError: if it does not classify images, or its mean is of each pixel.
+            ValueError: if it does not classify images.
         """
         task = require_images(self)
-        if len(task.mean) > task.image_shape[2]:
-            raise ValueError(
-                "the model was trained with config.dataset.mean 'pixel'; other "
-                "libraries know a mean of each channel alone"
-            )
         return Pretrained(
             self.model,
             self.variables,

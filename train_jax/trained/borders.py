@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train_jax.run.build import border_brightness
+from train_jax.run.pixels import border_brightness
 from train_jax.tasks import Classification
 
 # A border is dark below the one, and bright above the other.

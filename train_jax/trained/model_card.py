@@ -70,9 +70,7 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
         height=height,
         width=width,
         channels="grey" if num_channels == 1 else "RGB",
-        mean="that of each pixel over the training images"
-        if len(task.mean) > num_channels
-        else ", ".join(f"{value:.4g}" for value in task.mean),
+        mean=", ".join(f"{value:.4g}" for value in task.mean),
         std=", ".join(f"{value:.4g}" for value in task.std),
         classes=", ".join(task.class_names[:20])
         + (" and others" if task.num_classes > 20 else ""),
