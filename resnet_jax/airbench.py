@@ -38,9 +38,11 @@ def max_pool(x_BHWC: Array, window: int) -> Array:
         (B, H / window, W / window, C), rounded down.
 
     Raises:
-        ValueError: if the image is smaller than a window.
+        ValueError: if the image is smaller than a window, or that has no pixel.
     """
     chex.assert_rank(x_BHWC, 4)
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
     batch, height, width, channels = x_BHWC.shape
     rows, columns = height // window, width // window
     if min(rows, columns) < 1:
@@ -74,9 +76,17 @@ def whitening_kernel(image_BHWC: Array, *, epsilon: float = 5e-4) -> Array:
     Returns:
         kernel (2, 2, C, 8 · C), float32.
 
+    Raises:
+        ValueError: if there is no patch.
+
     References: arXiv:2404.00498, section 3.2.
     """
     chex.assert_rank(image_BHWC, 4)
+    if len(image_BHWC) < 1 or min(image_BHWC.shape[1:3]) < _WHITENING_SIDE:
+        raise ValueError(
+            f"image_BHWC must hold a patch of {_WHITENING_SIDE}x{_WHITENING_SIDE} "
+            f"pixels, got shape {image_BHWC.shape}"
+        )
     side, channels = _WHITENING_SIDE, image_BHWC.shape[-1]
     height, width = (length - side + 1 for length in image_BHWC.shape[1:3])
     slices = [

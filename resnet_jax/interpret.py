@@ -30,10 +30,11 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
         model: with a head.
         variables: its variables.
         image_BHWC: normalised images, floating point.
-        label_B: the classes to look for, integers.
+        label_B: the classes to look for, integers in [0, Y).
 
     Returns:
-        map_BHW of the last feature map's height and width, float32.
+        map_BHW of the last feature map's height and width, float32; zeros for a class
+        that there is not.
 
     Raises:
         ValueError: if the model has no head.
@@ -41,6 +42,7 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     References: arXiv:1610.02391, eq. 1 and 2.
     """
     chex.assert_rank([image_BHWC, label_B], [4, 1])
+    chex.assert_type(label_B, int)
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
     if model.num_classes is None:
         raise ValueError("num_classes must not be None to look for a class")
@@ -49,13 +51,16 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     def is_last(module: nn.Module, method: str) -> bool:
         return module.name == last and method == "__call__"
 
+    variables = {k: v for k, v in variables.items() if k != "intermediates"}
     outputs: Any = model.apply(
         variables, image_BHWC, capture_intermediates=is_last, mutable="intermediates"
     )
     _, captured = outputs
     (feature_BHWF,) = captured["intermediates"][last]["__call__"]
     batch, height, width, _ = feature_BHWF.shape
-    weight_BF = variables["params"]["head"]["kernel"].T[label_B] / (height * width)
+    kernel_FY = variables["params"]["head"]["kernel"]
+    weight_BF = jax.nn.one_hot(label_B, model.num_classes) @ kernel_FY.T
+    weight_BF /= height * width
     map_BHW = jnp.einsum("BHWF,BF->BHW", feature_BHWF.astype(jnp.float32), weight_BF)
     chex.assert_shape(map_BHW, (batch, height, width))
     return jax.nn.relu(map_BHW)

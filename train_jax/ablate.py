@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
 def _run(arguments: list[str], stop_request: StopRequest) -> int:
     cli.prepare_output()
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
+    cli.add_workdir_flag(parser)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
     workdir = options.workdir
@@ -70,15 +71,11 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
             processes.check_devices()
             compiler.enable_compilation_cache()
             variants = list_variants(options.config, overrides, workdir)
-            held = lock.acquire(workdir)
+            held = _lock(workdir)
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
         return cli.STOPPED
-    except OSError as error:
-        reason = f"--workdir {str(workdir)!r} cannot be written: {error.strerror}"
-        cli.print_error(_PROGRAM, ValueError(reason))
-        return 2
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         cli.print_error(_PROGRAM, error)
         return 2
     try:
@@ -97,7 +94,17 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     except (Failed, wd.WorkdirError, OSError) as error:
         cli.print_error(_PROGRAM, error)
         return cli.FAILED
-    return 0
+    return cli.FAILED if all("error" in result for result in results) else 0
+
+
+def _lock(workdir: pathlib.Path) -> lock.Lock:
+    """Lock the folder; raises ValueError if it is in use or cannot be written."""
+    try:
+        return lock.acquire(workdir)
+    except OSError as error:
+        raise ValueError(
+            f"--workdir {str(workdir)!r} cannot be written: {error.strerror}"
+        ) from error
 
 
 def list_variants(

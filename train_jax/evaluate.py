@@ -15,7 +15,9 @@ import rich.table
 from train_jax import data
 from train_jax.cli import command
 from train_jax.cli.huge_pages import restart_with_huge_pages
+from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data.streamed import Source, StreamedImages
 from train_jax.devices import policy, sharding
 from train_jax.devices.folders import local_path
 from train_jax.output import plots
@@ -41,6 +43,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--batch_size must be at least 1, got {options.batch_size}")
     trained = flags.load(options)
     name, split = _load_split(options, trained)
+    if out is not None and not isinstance(split, ImageSplit):
+        raise ValueError(f"--out is for images, which {name!r} has not")
     evaluation = evaluate(trained, split, batch_size=options.batch_size)
     result = {
         "model": trained.name,
@@ -89,17 +93,21 @@ def _load_split(
     """Load the split, its images of the size that the model takes.
 
     Raises:
-        ValueError: if the model has other classes.
+        ValueError: if the model has another number of classes.
     """
-    if options.dataset is None:
-        if trained.dataset is None:
-            raise ValueError("--dataset must name a data set, as weights don't say one")
-        dataset = trained.dataset
-        if options.data_dir is not None:
-            dataset = dataclasses.replace(dataset, data_dir=options.data_dir)
-        return dataset.name, load(dataset, options.split)[0]
-    name, task = data.canonical_name(str(options.dataset)), trained.task
-    split = data.load(name, options.split, data_dir=options.data_dir)
+    own = trained.dataset
+    if options.dataset is None and own is None:
+        raise ValueError("--dataset must name a data set, as weights don't say one")
+    name = data.canonical_name(own.name if options.dataset is None else options.dataset)
+    if own is not None and name == data.canonical_name(own.name):
+        data_dir = options.data_dir or own.data_dir
+        own = dataclasses.replace(own, data_dir=data_dir)
+        return name, load(own, options.split)[0]
+    task = trained.task
+    # The pictures of a folder may be of many sizes.
+    streaming = True if data.is_folder(name) else "auto"
+    dataset = DatasetConfig(name=name, data_dir=options.data_dir, streaming=streaming)
+    (split,) = load(dataset, options.split)
     if not isinstance(split, ImageSplit) or not isinstance(task, Classification):
         raise ValueError(f"--dataset {name!r} and the model must be of images")
     if split.num_classes != task.num_classes:
@@ -107,10 +115,35 @@ def _load_split(
             f"--dataset {name!r} has {split.num_classes} classes, the model "
             f"{task.num_classes}"
         )
-    if split.image_BHWC.shape[1:] == task.image_shape:
-        return name, split
-    fitted = [fit_image(trained, image_HWC) for image_HWC in split.image_BHWC]
-    return name, dataclasses.replace(split, image_BHWC=np.stack(fitted))
+    if own is not None and split.class_names != task.class_names:
+        print(
+            f"warning: the classes of {name!r} have other names than the model's, such "
+            f"as {split.class_names[0]!r} and {task.class_names[0]!r}",
+            file=sys.stderr,
+        )
+    images: Any = split.image_BHWC
+    if split.is_streamed:
+        source = _Fitted(trained, images.source)
+        images = StreamedImages(source, images.place_M, task.image_shape, resize=None)
+    elif images.shape[1:] != task.image_shape:
+        images = np.stack([fit_image(trained, image_HWC) for image_HWC in images])
+    return name, dataclasses.replace(split, image_BHWC=images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """Images brought to the size that a model takes, see `Source`."""
+
+    trained: TrainedModel
+    source: Source
+
+    def read_image(self, place: int) -> np.ndarray:
+        """Read an image, and fit it."""
+        return fit_image(self.trained, self.source.read_image(place))
+
+    def read_label(self, place: int) -> int:
+        """Read the label of an image."""
+        return self.source.read_label(place)
 
 
 def evaluate(

@@ -42,6 +42,8 @@ def _run(options: argparse.Namespace) -> int:
         trained, background=options.background, invert=options.invert
     )
     test_BHWC = None
+    if options.invert and not options.inputs:
+        raise ValueError("--invert is for pictures that are named")
     if options.inputs:
         images = _read(reader, list_files(options.inputs))
     else:

@@ -7,6 +7,7 @@ own step for a TPU slice, and reads what it takes.
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from typing import Any
 
@@ -41,6 +42,9 @@ def main(arguments: list[str]) -> int:
         plan = make_plan(config, topology)
         if options.batch_size == "auto" or not plan.fits:
             largest = _find_largest(config, topology, plan)
+    except KeyboardInterrupt:
+        print(f"{_PROGRAM}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (OSError, ValueError) as error:
         cli.print_error(_PROGRAM, error)
         return 2
@@ -79,8 +83,9 @@ def _find_largest(config: Config, topology: Topology, plan: Plan) -> Plan | None
     fits, low = (plan, plan.batch_size) if plan.fits else (None, 0)
     high = None if plan.fits else plan.batch_size
     while high is None or high - low > max(unit, low // 8):
-        size = 2 * low if high is None else (low + high) // 2 // unit * unit
-        if size > plan.num_examples or size in (low, 0):
+        size = 2 * low if high is None else (low + high) // 2
+        size = min(size, plan.num_examples) // unit * unit
+        if size in (low, 0):
             break
         tried = make_plan(dataclasses.replace(config, batch_size=size), topology)
         verb = "fits" if tried.fits else "does not fit"

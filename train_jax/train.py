@@ -30,47 +30,59 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     cli.prepare_output()
     options, overrides = cli.parse(_make_parser(), arguments)
     cli.silence_libraries()
+    from train_jax.devices import processes
+
+    with processes.ending_together(_PROGRAM):
+        exit_code = _train(options, overrides, stop_request)
+        if exit_code:
+            processes.limit_end(exit_code)
+    return exit_code
+
+
+def _train(
+    options: "argparse.Namespace", overrides: dict[str, str], stop_request: StopRequest
+) -> int:
+    from train_jax.cli import arguments as cli
     from train_jax.config.config import load_config
     from train_jax.devices import compiler, processes
     from train_jax.output import report
     from train_jax.output.workdir import WorkdirError
     from train_jax.run import experiment, failures
 
-    with processes.ending_together(_PROGRAM):
-        try:
-            with stop_request.interrupting():
-                config = load_config(options.config, overrides)
-                processes.join(
-                    options.coordinator, options.num_processes, options.process_id
-                )
-                compiler.enable_compilation_cache()
-                if not processes.is_main():
-                    cli.silence_stdout()
-                train_and_evaluate = experiment.prepare(
-                    config,
-                    options.workdir,
-                    overwrite=options.overwrite,
-                    extend=options.extend,
-                )
-        except KeyboardInterrupt:
-            print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
-            return cli.STOPPED
-        except ValueError as error:
-            cli.print_error(_PROGRAM, error)
-            return 2
-        try:
-            summary = train_and_evaluate(stop_request)
-        except WorkdirError as error:
-            cli.print_error(_PROGRAM, error)
-            return 2
-        except failures.Failed as error:
-            cli.print_error(_PROGRAM, error)
-            return cli.FAILED
-        except failures.Stopped as stopped:
-            print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
-            return cli.STOPPED
-        if processes.is_main():
-            report.print_summary(summary, options.workdir)
+    try:
+        with stop_request.interrupting():
+            config = load_config(options.config, overrides)
+            processes.join(
+                options.coordinator, options.num_processes, options.process_id
+            )
+            compiler.enable_compilation_cache()
+            if not processes.is_main():
+                cli.silence_stdout()
+            train_and_evaluate = experiment.prepare(
+                config,
+                options.workdir,
+                overwrite=options.overwrite,
+                extend=options.extend,
+            )
+    except KeyboardInterrupt:
+        print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
+        return cli.STOPPED
+    except (OSError, ValueError) as error:
+        cli.print_error(_PROGRAM, error)
+        return 2
+    try:
+        summary = train_and_evaluate(stop_request)
+    except WorkdirError as error:
+        cli.print_error(_PROGRAM, error)
+        return 2
+    except failures.Failed as error:
+        cli.print_error(_PROGRAM, error)
+        return cli.FAILED
+    except failures.Stopped as stopped:
+        print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
+        return cli.STOPPED
+    if processes.is_main():
+        report.print_summary(summary, options.workdir)
     return 0
 
 
@@ -78,6 +90,7 @@ def _make_parser() -> "argparse.ArgumentParser":
     from train_jax.cli import arguments as cli
 
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
+    cli.add_workdir_flag(parser)
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
         "--overwrite", action="store_true", help="delete the run that lies there first"

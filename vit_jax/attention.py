@@ -34,7 +34,7 @@ def dot_product_attention(
     (2, 3, 8)
 
     Args:
-        query: (..., T, K).
+        query: (..., T, K), floating point, like key and value.
         key: (..., S, K).
         value: (..., S, K), where K may be another size.
         mask: bool, broadcastable to (..., T, S), True where a query may attend. A row
@@ -53,6 +53,7 @@ def dot_product_attention(
 
     References: arXiv:1706.03762, eq. 1.
     """
+    chex.assert_type([query, key, value], float)
     chex.assert_shape([query, value], (..., None, None))
     *batch, num_queries, head_size = query.shape
     num_keys, value_size = value.shape[-2:]
@@ -60,7 +61,7 @@ def dot_product_attention(
     chex.assert_shape(value, (*batch, num_keys, value_size))
     weights = _attention_weights(query, key, mask, dot_general)
     dropped = weights if dropout is None else dropout(weights)
-    output = _multiply(dot_general, dropped, value, axis=1)
+    output = _multiply(dot_general, dropped, value, axis=1).astype(query.dtype)
     chex.assert_shape(weights, (*batch, num_queries, num_keys))
     chex.assert_shape(output, (*batch, num_queries, value_size))
     return (output, weights) if return_weights else output

@@ -18,6 +18,7 @@ from vit_jax.layers import (
     DotGeneral,
     Dropout,
     LayerNorm,
+    check_rates,
     make_dense,
     stochastic_depth,
 )
@@ -62,6 +63,7 @@ class MlpBlock(nn.Module):
         """
         chex.assert_rank(x_BTD, 3)
         check_at_least(1, mlp_dim=self.mlp_dim)
+        check_rates(self)
         dropout = Dropout(self.dropout_rate, deterministic=not train)
         dense = functools.partial(
             make_dense,
@@ -234,6 +236,7 @@ class EncoderBlock(TransformerModule, kw_only=True):
         """
         chex.assert_rank(x_BTD, 3)
         check_num_outputs(self.num_outputs, x_BTD)
+        check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
         attention = self._attention("attention")
         if mask is not None and self.num_outputs is not None:
@@ -282,6 +285,7 @@ class DecoderBlock(TransformerModule, kw_only=True):
         chex.assert_rank(inputs, 3)
         batch, _, width = x_BTD.shape
         chex.assert_shape(inputs, (batch, None, width))
+        check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
         flags: dict[str, Any] = {"train": train, "decode": decode}
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.checks import check_at_least
 from vit_jax.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -59,12 +60,17 @@ def attention_weights(
     leaves: dict[str, Any] = flax.traverse_util.flatten_dict(
         captured.get("intermediates", {}), sep="/"
     )
-    all_paths = fnmatch.filter(leaves, "*attention_weights")
-    paths = fnmatch.filter(all_paths, f"{where}/attention_weights")
-    if all_paths and not paths:
-        known = ", ".join(path.removesuffix("/attention_weights") for path in all_paths)
+    # The path of each attention module, "" if the model is one itself → its calls.
+    modules = {
+        path.removesuffix("attention_weights").rstrip("/"): calls
+        for path, calls in leaves.items()
+        if path.endswith("attention_weights")
+    }
+    chosen = fnmatch.filter(modules, where)
+    if modules and not chosen:
+        known = ", ".join(path or "''" for path in modules)
         raise ValueError(f"where must match one of {known}, got {where!r}")
-    calls = [call for path in sorted(paths, key=_by_number) for call in leaves[path]]
+    calls = [call for path in sorted(chosen, key=_by_number) for call in modules[path]]
     # The blocks of an encoder with `scan` are captured as one, with a leading axis L.
     by_layer = [list(call) if call.ndim == 5 else [call] for call in calls]
     weights = list(itertools.chain(*by_layer))
@@ -128,19 +134,20 @@ def patch_relevance(
         num_registers: number of tokens behind the patches, which are left out.
 
     Returns:
-        relevance_BT: one value for each patch; sums to 1; float32 or wider.
+        relevance_BT: one value for each patch; sums to 1, or is 0 where no patch
+            contributes; float32 or wider.
 
     Raises:
-        ValueError: if there is no patch.
+        ValueError: if there is no patch, or a negative number of registers.
     """
     chex.assert_rank(map_BTT, 3)
     chex.assert_shape(map_BTT, (None, *2 * map_BTT.shape[2:]))
+    check_at_least(0, num_registers=num_registers)
+    _check_patches("map_BTT", map_BTT, has_class_token + num_registers)
     num_tokens = map_BTT.shape[1] - num_registers
-    map_BTT = map_BTT[:, :num_tokens, :num_tokens]
-    _check_patches("map_BTT", map_BTT, has_class_token)
-    map_BTT = _widen(map_BTT)
+    map_BTT = _widen(map_BTT[:, :num_tokens, :num_tokens])
     relevance_BT = map_BTT[:, 0, 1:] if has_class_token else map_BTT.mean(axis=1)
-    relevance_BT /= relevance_BT.sum(axis=-1, keepdims=True)
+    relevance_BT = _divide(relevance_BT, relevance_BT.sum(axis=-1, keepdims=True))
     num_patches = num_tokens - has_class_token
     chex.assert_shape(relevance_BT, (map_BTT.shape[0], num_patches))
     return relevance_BT
@@ -167,15 +174,18 @@ def mean_attention_distance(
         num_registers: number of tokens behind the patches, left out as well.
 
     Returns:
-        distance_N: the mean over images and patches; float32 or wider.
+        distance_N: the mean over images and patches; float32 or wider. A patch that
+            attends to no patch counts as 0.
 
     Raises:
-        ValueError: if the grid has no patch or does not fit the weights, or there is
-            no image.
+        ValueError: if the grid has no patch or does not fit the weights, there is no
+            image, or a negative number of registers.
 
     References: arXiv:2010.11929, figure 7 and appendix D.7.
     """
     chex.assert_rank(weights_BNTT, 4)
+    chex.assert_shape(weights_BNTT, (None, None, *2 * weights_BNTT.shape[3:]))
+    check_at_least(0, num_registers=num_registers)
     rows, columns = grid
     if rows < 1 or columns < 1:
         raise ValueError(
@@ -192,7 +202,7 @@ def mean_attention_distance(
             f"got weights of {weights_BNTT.shape[-1]}"
         )
     weights_BNTT = _widen(weights_BNTT)[:, :, first:last, first:last]
-    weights_BNTT /= weights_BNTT.sum(axis=-1, keepdims=True)
+    weights_BNTT = _divide(weights_BNTT, weights_BNTT.sum(axis=-1, keepdims=True))
     row_T, column_T = (x.ravel() for x in np.indices(grid))
     distance_TT = np.hypot(row_T[:, None] - row_T, column_T[:, None] - column_T)
     distance_TT = jnp.asarray(distance_TT, weights_BNTT.dtype)
@@ -215,7 +225,8 @@ def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
         has_class_token: whether token 0 is the class token, which is left out.
 
     Returns:
-        similarity_TT: cosines, in [-1, 1]; float32 or wider.
+        similarity_TT: cosines, in [-1, 1], 0 for an embedding of zeros; float32 or
+            wider.
 
     Raises:
         ValueError: if there is no patch.
@@ -225,7 +236,8 @@ def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
     chex.assert_shape(position_1TD, (1, None, None))
     _check_patches("position_1TD", position_1TD, has_class_token)
     position_TD = _widen(position_1TD)[0, int(has_class_token) :]
-    position_TD /= jnp.linalg.norm(position_TD, axis=-1, keepdims=True)
+    norm_T1 = jnp.linalg.norm(position_TD, axis=-1, keepdims=True)
+    position_TD = _divide(position_TD, norm_T1)
     similarity_TT = position_TD @ position_TD.T
     num_patches = position_1TD.shape[1] - has_class_token
     chex.assert_shape(similarity_TT, (num_patches, num_patches))
@@ -238,9 +250,14 @@ def _widen(x: Array) -> Array:
     return x.astype(float32_or_wider(x.dtype))
 
 
-def _check_patches(name: str, x: Array, has_class_token: bool) -> None:
-    """Raise ValueError if axis 1 holds no patch."""
-    if x.shape[1] <= has_class_token:
+def _divide(x: Array, total: Array) -> Array:
+    """Divide by a total that is not negative; 0 / 0 is 0."""
+    return x / jnp.where(total > 0, total, 1)
+
+
+def _check_patches(name: str, x: Array, num_others: int) -> None:
+    """Raise ValueError if axis 1 holds no patch beside the other tokens."""
+    if x.shape[1] <= num_others:
         raise ValueError(f"{name} must have at least 1 patch, got shape {x.shape}")
 
 

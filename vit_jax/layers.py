@@ -183,8 +183,11 @@ def stochastic_depth(key: Array, y_BTD: Array, rate: Array | float) -> Array:
     References: arXiv:1603.09382, eq. 2; scaled in training instead of in evaluation.
     """
     chex.assert_rank([key, y_BTD, rate], [{0, 1}, 3, 0])
-    is_kept = jax.random.bernoulli(key, 1 - rate, (y_BTD.shape[0], 1, 1))
-    out_BTD = jnp.where(is_kept, y_BTD / (1 - rate), 0).astype(y_BTD.dtype)
+    dtype = float32_or_wider(y_BTD.dtype)
+    share_kept = 1 - jnp.asarray(rate, dtype)
+    is_kept = jax.random.bernoulli(key, share_kept, (y_BTD.shape[0], 1, 1))
+    scaled = (y_BTD.astype(dtype) / share_kept).astype(y_BTD.dtype)
+    out_BTD = jnp.where(is_kept, scaled, jnp.zeros((), y_BTD.dtype))
     chex.assert_shape(out_BTD, y_BTD.shape)
     return out_BTD
 

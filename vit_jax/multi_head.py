@@ -24,7 +24,7 @@ AttentionImplementation = Literal["own", "cudnn", "xla"]
 class MultiHeadAttention(nn.Module):
     """Attend with several heads, and project their concatenated outputs.
 
-    The weights of the last call are stored in the collection `intermediates`, as
+    The weights of each call are appended to a tuple in the collection `intermediates`,
     `attention_weights`, when that collection is mutable.
 
     With `decode=True` keys and values are stored in the collection `cache`. The first

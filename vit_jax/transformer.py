@@ -70,37 +70,50 @@ class Encoder(TransformerModule, kw_only=True):
         check_num_outputs(self.num_outputs, x_BTD)
         check_at_least(0, depth=self.depth)
         check_rates(self)
-        x_BTD = x_BTD.astype(self.dtype)
         rate_L = None
         if train and self.stochastic_depth_rate > 0:
             rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)
 
-        def encode(block: EncoderBlock, x_BTD: Array, rate: Array | None):
-            options = {"angle": angle, "depth_rate": rate, "train": train}
-            return block(x_BTD, mask, **options), None
+        def encode(block: EncoderBlock, x_BTD: Array, rate: Array | None) -> Array:
+            return block(x_BTD, mask, angle=angle, depth_rate=rate, train=train)
 
         if self.remat:
             encode = nn.remat(encode, prevent_cse=not self.scan)
-        if self.scan:
-            encode = nn.scan(
-                encode,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                length=self.depth,
-            )
-        names = [f"block_{layer}" for layer in range(self.depth)]
-        for layer, name in enumerate(["blocks"] if self.scan else names):
-            block = EncoderBlock(
-                num_outputs=self.num_outputs if name in names[-1:] else None,
-                **self._shared_fields(),
-                name=name,
-            )
-            rate = rate_L if rate_L is None or self.scan else rate_L[layer]
-            x_BTD, _ = encode(block, x_BTD, rate)
+        run_blocks = self._scan_blocks if self.scan else self._run_blocks
+        x_BTD = run_blocks(encode, x_BTD.astype(self.dtype), rate_L)
         out_BTD = x_BTD[:, : self.num_outputs]
         if self.final_norm:
             out_BTD = self._normalize("norm", out_BTD)
         chex.assert_shape(out_BTD, (batch, self.num_outputs or num_tokens, width))
+        return out_BTD
+
+    def _run_blocks(
+        self, encode: Callable[..., Array], x_BTD: Array, rate_L: Array | None
+    ) -> Array:
+        """Apply one block after another; the last one computes the outputs alone."""
+        for layer in range(self.depth):
+            is_last = layer == self.depth - 1
+            block = EncoderBlock(
+                num_outputs=self.num_outputs if is_last else None,
+                **self._shared_fields(),
+                name=f"block_{layer}",
+            )
+            rate = None if rate_L is None else rate_L[layer]
+            x_BTD = encode(block, x_BTD, rate)
+        return x_BTD
+
+    def _scan_blocks(
+        self, encode: Callable[..., Array], x_BTD: Array, rate_L: Array | None
+    ) -> Array:
+        """Apply one block L times, each time with other parameters."""
+        scan = nn.scan(
+            lambda block, x_BTD, rate: (encode(block, x_BTD, rate), None),
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth,
+        )
+        block = EncoderBlock(**self._shared_fields(), name="blocks")
+        out_BTD, _ = scan(block, x_BTD, rate_L)
         return out_BTD
 
 
@@ -145,6 +158,7 @@ class Decoder(TransformerModule, kw_only=True):
         batch, num_tokens, width = x_BTD.shape
         chex.assert_shape(inputs, (batch, None, width))
         check_at_least(0, depth=self.depth)
+        check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
         if self.causal and not decode:
             mask = combine_masks(causal_mask(x_BTD.shape[1]), mask)

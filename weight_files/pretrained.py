@@ -43,6 +43,29 @@ class Pretrained:
     resampling: Resampling = "bilinear"
 
 
+# What reading arrays of another layout, or of an unexpected form, raises.
+WRONG_CONTENT = (KeyError, IndexError, TypeError, AttributeError, ValueError)
+
+
+def describe_error(error: Exception) -> str:
+    """Say in one line what is wrong with the content of weights."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        return f"they lack {text}"
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def check_fields(module: type[nn.Module], fields: Mapping[str, Any]) -> None:
+    """Raise ValueError for a name that is no field of a module."""
+    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    for name in fields:
+        if name not in known:
+            raise ValueError(
+                f"{name} is no field of {module.__name__}; it has "
+                f"{', '.join(sorted(known))}"
+            )
+
+
 def fit_to_model(
     model: nn.Module,
     variables: Mapping[str, Any],
@@ -119,6 +142,16 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return (repeated * np.float32(old / channels)).astype(kernel.dtype)
 
 
+def _height_and_width(size: Any) -> tuple[int, int]:
+    """Read a size as a config writes it: a number, one or two of them, or named."""
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        return (size.get("height", edge), size.get("width", edge))
+    if isinstance(size, int):
+        return (size, size)
+    return (size[0], size[-1])
+
+
 def preprocessing_of(source: Source) -> dict[str, Any]:
     """Read normalisation, size and class names from a source's configs.
 
@@ -142,13 +175,14 @@ def preprocessing_of(source: Source) -> dict[str, Any]:
         found["class_names"] = tuple(names)
     size = preprocessing.get("size", config.get("image_size"))
     size = timm.get("input_size", (0, size))[1:] if timm else size
-    if isinstance(size, Mapping):
-        edge = size.get("shortest_edge")
-        size = (size.get("height", edge), size.get("width", edge))
-    size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size
     if size is not None:
-        found["image_size"] = (size, size) if isinstance(size, int) else tuple(size)
+        found["image_size"] = _height_and_width(size)
     fraction = preprocessing.get("crop_pct", timm.get("crop_pct"))
+    crop = preprocessing.get("crop_size")
+    if preprocessing.get("do_center_crop") and crop and size is not None:
+        height, width = _height_and_width(crop)
+        fraction = height / found["image_size"][0]
+        found["image_size"] = (height, width)
     if fraction is not None:
         found["crop_fraction"] = float(fraction)
     method = preprocessing.get("resample", timm.get("interpolation"))

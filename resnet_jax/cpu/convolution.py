@@ -51,7 +51,8 @@ def conv_general_dilated(
     Args:
         lhs: (B, H, W, C).
         rhs: kernel (height, width, C, F), no larger than the padded image.
-        padding: pairs of pixels of zeros before and after, for rows and columns.
+        padding: pairs of pixels of zeros before and after, for rows and columns, or
+            "SAME" or "VALID".
 
     Returns:
         (B, height, width, F), of the dtype of `lhs`.
@@ -63,8 +64,12 @@ def conv_general_dilated(
     chex.assert_shape(rhs, (None, None, lhs.shape[3], None))
     chex.assert_type(rhs, lhs.dtype)
     numbers = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
-    if dimension_numbers not in (_LAYOUT, numbers) or isinstance(padding, str):
-        raise ValueError(f"expected axes {_LAYOUT} and padding in pixels")
+    if dimension_numbers not in (_LAYOUT, numbers):
+        raise ValueError(f"expected axes {_LAYOUT}, got {dimension_numbers}")
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(
+            lhs.shape[1:3], rhs.shape[:2], window_strides, padding
+        )
     dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     if dilations != {1} or feature_group_count != 1 or precision is not None:
         raise ValueError("expected no dilation, no groups and the default precision")

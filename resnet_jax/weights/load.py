@@ -14,7 +14,14 @@ from weight_files import (
     open_source,
     to_ours,
 )
-from weight_files.pretrained import IMAGENET_MEAN, IMAGENET_STD, preprocessing_of
+from weight_files.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    WRONG_CONTENT,
+    check_fields,
+    describe_error,
+    preprocessing_of,
+)
 
 # Side of an image, pixels, where nothing says another: of the two stems.
 _SIDES = {"small": 32, "imagenet": 224}
@@ -52,6 +59,7 @@ def load(
         ValueError: in one line, if the source can't be read, is no ResNet, or has
             arrays too many or too few.
     """
+    check_fields(ResNet, fields)
     opened = open_source(source)
     if not is_resnet(opened):
         raise ValueError(
@@ -66,13 +74,10 @@ def load(
         read = huggingface.read_arrays(opened.arrays)
         found = huggingface.read_fields(read, opened.config)
         return _load(opened, read, found, image_size, fields, layout=huggingface)
-    except KeyError as error:
-        reason = f"they lack {error}"
-    except (IndexError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    except ValueError as error:
-        reason = str(error)
-    raise ValueError(f"weights {opened.name!r} are no complete ResNet: {reason}")
+    except WRONG_CONTENT as error:
+        raise ValueError(
+            f"weights {opened.name!r} are no complete ResNet: {describe_error(error)}"
+        ) from error
 
 
 def _load(
@@ -91,7 +96,8 @@ def _load(
     side = _SIDES[model.stem]
     known = told.pop("image_size", (side, side))
     size = image_size or known
-    if channels == 3:
+    # The networks of these kinds are trained with ImageNet's statistics.
+    if channels == 3 and (model.stem == "imagenet" or model.shortcut == "padding"):
         told = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **told}
     image_shape = (size[0], size[1], channels)
     read = to_ours(layout.table(model), arrays)

@@ -21,12 +21,14 @@ def save(
         path: a file; for "hf" a folder, which is made if need be.
         pretrained: the model, its variables, and what belongs to them.
         format: "torchvision" or "timm", which have one layout (.safetensors), or "hf".
+            The networks for small images, which these libraries have not, are written
+            with the same names.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: for another format, a model that it cannot express, or if
+        ValueError: for another format, a model that "hf" cannot express, or if
             safetensors is not installed.
     """
     if format not in _FORMATS:

@@ -79,3 +79,11 @@ def test_wrong_fields_are_named(fields, message):
 def test_an_image_that_is_too_small_is_refused():
     with pytest.raises(ValueError, match="at least 9 pixels high and wide"):
         AirbenchNet(10).init(KEY, IMAGE_BHWC[:, :8])
+
+
+def test_windows_and_patches_have_pixels():
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        max_pool(IMAGE_BHWC, 0)
+    for image_BHWC in (IMAGE_BHWC[:0], IMAGE_BHWC[:, :1]):
+        with pytest.raises(ValueError, match="image_BHWC must hold a patch of 2x2"):
+            whitening_kernel(image_BHWC)

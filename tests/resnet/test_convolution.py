@@ -132,7 +132,6 @@ def test_other_convolutions_are_refused():
     image, kernel = _draw(1, 8, 8, 16), _draw(3, 3, 16, 16)
     border = [(1, 1), (1, 1)]
     for options in (
-        {"padding": "SAME"},
         {"padding": border, "rhs_dilation": (2, 2)},
         {"padding": border, "lhs_dilation": (2, 1)},
         {"padding": border, "feature_group_count": 2},
@@ -141,6 +140,19 @@ def test_other_convolutions_are_refused():
     ):
         with pytest.raises(ValueError, match="expected"):
             conv_general_dilated(image, kernel, (1, 1), **options)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_by_name(padding, stride):
+    """As `flax.linen.Conv` has it by default."""
+    image, kernel = _draw(2, 7, 8, 16), _draw(3, 3, 16, 16)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(
+        image, kernel, (stride, stride), padding, dimension_numbers=numbers
+    )
+    actual = conv_general_dilated(image, kernel, (stride, stride), padding)
+    _assert_close(actual, expected)
 
 
 def test_resnet_with_either_convolution():

@@ -44,3 +44,15 @@ def test_a_model_without_a_head_is_refused():
     variables = model.init(jax.random.key(1), IMAGE)
     with pytest.raises(ValueError, match="num_classes must not be None"):
         grad_cam(model, variables, IMAGE, LABEL)
+
+
+def test_a_class_that_there_is_not_lies_nowhere():
+    model = ResNet(5, stage_sizes=(1,), width=4)
+    variables = model.init(jax.random.key(1), IMAGE)
+    for label in (5, -1):
+        label_B = jnp.full(3, label)
+        assert not grad_cam(model, variables, IMAGE, label_B).any()
+    host = jax.tree.map(np.asarray, {"intermediates": {}, **variables})
+    assert grad_cam(model, host, IMAGE, LABEL).shape == (3, 16, 12)
+    with pytest.raises(AssertionError):
+        grad_cam(model, variables, IMAGE, LABEL.astype(jnp.float32))

@@ -173,7 +173,7 @@ def test_a_variant_without_memory_is_tried_again(
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     monkeypatch.setattr(experiment, "train_and_evaluate", out_of_memory)
-    assert ablate.main(arguments) == 0
+    assert ablate.main(arguments) == 1  # as no variant has a result
     assert "baseline: RESOURCE_EXHAUSTED" in capsys.readouterr().out
     monkeypatch.setattr(experiment, "train_and_evaluate", _pretend)
     assert ablate.main(arguments) == 0

@@ -129,7 +129,10 @@ def test_an_unknown_name_lists_the_known_ones():
         ("a/b.py:c:d", ["a/b.py", "c:d"]),
         ("name:x", ["name", "x"]),
         ("name", ["name"]),
+        ("a/b.py:/c/d", ["a/b.py", "/c/d"]),
+        ("name:/c/d", ["name", "/c/d"]),
         ("gs://bucket/a.py", ["gs://bucket/a.py"]),
+        ("gs://bucket/a.py:/c", ["gs://bucket/a.py", "/c"]),
         ("C:\\a.py", ["C:\\a.py"]),
     ],
 )

@@ -264,6 +264,16 @@ def test_wrong_values_are_named(config_file, field, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "field", ["adan.b3", "rmsprop.decay", "adadelta.rho", "sgd.momentum"]
+)
+def test_decay_rates_are_below_1(field):
+    name, argument = field.split(".")
+    optimizer = {"name": name, argument: 1.0}
+    with pytest.raises(ValueError, match=rf"{argument} must be a number in \[0, 1\)"):
+        resolve({"model": {"name": "resnet18"}, "optimizer": optimizer})
+
+
 def test_a_model_field_without_default_is_required():
     given = {k: v for k, v in SMALL.items() if k != "model.width"}
     with pytest.raises(ValueError, match=r"config\.model\.width is missing"):

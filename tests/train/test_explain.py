@@ -204,6 +204,7 @@ def _fail(arguments, capsys):
         (["--head", "9"], "--head must be in [1, 2], got 9"),
         (["--images", "0", "90"], "--images must be in [0, 89], got 90"),
         (["--images", "-1"], "--images must be in [0, 89], got -1"),
+        (["--invert"], "--invert is for pictures that are named"),
         (["--out", "s3://bucket/x"], "--out must be a path on this machine"),
     ],
 )

@@ -102,6 +102,19 @@ def test_a_validation_loss_that_is_not_finite_fails_the_run(tmp_path, monkeypatc
         train_tiny(tmp_path)
 
 
+@pytest.mark.parametrize("val_split", ["train[320:420]", None])
+def test_a_loss_that_is_not_finite_after_the_last_step_fails_the_run(
+    tmp_path, val_split
+):
+    rates = {"optimizer.learning_rate": 1e30, "optimizer.weight_decay": 0.0}
+    changes = {"num_steps": 1, "dataset.val_split": val_split, **rates}
+    if val_split is None:
+        changes["test_checkpoint"] = "last"
+    with pytest.raises(Diverged, match="not finite in step 1"):
+        train_tiny(tmp_path, changes)
+    assert not (tmp_path / wd.SUMMARY).exists()
+
+
 @pytest.mark.parametrize("changes", [{}, {"optimizer.name": "sgd"}])
 def test_training_that_changes_nothing_is_told(tmp_path, capsys, changes):
     changes = changes | {"num_epochs": 1}

@@ -203,6 +203,19 @@ def test_a_batch_that_fits_is_looked_for(monkeypatch):
     assert all(size % 8 == 0 for size in tried)
 
 
+def test_the_largest_batch_may_hold_all_examples(monkeypatch):
+    real = plan.make_plan(tiny_config(), CPUS)
+
+    def make_plan(config, topology):
+        size = config.batch_size
+        return dataclasses.replace(real, batch_size=size, num_examples=323)
+
+    monkeypatch.setattr(plan_command, "make_plan", make_plan)
+    config = tiny_config()
+    found = plan_command._find_largest(config, CPUS, make_plan(config, CPUS))
+    assert found is not None and found.batch_size == 320
+
+
 WRONG = [
     ("v5e", "--topology must be KIND:SIZE"),
     ("v7x:2x2", "with a kind of v4, v5e, v5p, v6e, cpu"),

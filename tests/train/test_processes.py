@@ -157,6 +157,17 @@ def test_two_processes_lock_their_folder_and_end_together(tmp_path):
     both[1].wait()
 
 
+def start_program(program):
+    """Start a program in two processes, with a port and their index as arguments."""
+    command = [sys.executable, "-c", program, str(free_port())]
+    how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return [
+        subprocess.Popen([*command, index], env=environment, **how)
+        for index in ("0", "1")
+    ]
+
+
 AT_THE_END = """
 import sys, time
 from train_jax.devices import processes
@@ -172,15 +183,33 @@ if index == "0":
 @pytest.mark.slow  # two processes
 def test_process_0_may_take_longer_at_the_end():
     """As for its plots: longer than a process without a heartbeat is waited for."""
-    command = [sys.executable, "-c", AT_THE_END, str(free_port())]
-    how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    both = [
-        subprocess.Popen([*command, index], env=environment, **how)
-        for index in ("0", "1")
-    ]
+    both = start_program(AT_THE_END)
     printed = [process.communicate()[0] for process in both]
     assert [p.returncode for p in both] == [0, 0], printed
+
+
+FAILS_ALONE = """
+import sys
+from train_jax.devices import processes
+port, index = sys.argv[1:]
+processes._HEARTBEAT_SECONDS = 3
+processes._FAILURE_SECONDS = 1
+processes.join(f"localhost:{port}", 2, int(index))
+processes.max_over_processes(0)
+if index == "1":
+    processes.limit_end(7)
+    sys.exit(7)
+processes.max_over_processes(0)
+"""
+
+
+@pytest.mark.slow  # two processes
+def test_a_process_that_fails_alone_does_not_wait_for_the_others():
+    """It goes, and the others learn of it, long before the orderly end's ten minutes."""
+    both = start_program(FAILS_ALONE)
+    printed = [process.communicate(timeout=120)[0] for process in both]
+    assert both[1].returncode == 7, printed
+    assert both[0].returncode != 0, printed
 
 
 def wait_for_epochs(workdir, count, both):

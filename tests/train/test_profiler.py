@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import trace
-from tests.train.tiny import tiny_config, train_tiny
+from tests.train.tiny import make_tiny, tiny_config, train_tiny
 from train_jax.config.config import load_config
 from train_jax.output import workdir as wd
 
@@ -66,3 +66,9 @@ def test_wrong_steps_are_named(text):
     with pytest.raises(ValueError, match="profile_steps must be two numbers of steps"):
         load_config("vit_digits", {"profile_steps": text})
     assert tiny_config({"profile_steps": (0, 5)}).profile_steps == (0, 5)
+
+
+def test_a_trace_has_to_begin_in_the_training():
+    changes = {"num_steps": 5, "profile_steps": (5, 9)}
+    with pytest.raises(ValueError, match=r"must begin before step 5, .* got \(5, 9\)"):
+        make_tiny(changes)

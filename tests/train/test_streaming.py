@@ -308,6 +308,20 @@ def test_a_worker_that_is_killed_is_noticed():
         list(loading)
 
 
+def test_a_worker_outlives_a_signal_to_its_group():
+    """It loads on until its parent, which was sent the signal too, has stopped."""
+    batches = Batches([np.arange(8)], Slow(), 1000)
+    loading = load_batches(batches, num_workers=1)
+    next(loading)
+    (worker,) = children()
+    os.kill(worker, signal.SIGTERM)
+    for _ in range(8):  # more than are ready
+        next(loading)
+    assert children() == [worker]
+    loading.close()
+    assert len(children()) == 0
+
+
 def children():
     """The processes that load for this one."""
     import multiprocessing

@@ -106,6 +106,28 @@ def test_evaluate_brings_images_to_the_model_s_size(resnet, capsys):
     assert result["num_examples"] == 360 and 0 <= result["accuracy"] <= 1
 
 
+def test_evaluate_takes_pictures_of_many_sizes(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        folder = tmp_path / "pictures" / f"number_{label}"
+        folder.mkdir(parents=True)
+        for side in (8, 13):
+            pixels = rng.integers(0, 256, (side, side + label), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{side}.png")
+    pictures = f"folder:{tmp_path / 'pictures'}"
+    call(evaluate, "--workdir", run, "--dataset", pictures, "--split", "train")
+    captured = capsys.readouterr()
+    assert captured.err == (
+        f"warning: the classes of {pictures!r} have other names than the model's, such "
+        "as 'number_0' and '0'\n"
+    )
+    call(
+        *(evaluate, "--workdir", run, "--dataset", pictures, "--split", "train"),
+        "--json",
+    )
+    assert json.loads(capsys.readouterr().out)["num_examples"] > 9
+
+
 def test_scores_by_hand():
     probability_MY = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7]])
     label_M = np.array([0, 2, 0])

@@ -70,6 +70,16 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     assert read_json(tmp_path / wd.CONFIG)["seed"] == 1
 
 
+def test_a_start_that_was_killed_leaves_a_folder_that_can_be_used(tmp_path):
+    (tmp_path / "config.json.draft").write_text("{")
+    wd.check_workdir(tmp_path, tiny_fields(), overwrite=False)
+    wd.prepare_workdir(tmp_path, tiny_fields())
+    # Nothing but the config is left when a deletion has just ended.
+    (tmp_path / wd.PROFILE).mkdir()
+    wd._remove_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [wd.CONFIG]
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a folder"):

@@ -380,3 +380,12 @@ def test_multi_head_attention_rejects_an_unknown_implementation():
     message = "attention_implementation must be 'own', 'cudnn' or 'xla', got 'flash'"
     with pytest.raises(ValueError, match=message):
         modules.shapes(module, 2, 5, 16)
+
+
+def test_integers_are_refused_and_the_output_has_the_query_s_dtype():
+    query, key, value = _qkv()
+    with pytest.raises(AssertionError, match="int32"):
+        dot_product_attention(*(jnp.ones((2, 3), jnp.int32),) * 3)
+    half = query.astype(jnp.bfloat16)
+    output = dot_product_attention(half, key.astype(jnp.bfloat16), value)
+    assert output.dtype == jnp.bfloat16

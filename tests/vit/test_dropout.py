@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import EncoderBlock, MultiHeadAttention
+from vit_jax import (
+    Decoder,
+    DecoderBlock,
+    EncoderBlock,
+    MlpBlock,
+    MultiHeadAttention,
+)
 from vit_jax.layers import Dropout, draw_kept, dropout
 
 KEY = jax.random.key(0)
@@ -131,12 +137,15 @@ def test_the_module_rests_when_it_is_deterministic():
         MultiHeadAttention(
             num_heads=2, dropout_rate=1.5, attention_implementation="xla"
         ),
+        MlpBlock(8, dropout_rate=1.5),
         EncoderBlock(num_heads=2, mlp_dim=8, dropout_rate=1.5),
         EncoderBlock(num_heads=2, mlp_dim=8, attention_dropout_rate=1.5),
+        DecoderBlock(num_heads=2, mlp_dim=8, attention_dropout_rate=1.5),
+        Decoder(depth=0, num_heads=2, mlp_dim=8, attention_dropout_rate=1.5),
     ],
-    ids=["dropout", "attention", "block", "block's attention"],
 )
 def test_rates_are_checked_also_where_nothing_is_dropped(module):
     inputs = {"deterministic": True} if isinstance(module, Dropout) else {}
-    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\), got 1.5"):
+    (field,) = (name for name, value in vars(module).items() if value == 1.5)
+    with pytest.raises(ValueError, match=rf"^{field} must be in \[0, 1\), got 1.5"):
         module.init(KEY, jnp.ones((2, 3, 4)), **inputs)

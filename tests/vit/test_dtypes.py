@@ -46,6 +46,7 @@ _sequences = functools.partial(
 MODELS: dict[str, tuple[Any, tuple]] = {
     "vit": (functools.partial(_vit, **_rates, embedding_dropout_rate=0.1), IMAGE),
     "vit_mean": (functools.partial(_vit, pool="mean", representation_size=4), IMAGE),
+    "vit_depth": (functools.partial(_vit, stochastic_depth_rate=0.1), IMAGE),
     "vit_post": (functools.partial(_vit, norm="post"), IMAGE),
     "vit_scan": (functools.partial(_vit, scan=True, remat=True), IMAGE),
     "vit_fused": (functools.partial(_vit, attention_implementation="xla"), IMAGE),

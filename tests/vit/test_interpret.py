@@ -8,7 +8,7 @@ import pytest
 
 from resnet_jax import ResNet
 from tests import modules
-from vit_jax import Encoder, Transformer, ViT, patchify
+from vit_jax import Encoder, MultiHeadAttention, Transformer, ViT, patchify
 from vit_jax.interpret import (
     attention_rollout,
     attention_weights,
@@ -215,3 +215,39 @@ def test_what_was_captured_before_is_left_out(scan):
     expected = attention_weights(model, variables, IMAGE_BHWC)
     found = attention_weights(model, variables | old, IMAGE_BHWC)
     np.testing.assert_array_equal(np.stack(found), np.stack(expected))
+
+
+def test_what_reaches_no_patch_is_zero():
+    """A class token that attends to itself alone, and positions that are all zero."""
+    alone_TT = jnp.eye(5)
+    relevance = patch_relevance(alone_TT[None], has_class_token=True)
+    np.testing.assert_array_equal(relevance, np.zeros((1, 4)))
+    to_class_TT = jnp.zeros((5, 5)).at[:, 0].set(1.0)
+    distance = mean_attention_distance(
+        to_class_TT[None, None], grid=(2, 2), has_class_token=True
+    )
+    np.testing.assert_array_equal(distance, [0.0])
+    position_1TD = jnp.array([[[0.0, 0.0], [0.0, 3.0]]])
+    similarity = position_similarity(position_1TD, has_class_token=False)
+    np.testing.assert_array_equal(similarity, [[0, 0], [0, 1]])
+
+
+def test_weights_must_be_square_and_registers_some_of_the_tokens():
+    with pytest.raises(AssertionError):
+        mean_attention_distance(
+            jnp.ones((1, 1, 1, 4)), grid=(2, 2), has_class_token=False
+        )
+    for num_registers, message in ((-1, "num_registers must"), (9, "at least 1 patch")):
+        with pytest.raises(ValueError, match=message):
+            patch_relevance(
+                jnp.ones((1, 5, 5)), has_class_token=True, num_registers=num_registers
+            )
+
+
+def test_attention_alone_has_the_empty_path():
+    attention, x_BTD = MultiHeadAttention(num_heads=2), modules.normal(2, 3, 4)
+    variables = attention.init(jax.random.key(0), x_BTD)
+    (weights,) = attention_weights(attention, variables, x_BTD, where="")
+    assert weights.shape == (2, 2, 3, 3)
+    with pytest.raises(ValueError, match="where must match one of '', got"):
+        attention_weights(attention, variables, x_BTD)

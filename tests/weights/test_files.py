@@ -17,6 +17,7 @@ from tests import parity
 from tests.weights import cases
 from vit_jax import weights
 from weight_files import Pretrained, open_source
+from weight_files.pretrained import preprocessing_of
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,33 @@ def test_image_size_must_be_given_where_the_patches_form_no_square():
     with pytest.raises(ValueError, match="image_size must be given"):
         weights.load(state, num_heads=4)
     assert weights.load(state, num_heads=4, image_size=(8, 12)).image_shape[1] == 12
+
+
+@pytest.mark.parametrize("format", ["timm", "hf"])
+def test_an_oblong_image_with_a_square_number_of_patches(vit, tmp_path, format):
+    """2×8 patches are as many as 4×4: what the file says of its size counts."""
+    model = vit.model
+    variables = model.init(jax.random.key(0), jnp.ones((1, 8, 32, 3)))
+    path = tmp_path / ("folder" if format == "hf" else "a.safetensors")
+    oblong = Pretrained(model, variables, (8, 32, 3), vit.mean, vit.std)
+    weights.save(path, oblong, format=format)
+    assert weights.load(path).image_shape == (8, 32, 3)
+
+
+def test_another_pool_than_the_file_s_keeps_all_tokens(vit):
+    state = _state(vit)
+    with pytest.raises(ValueError, match="num_registers must be 1 with pool 'mean'"):
+        weights.load(state, num_heads=2, pool="mean")
+    loaded = weights.load(state, num_heads=2, pool="mean", num_registers=1)
+    image_BHWC = jnp.ones((1, 8, 8, 3))
+    features = loaded.model.apply(loaded.variables, image_BHWC)
+    assert features.shape == (1, 3)
+
+
+def test_a_pooling_that_there_is_not_is_refused(vit):
+    source = weight_files.Source("a.bin", _state(vit), {"global_pool": "max"})
+    with pytest.raises(ValueError, match="global_pool must be 'token', 'avg' or 'map'"):
+        weights.load(source)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +278,62 @@ def test_transformer_of_pytorch(norm):
     assert weights.transformer_state(encoder, encoder_variables).keys() == part.keys()
     with pytest.raises(ValueError, match=r"are no torch\.nn\.TransformerEncoder: they"):
         weights.load_encoder(state, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("norm", None),
+        ("mlp_dim", None),
+        ("residual", False),
+        ("layer_scale", 0.1),
+        ("scan", True),
+    ],
+)
+def test_pytorch_s_modules_cannot_express_everything(field, value):
+    fields = {"num_heads": 2, "mlp_dim": 8, "depth": 1, field: value}
+    model, x_BTD = vit_jax.Encoder(**fields), jnp.ones((1, 3, 4))
+    variables = model.init(jax.random.key(0), x_BTD)
+    with pytest.raises(ValueError, match=rf"no Transformer with {field} {value!r}"):
+        weights.transformer_state(model, variables)
+
+
+def test_a_decoder_alone_has_mlps():
+    model = vit_jax.Transformer(
+        num_heads=2, mlp_dim=8, encoder_depth=0, decoder_depth=1, final_norm=True
+    )
+    tokens = jnp.ones((1, 3, 4))
+    variables = jax.device_get(model.init(jax.random.key(0), tokens, tokens))
+    state = weights.transformer_state(model, variables)
+    loaded, again = weights.load_transformer(state, num_heads=2)
+    assert loaded.mlp_dim == 8
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "image_size", "fraction"),
+    [
+        ({"size": 224}, (224, 224), 1.0),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, 224), 0.875),
+        (
+            {"size": {"height": 256, "width": 256}, "crop_size": 224}
+            | {"do_center_crop": True},
+            (224, 224),
+            0.875,
+        ),
+        ({"size": [256], "crop_size": 224, "do_center_crop": False}, (256, 256), 1.0),
+    ],
+)
+def test_sizes_in_preprocessor_config(preprocessing, image_size, fraction):
+    source = weight_files.Source("a", {}, {}, preprocessing)
+    found = preprocessing_of(source)
+    assert found["image_size"] == image_size
+    assert found.get("crop_fraction", 1.0) == fraction
+
+
+def test_a_field_that_there_is_not_is_the_caller_s_mistake(vit):
+    with pytest.raises(ValueError, match="^n_heads is no field of ViT; it has"):
+        weights.load(_state(vit), n_heads=2)
 
 
 def test_config_json_that_does_not_fit(vit, tmp_path):

@@ -25,7 +25,7 @@ Every field of the config can be set on the command line, for example
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """Make a parser for a command that takes --config and --workdir.
+    """Make a parser for a command that takes --config.
 
     Args:
         program: how the command is called.
@@ -44,12 +44,16 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
         help="a Python file with get_config(), which may take an argument, or the name "
         "of a bundled config",
     )
+    return parser
+
+
+def add_workdir_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names the folder of a run."""
     parser.add_argument(
         "--workdir",
         help="folder for the results, also gs://BUCKET/FOLDER (default: runs/<name of "
         "the config>)",
     )
-    return parser
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +94,8 @@ def parse(
     for argument in unknown:
         parser.error(f"expected --config.FIELD=VALUE, got {argument!r}")
     try:
-        options.workdir = _workdir(options)
+        if "workdir" in options:
+            options.workdir = _workdir(options)
         # Before a library makes folders of the same variable.
         cache_folder()
     except ValueError as error:

@@ -51,7 +51,8 @@ def read_config_file(path: str, name: str) -> Any:
 
 def split_argument(path: str) -> list[str]:
     """Split FILE.py:ARGUMENT or NAME:ARGUMENT: [file] or [file, argument]."""
-    match = re.fullmatch(r"(.*?\.py|\w+):(?![/\\])(.*)", path, re.DOTALL)
+    # One letter before the colon is a drive, :// part of an address.
+    match = re.fullmatch(r"(.*?\.py|\w{2,}(?!://)):(.*)", path, re.DOTALL)
     return [match[1], match[2]] if match else [path]
 
 

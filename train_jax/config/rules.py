@@ -171,7 +171,8 @@ def rule_of(name: str, annotation: Any) -> Rule:
         return integers(len(typing.get_args(annotation)))
     if annotation is not float:
         raise TypeError(f"no rule for {name!r} of type {annotation}")
-    if name in ("b1", "b2", "momentum") or name.endswith("rate"):
+    decays = ("b1", "b2", "b3", "momentum", "rho", "decay")
+    if name in decays or name.endswith("rate"):
         return number(0, below=1)
     if name.endswith(("eps", "epsilon")):
         return number(_SMALLEST, most=1)

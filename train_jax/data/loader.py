@@ -21,6 +21,9 @@ Batch = tuple[np.ndarray, ...]
 # Batches that are ready before they are needed, of each worker.
 _NUM_READY = 2
 
+# A worker that was told to end goes on for so long, for the steps until its parent stops.
+_SECONDS_AFTER_SIGTERM = 60
+
 
 class LoaderError(ValueError):
     """A batch can't be loaded."""
@@ -142,9 +145,11 @@ def _set_up_worker(index: int, count: int) -> None:
     # The accelerators belong to the parent.
     jax.config.update("jax_platforms", "cpu")
     warnings.simplefilter("ignore")
-    # Ctrl-C is sent to all processes of a terminal; the parent stops its workers.
+    # Ctrl-C, and a scheduler's SIGTERM, are sent to all processes of a group; the parent
+    # stops its workers when it has saved. A worker that it leaves behind ends itself.
     with contextlib.suppress(ValueError):  # Not the main thread.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
     parent = multiprocessing.parent_process()
     assert parent is not None
 

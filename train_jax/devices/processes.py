@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,6 +16,9 @@ _START_SECONDS = 120
 
 # How long the others wait at the end for process 0, which draws the plots.
 _END_SECONDS = 600
+
+# How long a process that failed waits for the others, which may not know of it.
+_FAILURE_SECONDS = 20
 
 # Of an error that process 0 sends to the others, bytes.
 _LONGEST_MESSAGE = 4096
@@ -125,6 +129,18 @@ def ending_together(program: str) -> Iterator[None]:
             raise SystemExit(1) from error
         # An orderly end would wait for the others.
         os._exit(1)
+
+
+def limit_end(exit_code: int) -> None:
+    """End this process soon, even if the others of the run do not end as well.
+
+    An orderly end waits for all processes. One that failed alone must not do so: the
+    others wait for it in an exchange, until it has gone.
+    """
+    if jax.distributed.is_initialized():
+        timer = threading.Timer(_FAILURE_SECONDS, os._exit, [exit_code])
+        timer.daemon = True
+        timer.start()
 
 
 def is_main() -> bool:

@@ -190,6 +190,13 @@ def put_rows(
 
 
 def fetch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Bring sharded arrays to the host, as numpy arrays."""
-    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    return jax.device_get(gather(tree))
+    """Bring sharded arrays to the host, as numpy arrays.
+
+    One at a time, as a device may not have room for all of them.
+    """
+    gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+
+    def fetch_one(x: Array) -> np.ndarray:
+        return jax.device_get(x if x.is_fully_addressable else gather(x))
+
+    return jax.tree.map(fetch_one, tree)

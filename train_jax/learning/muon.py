@@ -29,13 +29,12 @@ def muon(
         ns_steps: number of Newton-Schulz iterations.
         consistent_rms: root mean square of a kernel's update, of about Adam's with 0.2,
             so that rates for Adam serve; None for an update whose singular values are 1
-        keep_norm: whether each kernel is scaled to the norm √F before each step; not
-            done here, as the function `keep_norm` has to come last
+        keep_norm: whether each kernel is scaled to the norm √F before each step
 
     References: Jordan et al., Muon, 2024 (kellerjordan.github.io/posts/muon);
     consistent_rms: arXiv:2502.16982, eq. 4.
     """
-    del keep_norm
+    del keep_norm  # Done by the function of that name, which has to come last.
     orthogonalize = optax.chain(
         optax.contrib.scale_by_muon(
             ns_steps=ns_steps,

@@ -84,7 +84,8 @@ def _over_runs(
             "seed": seed,
             **{field: values[run] for field, values in swept.items()},
             **{
-                k: None if diverged_R[run] else float(v[run]) for k, v in finite.items()
+                k: float(v[run]) if np.isfinite(v[run]) else None
+                for k, v in finite.items()
             },
             "diverged_in_step": diverged_in[run],
         }

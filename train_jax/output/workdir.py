@@ -74,7 +74,8 @@ def _check_kinds(workdir: Path) -> bool:
         return True
     if not workdir.is_dir():
         raise WorkdirError(f"--workdir must be a folder, got the file {str(workdir)!r}")
-    if all(map(lock.is_lock, workdir.iterdir())):
+    draft = f"{CONFIG}.draft"  # of a start that was killed
+    if all(lock.is_lock(path) or path.name == draft for path in workdir.iterdir()):
         return True
     if not (workdir / CONFIG).exists():
         raise WorkdirError(
@@ -225,11 +226,11 @@ def prepare_workdir(workdir: Path, fields: Fields, *, overwrite: bool = False) -
     Raises:
         OSError: if the folder cannot be written.
     """
-    if overwrite and (workdir / CONFIG).exists():
+    if overwrite:
         _remove_run(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     history = []
-    if (workdir / CONFIG).exists():
+    if (workdir / CONFIG).exists() and not overwrite:
         before = read_json(workdir / CONFIG)
         history = before.pop(HISTORY, [])
         if differences(before, fields):
@@ -263,9 +264,9 @@ def read_field(workdir: Path, field: str) -> Any:
 
 
 def _remove_run(workdir: Path) -> None:
-    """Delete a run's files; the config last, so that a rest is known as a run."""
-    for name in (CHECKPOINTS, TENSORBOARD, PLOTS, EXPORT):
+    """Delete a run's files but the config, by which a rest is known as a run."""
+    for name in (CHECKPOINTS, TENSORBOARD, PLOTS, EXPORT, PROFILE):
         if (workdir / name).exists():
             store.remove_folder(workdir / name)
-    for name in (METRICS, SUMMARY, CONFIG):
+    for name in (METRICS, SUMMARY):
         (workdir / name).unlink(missing_ok=True)

@@ -153,6 +153,12 @@ def groups_of(config: Config) -> Mapping[str, GroupConfig]:
     return {**config.groups, "freeze": frozen}
 
 
+def frozen_params(config: Config) -> list[str]:
+    """List the regular expressions that fit the parameters which are not trained."""
+    groups = groups_of(config).values()
+    return [group.params for group in groups if not group.learning_rate]
+
+
 def make_optimizer(
     optimizer: OptimizerConfig,
     groups: Mapping[str, GroupConfig],

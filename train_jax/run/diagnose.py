@@ -1,5 +1,6 @@
 """Find the first array of a training step that is not finite (NaN or infinity)."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,8 @@ def repeat_and_explain(
     # The step before may have had a finite loss and a gradient that was not.
     for step in range(max(state.steps_done, failed_step - 2), failed_step):
         state = trainer.advance(state, step)
-        ((_, data),) = trainer.feed(step, 1)
+        with contextlib.closing(trainer.feed):
+            ((_, data),) = trainer.feed(step, 1)
         states, (examples, index) = sharding.fetch((state, data), runs.mesh)
         for run, run_name in enumerate(runs.names):
             state_of_run = runs.select(states, run)

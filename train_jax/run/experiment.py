@@ -24,8 +24,10 @@ from train_jax.output.files import open_folder, write_json
 from train_jax.output.layers import print_layers
 from train_jax.output.metrics import metrics_from_json, truncate_metrics
 from train_jax.run import loop
+from train_jax.run.build import frozen_params
 from train_jax.run.diagnose import repeat_and_explain
 from train_jax.run.dtype import choose_dtype
+from train_jax.run.epoch import NonFiniteError
 from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Stopped, open_checkpoints
 from train_jax.run.loop import Record
@@ -143,7 +145,7 @@ def _run(
             if config.test_checkpoint == "best":
                 best = restore_best(checkpoints, parts.abstract_state, step)
                 step, variables = best or (step, variables)
-            test, results = _test(parts, variables)
+            test, results = _test(parts, variables, step)
             check_lock()
             _plot(workdir / wd.PLOTS, parts, variables, records, test)
             result = summary.summarize(
@@ -203,6 +205,7 @@ def _train(
             ),
             should_stop=should_stop,
             profiler=profiler,
+            frozen=frozen_params(config),
         )
     if state.steps_done < trainer.total_steps:
         checkpoints.wait()
@@ -225,14 +228,25 @@ def _start(
         if state.steps_done:
             print(f"resuming after step {state.steps_done} of {trainer.total_steps}")
         report.import_tensorboardx()  # it takes a while, and is needed next
-        compiled.result()
+        seconds = compiled.result()
+    # All wait for the slowest: Gloo gives a program's first exchange 30 s.
+    (seconds,) = processes.max_over_processes(seconds)
+    print(f"compiled in {seconds:.1f} s")
     trainer.seconds = progress["epoch_seconds"]
     return state, progress["metrics"]
 
 
-def _test(parts: Parts, variables: Any) -> tuple[Evaluation, dict[str, np.ndarray]]:
-    """Evaluate on the test split; the results have names as in the summary."""
+def _test(
+    parts: Parts, variables: Any, step: int
+) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """Evaluate on the test split; the results have names as in the summary.
+
+    Raises:
+        NonFiniteError: if the loss is not finite in any run, after this step.
+    """
     test = parts.evaluator(variables, parts.test)
+    if not np.isfinite(test.loss_R).any():
+        raise NonFiniteError(step)
     results = {"test_accuracy": test.accuracy_R, "test_loss": test.loss_R}
     if parts.view_evaluator is not None:
         augmented = parts.view_evaluator(variables, parts.test)

@@ -1,7 +1,8 @@
 """The training loop: after each epoch validate, report, and save a checkpoint."""
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def train(
     schedule: SaveSchedule,
     should_stop: Callable[[], bool],
     profiler: Profiler,
+    frozen: Sequence[str] = (),
 ) -> TrainState:
     """Train to the end; after each epoch validate and report, save when it is due.
 
@@ -43,6 +45,7 @@ def train(
         schedule: when to save; at the end, too.
         should_stop: asked every few seconds whether to save and stop.
         profiler: records a trace of some steps.
+        frozen: regular expressions that fit the parameters which are not trained.
 
     Returns:
         The last state, which is not that of the end if it was asked to stop.
@@ -66,8 +69,9 @@ def train(
             score = _add_validation(record, validate(state.eval_variables))
             records.append(metrics_to_json(record))
             report.log_epoch(records[-1])
-            _warn_if_unchanged(checksums, kernel_checksums(state.params))
-            checksums = {}
+            if checksums:
+                _warn_if_unchanged(checksums, kernel_checksums(state.params), frozen)
+                checksums = {}
         is_asked, late = processes.max_over_processes(should_stop(), schedule.is_late())
         if is_asked or late or schedule.is_due(step):
             save(step, state, score=score)
@@ -90,9 +94,16 @@ def _add_validation(record: Record, val: Evaluation | None) -> float:
     return mean(val.accuracy_R)
 
 
-def _warn_if_unchanged(before: dict[str, int], after: dict[str, int]) -> None:
+def _warn_if_unchanged(
+    before: dict[str, int], after: dict[str, int], frozen: Sequence[str]
+) -> None:
     """Warn of kernels that an epoch of training has not changed."""
-    unchanged = [name for name, checksum in before.items() if after[name] == checksum]
+    unchanged = [
+        name
+        for name, checksum in before.items()
+        if after[name] == checksum
+        and not any(re.search(params, name) for params in frozen)
+    ]
     if unchanged and processes.is_main():
         more = f" and {len(unchanged) - 3} more" if len(unchanged) > 3 else ""
         print(

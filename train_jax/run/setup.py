@@ -1,6 +1,6 @@
 """Turn a config into the parts of a run: data, task, model, compiled functions.
 
-The config goes no further than here: everything below takes explicit arguments.
+Functions that build a part read the config; the parts take explicit arguments.
 """
 
 import dataclasses

@@ -20,7 +20,10 @@ from vit_jax.vit import ViT
 from weight_files import Pretrained, adapt_channels, find_mismatch
 
 # Fields of a ViT that change what is computed, but not the parameters' shapes.
-_SAME_FIELDS = ("num_heads", "activation", "norm", "norm_epsilon", "residual")
+_SAME_FIELDS = (
+    *("num_heads", "activation", "norm", "norm_epsilon", "residual"),
+    "position_embedding",
+)
 
 
 def load_start(init_from: str) -> Pretrained:

@@ -44,7 +44,7 @@ def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
     """Count the steps of an epoch, and of the whole training.
 
     Raises:
-        ValueError: if there is no whole batch, or too many steps.
+        ValueError: if there is no whole batch, too many steps, or none to profile.
     """
     if config.batch_size > num_examples:
         raise ValueError(
@@ -57,6 +57,11 @@ def count_steps(config: Config, num_examples: int) -> tuple[int, int]:
         raise ValueError(
             f"config.num_epochs must be at most {MOST_STEPS // steps_per_epoch}, as "
             f"steps are counted in int32, got {config.num_epochs}"
+        )
+    if config.profile_steps is not None and config.profile_steps[0] >= total_steps:
+        raise ValueError(
+            f"config.profile_steps must begin before step {total_steps}, the last one, "
+            f"got {config.profile_steps}"
         )
     return steps_per_epoch, total_steps
 

@@ -16,7 +16,12 @@ from weight_files import (
     open_source,
     to_ours,
 )
-from weight_files.pretrained import preprocessing_of
+from weight_files.pretrained import (
+    WRONG_CONTENT,
+    check_fields,
+    describe_error,
+    preprocessing_of,
+)
 
 FORMATS: dict[str, Format] = {
     "timm": TIMM,
@@ -57,6 +62,7 @@ def load(
     References: the layouts are those of github.com/google-research/vision_transformer,
     github.com/google-research/big_vision, timm, transformers and torchvision.
     """
+    check_fields(ViT, fields)
     opened = open_source(source)
     for layout in FORMATS.values():
         if layout.recognises(opened.arrays):
@@ -69,15 +75,17 @@ def load(
         )
     try:
         return _load(opened, layout, image_size, fields)
-    except KeyError as error:
-        reason = f"they lack {error}"
-    except (IndexError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    except ValueError as error:
-        reason = str(error)
-    raise ValueError(
-        f"weights {opened.name!r} are no complete ViT of {layout.library}: {reason}"
-    )
+    except WRONG_CONTENT as error:
+        raise ValueError(
+            f"weights {opened.name!r} are no complete ViT of {layout.library}: "
+            f"{describe_error(error)}"
+        ) from error
+
+
+def _is_as_many(size: tuple[int, ...], other: tuple[int, ...], patch: int) -> bool:
+    """Whether images of two sizes have as many patches."""
+    counts = [(height // patch) * (width // patch) for height, width in (size, other)]
+    return counts[0] == counts[1]
 
 
 def _load(
@@ -88,7 +96,9 @@ def _load(
     told = preprocessing_of(source)
     channels, square = found.pop("channels"), found.pop("image_size")
     known = told.pop("image_size", None)
-    size = image_size or square or known
+    if known and square and not _is_as_many(known, square, found["patch_size"]):
+        known = None
+    size = image_size or known or square
     extras = {name: found.pop(name) for name in ("mean", "std") if name in found}
     if "num_heads" not in found | fields:
         raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.checks import check_choice
 from vit_jax.vit import ViT
 from vit_jax.weights.format import (
     Arrays,
@@ -33,7 +34,9 @@ def _read_fields(source: Source) -> dict[str, Any]:
         pool = "mean"
     if "attn_pool.latent" in arrays:
         pool = "map"
-    pool = _POOLS.get(source.config.get("global_pool", ""), pool)
+    if named := source.config.get("global_pool"):
+        check_choice("global_pool", named, tuple(_POOLS))
+        pool = _POOLS[named]
     registers = arrays["reg_token"].shape[1] if "reg_token" in arrays else 0
     # A class token that isn't classified is one more register.
     num_registers = registers + ("cls_token" in arrays and pool != "cls")
@@ -75,6 +78,11 @@ def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
         arrays["cls_token"] = tokens_1TD[:, :1]
         places_1TD = np.concatenate([own_1TD[:, :1], places_1TD], axis=1)
         tokens_1TD, own_1TD = tokens_1TD[:, 1:], own_1TD[:, 1:]
+    if tokens_1TD.shape[1] != model.num_registers:
+        raise ValueError(
+            f"num_registers must be {tokens_1TD.shape[1]} with pool {model.pool!r}, "
+            f"the number of tokens beside the patches, got {model.num_registers}"
+        )
     if model.num_registers:
         arrays["reg_token"] = tokens_1TD + own_1TD
     return arrays | {"pos_embed": places_1TD}

@@ -70,14 +70,38 @@ def load_encoder(
 def transformer_state(
     model: Transformer | Encoder, variables: Any
 ) -> dict[str, np.ndarray]:
-    """Turn variables into the state dict of the module in PyTorch, as numpy arrays."""
+    """Turn variables into the state dict of the module in PyTorch, as numpy arrays.
+
+    Raises:
+        ValueError: for a model that PyTorch cannot express.
+    """
+    _check(model)
     is_encoder = isinstance(model, Encoder)
     table = _stack("params", "", model) if is_encoder else _transformer(model)
     return to_theirs(table, jax.device_get(variables))
 
 
+def _check(model: Transformer | Encoder) -> None:
+    """Raise ValueError for a field whose value PyTorch's modules do not have."""
+    wrong = {
+        "norm": model.norm is None,
+        "mlp_dim": model.mlp_dim is None,
+        "residual": not model.residual,
+        "layer_scale": model.layer_scale is not None,
+        "scan": getattr(model, "scan", False),
+    }
+    for field, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(
+                f"torch.nn has no Transformer with {field} {getattr(model, field)!r}"
+            )
+
+
 def _fields(source: Source, prefix: str, given: dict[str, Any]) -> dict[str, Any]:
-    hidden = source.arrays.get(f"{prefix}layers.0.linear1.weight")
+    # A Transformer may have a decoder alone.
+    names = (f"{part}layers.0.linear1.weight" for part in (prefix, "decoder."))
+    found = [source.arrays[name] for name in names if name in source.arrays]
+    hidden = found[0] if found else None
     return {
         "mlp_dim": None if hidden is None else len(hidden),
         "final_norm": f"{prefix}norm.weight" in source.arrays,
