@@ -95,10 +95,12 @@ def _load_split(
     Raises:
         ValueError: if the model has another number of classes.
     """
-    own = trained.dataset
-    if options.dataset is None and own is None:
-        raise ValueError("--dataset must name a data set, as weights don't say one")
-    name = data.canonical_name(own.name if options.dataset is None else options.dataset)
+    own, given = trained.dataset, options.dataset
+    if given is None:
+        if own is None:
+            raise ValueError("--dataset must name a data set, as weights don't say one")
+        given = own.name
+    name = data.canonical_name(given)
     if own is not None and name == data.canonical_name(own.name):
         data_dir = options.data_dir or own.data_dir
         own = dataclasses.replace(own, data_dir=data_dir)

@@ -205,7 +205,7 @@ processes.max_over_processes(0)
 
 @pytest.mark.slow  # two processes
 def test_a_process_that_fails_alone_does_not_wait_for_the_others():
-    """It goes, and the others learn of it, long before the orderly end's ten minutes."""
+    """It goes, and the others learn of it: an orderly end may take ten minutes."""
     both = start_program(FAILS_ALONE)
     printed = [process.communicate(timeout=120)[0] for process in both]
     assert both[1].returncode == 7, printed

@@ -332,7 +332,7 @@ def test_sizes_in_preprocessor_config(preprocessing, image_size, fraction):
 
 
 def test_a_field_that_there_is_not_is_the_caller_s_mistake(vit):
-    with pytest.raises(ValueError, match="^n_heads is no field of ViT; it has"):
+    with pytest.raises(ValueError, match=r"^n_heads is no field of ViT; it has"):
         weights.load(_state(vit), n_heads=2)
 
 

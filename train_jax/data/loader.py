@@ -21,7 +21,7 @@ Batch = tuple[np.ndarray, ...]
 # Batches that are ready before they are needed, of each worker.
 _NUM_READY = 2
 
-# A worker that was told to end goes on for so long, for the steps until its parent stops.
+# How long a worker that was told to end goes on, for the steps until its parent stops.
 _SECONDS_AFTER_SIGTERM = 60
 
 
@@ -145,8 +145,8 @@ def _set_up_worker(index: int, count: int) -> None:
     # The accelerators belong to the parent.
     jax.config.update("jax_platforms", "cpu")
     warnings.simplefilter("ignore")
-    # Ctrl-C, and a scheduler's SIGTERM, are sent to all processes of a group; the parent
-    # stops its workers when it has saved. A worker that it leaves behind ends itself.
+    # Ctrl-C, and a scheduler's SIGTERM, are sent to a whole group of processes. The
+    # parent stops its workers when it has saved; one that it leaves behind ends itself.
     with contextlib.suppress(ValueError):  # Not the main thread.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))

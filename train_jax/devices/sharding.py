@@ -196,7 +196,7 @@ def fetch(tree: PyTree, mesh: Mesh) -> PyTree:
     """
     gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
-    def fetch_one(x: Array) -> np.ndarray:
+    def fetch_one(x: jax.Array) -> np.ndarray:
         return jax.device_get(x if x.is_fully_addressable else gather(x))
 
     return jax.tree.map(fetch_one, tree)
