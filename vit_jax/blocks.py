@@ -281,7 +281,7 @@ class DecoderBlock(TransformerModule, kw_only=True):
             memory_mask: for cross-attention.
             decode: see `MultiHeadAttention`.
         """
-        inputs = x_BTD, x_BTD if memory_BSD is None else memory_BSD
+        inputs = [x_BTD] if memory_BSD is None else [x_BTD, memory_BSD]
         chex.assert_rank(inputs, 3)
         batch, _, width = x_BTD.shape
         chex.assert_shape(inputs, (batch, None, width))

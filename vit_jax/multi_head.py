@@ -85,13 +85,14 @@ class MultiHeadAttention(nn.Module):
         Returns:
             out_BTD in the compute dtype.
         """
-        inputs = query_BTD, query_BTD if memory_BSD is None else memory_BSD
-        chex.assert_rank(inputs, 3)
+        source_BSD = query_BTD if memory_BSD is None else memory_BSD
+        chex.assert_rank([query_BTD, source_BSD], 3)
         batch, _, width = query_BTD.shape
-        chex.assert_shape(inputs, (batch, None, width))
-        self._check(inputs[1], mask)
-        query_BNTK = self._project("query", inputs[0])
-        key_BNSK, value_BNSK = (self._project(x, inputs[1]) for x in ("key", "value"))
+        chex.assert_shape([query_BTD, source_BSD], (batch, None, width))
+        self._check(source_BSD, mask)
+        query_BNTK = self._project("query", query_BTD)
+        key_BNSK = self._project("key", source_BSD)
+        value_BNSK = self._project("value", source_BSD)
         if angle is not None:
             query_BNTK = rotate(query_BNTK, angle[: query_BTD.shape[1]])
             key_BNSK = rotate(key_BNSK, angle)

@@ -148,12 +148,19 @@ class Decoder(TransformerModule, kw_only=True):
         train: bool = False,
         decode: bool = False,
     ) -> Array:
-        """Decode the tokens, see `DecoderBlock`; `mask` is joined with the causal one.
+        """Decode the tokens.
+
+        Args:
+            memory_BSD: the encoder's output; without it there is no cross-attention.
+            mask: for self-attention, joined with the causal one.
+            memory_mask: for cross-attention.
+            train: whether dropout is active.
+            decode: whether to use the cache, see `MultiHeadAttention`.
 
         Returns:
             out_BTD in the compute dtype.
         """
-        inputs = x_BTD, x_BTD if memory_BSD is None else memory_BSD
+        inputs = [x_BTD] if memory_BSD is None else [x_BTD, memory_BSD]
         chex.assert_rank(inputs, 3)
         batch, num_tokens, width = x_BTD.shape
         chex.assert_shape(inputs, (batch, None, width))

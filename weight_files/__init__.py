@@ -7,8 +7,9 @@ from weight_files.folders import write_huggingface, write_timm
 from weight_files.pretrained import (
     Pretrained,
     adapt_channels,
-    find_mismatch,
+    check_variables,
     fit_to_model,
+    without_other_head,
 )
 from weight_files.read import Source, Weights, open_source
 from weight_files.table import (
@@ -29,9 +30,9 @@ __all__ = [
     "Source",
     "Weights",
     "adapt_channels",
+    "check_variables",
     "convolution",
     "dense",
-    "find_mismatch",
     "fit_to_model",
     "fused",
     "norm",
@@ -39,6 +40,7 @@ __all__ = [
     "renamed",
     "to_ours",
     "to_theirs",
+    "without_other_head",
     "write_huggingface",
     "write_npz",
     "write_timm",

@@ -90,12 +90,39 @@ def fit_to_model(
         sides = [[n for n in it[path].shape if n != 1] for it in (ours, flat)]
         if sides[0] == sides[1]:
             flat[path] = flat[path].reshape(ours[path].shape)
-    if mismatch := find_mismatch(flat, ours):
+    if mismatch := _find_mismatch(flat, ours):
         raise ValueError(f"they {mismatch}")
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def find_mismatch(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+def check_variables(
+    variables: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, int, int]
+) -> None:
+    """Raise ValueError unless variables are those of a model; a head may be missing."""
+    expected = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, *image_shape))
+    )
+    given, wanted = (
+        flax.traverse_util.flatten_dict(dict(it), sep="/")
+        for it in (variables, expected)
+    )
+    if "head" not in variables["params"]:
+        wanted = {k: v for k, v in wanted.items() if not k.startswith("params/head/")}
+    if mismatch := _find_mismatch(given, wanted):
+        raise ValueError(f"the weights {mismatch}")
+
+
+def without_other_head(
+    variables: Mapping[str, Any], old: nn.Module, new: nn.Module
+) -> dict[str, Any]:
+    """Leave the head out if it is one for another number of classes."""
+    if old.num_classes == new.num_classes:  # type: ignore (of all models)
+        return dict(variables)
+    params = {k: v for k, v in variables["params"].items() if k != "head"}
+    return {**variables, "params": params}
+
+
+def _find_mismatch(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     """Say how arrays differ from those that a model has, in names and shapes.
 
     Args:

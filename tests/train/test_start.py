@@ -184,8 +184,11 @@ def _fail(run, capsys, **fields):
         ({"model.width": 32}, "have other shapes than the model: 'params/cls"),
         ({"model.depth": 2}, "lack what the model calls 'params/encoder/block_1"),
         ({"model.pool": "mean"}, "have what the model has not: 'params/cls'"),
-        ({"model.num_heads": 4}, "config.model.num_heads must be 2, as in config.init"),
-        ({"model.activation": "relu"}, "config.model.activation must be 'gelu_tanh'"),
+        (
+            {"model.num_heads": 4},
+            "config.init_from: model.num_heads must be 2, as in",
+        ),
+        ({"model.activation": "relu"}, "model.activation must be 'gelu_tanh'"),
         ({"freeze": "head"}, "config.freeze must be one of backbone, or None, got"),
         ({"init_from": ""}, "config.init_from must be a string that is not empty"),
     ],

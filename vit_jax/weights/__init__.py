@@ -1,8 +1,10 @@
 """Read and write the weights of ViTs: the authors', timm's, Hugging Face's, PyTorch's.
 
-`load` finds out what a file or folder holds; `save` writes it for others to open.
+`load` finds out what a file or folder holds; `save` writes it for others to open; `fit`
+prepares it for other images or classes.
 """
 
+from vit_jax.weights.fit import fit
 from vit_jax.weights.load import FORMATS, load
 from vit_jax.weights.position import resize_position_embedding
 from vit_jax.weights.save import save
@@ -15,6 +17,7 @@ from vit_jax.weights.torch_transformer import (
 
 __all__ = [
     "FORMATS",
+    "fit",
     "load",
     "load_encoder",
     "load_transformer",

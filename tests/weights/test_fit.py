@@ -1,0 +1,105 @@
+"""Weights fitted to a model for other images or classes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax.weights
+import vit_jax.weights
+from resnet_jax import ResNet
+from tests.modules import normal
+from vit_jax import ViT
+from weight_files import Pretrained
+
+IMAGE_BHWC = normal(2, 8, 8, 3)
+
+
+def pretrained(model):
+    """A model with drawn variables, as `load` returns them."""
+    variables = jax.device_get(model.init(jax.random.key(0), IMAGE_BHWC))
+    return Pretrained(model, variables, (8, 8, 3))
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return pretrained(ViT(3, patch_size=4, width=16, depth=2, num_heads=2))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return pretrained(ResNet(3, stage_sizes=(1, 1), width=4))
+
+
+@pytest.mark.parametrize("package", [vit_jax, resnet_jax])
+def test_features_before_the_head(package, vit, resnet):
+    whole = vit if package is vit_jax else resnet
+    backbone = whole.model.clone(num_classes=None)
+    variables = package.weights.fit(whole, backbone, (8, 8, 3))
+    features_BF = backbone.apply(variables, IMAGE_BHWC)
+    head = whole.variables["params"]["head"]
+    np.testing.assert_allclose(
+        features_BF @ head["kernel"] + head["bias"][None],
+        whole.model.apply(whole.variables, IMAGE_BHWC),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("package", [vit_jax, resnet_jax])
+def test_another_head_is_left_out_and_the_same_one_stays(package, vit, resnet):
+    whole = vit if package is vit_jax else resnet
+    for num_classes in (3, 5):
+        model = whole.model.clone(num_classes=num_classes)
+        fitted = package.weights.fit(whole, model, (8, 8, 3))
+        assert ("head" in fitted["params"]) == (num_classes == 3)
+    assert "head" in whole.variables["params"]  # which are left as they were
+
+
+@pytest.mark.parametrize("package", [vit_jax, resnet_jax])
+def test_a_grey_image_gives_what_the_same_in_colour_gave(package, vit, resnet):
+    whole = vit if package is vit_jax else resnet
+    grey_BHWC = IMAGE_BHWC[..., :1]
+    np.testing.assert_allclose(
+        whole.model.apply(
+            package.weights.fit(whole, whole.model, (8, 8, 1)), grey_BHWC
+        ),
+        whole.model.apply(whole.variables, jnp.repeat(grey_BHWC, 3, axis=-1)),
+        atol=1e-5,
+    )
+
+
+def test_scan_there_and_back(vit):
+    scanned = vit.model.clone(scan=True)
+    variables = vit_jax.weights.fit(vit, scanned, (8, 8, 3))
+    np.testing.assert_allclose(
+        scanned.apply(variables, IMAGE_BHWC),
+        vit.model.apply(vit.variables, IMAGE_BHWC),
+        atol=1e-5,
+    )
+    again = vit_jax.weights.fit(
+        Pretrained(scanned, variables, (8, 8, 3)), vit.model, (8, 8, 3)
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, vit.variables)
+
+
+def test_a_larger_image_has_positions_in_between(vit):
+    fitted = vit_jax.weights.fit(vit, vit.model, (16, 12, 3))
+    expected = vit_jax.weights.resize_position_embedding(
+        vit.variables["params"]["pos_embedding"], (2, 2), (4, 3)
+    )
+    np.testing.assert_array_equal(fitted["params"]["pos_embedding"], expected)
+    assert vit.model.apply(fitted, normal(1, 16, 12, 3)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_heads": 4}, "model.num_heads must be 2, as in the weights, got 4"),
+        ({"position_embedding": "rope"}, "model.position_embedding must be 'learned'"),
+        ({"width": 32}, "the weights have other shapes than the model"),
+        ({"pool": "mean"}, "the weights have what the model has not: 'params/cls'"),
+    ],
+)
+def test_a_model_of_another_meaning_is_refused(vit, fields, message):
+    with pytest.raises(ValueError, match=message):
+        vit_jax.weights.fit(vit, vit.model.clone(**fields), (8, 8, 3))

@@ -1,0 +1,74 @@
+"""Fit the weights of a ViT to a model for other images or classes."""
+
+from typing import Any
+
+import numpy as np
+
+from vit_jax.vit import ViT
+from vit_jax.weights.position import resize_position_embedding
+from vit_jax.weights.scan import stack_blocks, unstack_blocks
+from weight_files import Pretrained, adapt_channels, check_variables, without_other_head
+
+# Fields that change what is computed, but not the parameters' shapes.
+_SAME_FIELDS = (
+    *("num_heads", "activation", "norm", "norm_epsilon", "residual"),
+    "position_embedding",
+)
+
+
+def fit(
+    pretrained: Pretrained, model: ViT, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Fit a ViT's weights to a model for other images or classes, to fine-tune it.
+
+    The position embedding is resized to the new grid of patches, the first layer's
+    kernel adapted to the new number of channels, and the blocks are stacked if the
+    model has `scan`. A head for another number of classes is left out.
+
+    >>> import jax
+    >>> model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2)
+    >>> image_BHWC = np.zeros((1, 8, 8, 3), np.float32)
+    >>> variables = model.init(jax.random.key(0), image_BHWC)
+    >>> pretrained = Pretrained(model, variables, (8, 8, 3))
+    >>> fitted = fit(pretrained, model.clone(num_classes=5), (16, 16, 3))
+    >>> fitted["params"]["pos_embedding"].shape, "head" in fitted["params"]
+    ((1, 17, 8), False)
+
+    Args:
+        pretrained: the weights, as `load` returns them.
+        model: the new model.
+        image_shape: height, width and channels of its images.
+
+    Returns:
+        The new model's variables, but for a head that is left out.
+
+    Raises:
+        ValueError: naming a field in which the model must be as before, or arrays that
+            it has not, or in other shapes.
+    """
+    old: Any = pretrained.model
+    for field in _SAME_FIELDS:
+        expected, got = getattr(old, field), getattr(model, field)
+        if expected != got:
+            raise ValueError(
+                f"model.{field} must be {expected!r}, as in the weights, got {got!r}"
+            )
+    variables = without_other_head(pretrained.variables, old, model)
+    params = (stack_blocks if model.scan else unstack_blocks)(variables["params"])
+    grids = [
+        (height // model.patch_size, width // model.patch_size)
+        for height, width, _ in (pretrained.image_shape, image_shape)
+    ]
+    name = "pos_embedding"
+    if name in params and grids[0] != grids[1] and old.patch_size == model.patch_size:
+        params[name] = np.asarray(resize_position_embedding(params[name], *grids))
+    channels = pretrained.image_shape[2], image_shape[2]
+    if "kernel" in params["embedding"] and channels[0] != channels[1]:
+        kernel = np.asarray(params["embedding"]["kernel"])
+        width = kernel.shape[-1]
+        kernel = kernel.reshape(1, -1, channels[0], width)
+        kernel = adapt_channels(kernel, channels[1]).reshape(-1, width)
+        params["embedding"] = {**params["embedding"], "kernel": kernel}
+    fitted = {**variables, "params": params}
+    check_variables(fitted, model, image_shape)
+    return fitted
