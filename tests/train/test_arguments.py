@@ -14,6 +14,7 @@ from train_jax.config.files import bundled_configs, split_argument
 
 def parse(*arguments):
     parser = cli.make_parser("train.py", "Train.")
+    cli.add_workdir_flag(parser)
     return cli.parse(parser, ["--config", "vit_digits", *arguments])
 
 

@@ -269,9 +269,9 @@ def test_wrong_values_are_named(config_file, field, text, message):
 )
 def test_decay_rates_are_below_1(field):
     name, argument = field.split(".")
-    optimizer = {"name": name, argument: 1.0}
+    given = {"optimizer.name": name, f"optimizer.{argument}": 1.0}
     with pytest.raises(ValueError, match=rf"{argument} must be a number in \[0, 1\)"):
-        resolve({"model": {"name": "resnet18"}, "optimizer": optimizer})
+        resolve(SMALL | {"model.name": "vit"} | given)
 
 
 def test_a_model_field_without_default_is_required():

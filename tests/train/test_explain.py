@@ -322,7 +322,8 @@ def test_a_checkpoint_of_version_0_1(run, tmp_path, capsys):
 def test_grad_cam_of_a_resnet(tmp_path, drawn, capsys):
     model = ResNet(3, stage_sizes=(1, 1), width=8)
     variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    pretrained = Pretrained(model, variables, (32, 32, 3))
+    half = (0.5, 0.5, 0.5)
+    pretrained = Pretrained(model, variables, (32, 32, 3), mean=half, std=half)
     file = tmp_path / "a.safetensors"
     resnet_jax.weights.save(file, pretrained, format="timm")
     _write_image(tmp_path / "a.png", np.full((32, 32, 3), 9, np.uint8))
