@@ -252,7 +252,7 @@ def _widen(x: Array) -> Array:
 
 def _divide(x: Array, total: Array) -> Array:
     """Divide by a total that is not negative; 0 / 0 is 0."""
-    return x / jnp.where(total > 0, total, 1)
+    return x / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
 
 def _check_patches(name: str, x: Array, num_others: int) -> None:
