@@ -46,6 +46,18 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
     if model.num_classes is None:
         raise ValueError("num_classes must not be None to look for a class")
+    feature_BHWF = _last_features(model, variables, image_BHWC)
+    batch, height, width, _ = feature_BHWF.shape
+    kernel_FY = variables["params"]["head"]["kernel"]
+    weight_BF = jax.nn.one_hot(label_B, model.num_classes) @ kernel_FY.T
+    weight_BF /= height * width
+    map_BHW = jnp.einsum("BHWF,BF->BHW", feature_BHWF.astype(jnp.float32), weight_BF)
+    chex.assert_shape(map_BHW, (batch, height, width))
+    return jax.nn.relu(map_BHW)
+
+
+def _last_features(model: ResNet, variables: Any, image_BHWC: Array) -> Array:
+    """Compute the output of the last block, feature_BHWF."""
     last = f"stage{len(model.stage_sizes)}_block{model.stage_sizes[-1]}"
 
     def is_last(module: nn.Module, method: str) -> bool:
@@ -57,10 +69,4 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     )
     _, captured = outputs
     (feature_BHWF,) = captured["intermediates"][last]["__call__"]
-    batch, height, width, _ = feature_BHWF.shape
-    kernel_FY = variables["params"]["head"]["kernel"]
-    weight_BF = jax.nn.one_hot(label_B, model.num_classes) @ kernel_FY.T
-    weight_BF /= height * width
-    map_BHW = jnp.einsum("BHWF,BF->BHW", feature_BHWF.astype(jnp.float32), weight_BF)
-    chex.assert_shape(map_BHW, (batch, height, width))
-    return jax.nn.relu(map_BHW)
+    return feature_BHWF

@@ -33,10 +33,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     from train_jax.devices import processes
 
     with processes.ending_together(_PROGRAM):
-        exit_code = _train(options, overrides, stop_request)
-        if exit_code:
-            processes.limit_end(exit_code)
-    return exit_code
+        return _train(options, overrides, stop_request)
 
 
 def _train(
@@ -66,9 +63,11 @@ def _train(
             )
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
+        processes.limit_end(cli.STOPPED)
         return cli.STOPPED
     except (OSError, ValueError) as error:
         cli.print_error(_PROGRAM, error)
+        processes.limit_end(2)
         return 2
     try:
         summary = train_and_evaluate(stop_request)
@@ -77,6 +76,8 @@ def _train(
         return 2
     except failures.Failed as error:
         cli.print_error(_PROGRAM, error)
+        if not isinstance(error, failures.Diverged):  # as it has in all processes
+            processes.limit_end(cli.FAILED)
         return cli.FAILED
     except failures.Stopped as stopped:
         print(f"{_PROGRAM}: {stopped}", file=sys.stderr)

@@ -13,12 +13,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.checks import check_at_least, check_choice, check_positive
+from vit_jax.checks import (
+    check_at_least,
+    check_choice,
+    check_num_outputs,
+    check_positive,
+    check_rates,
+)
 from vit_jax.layers import (
     DotGeneral,
     Dropout,
     LayerNorm,
-    check_rates,
     make_dense,
     stochastic_depth,
 )
@@ -186,16 +191,6 @@ class TransformerModule(nn.Module, kw_only=True):
         return self._sublayer("mlp", transform, x_BTD, train, depth_rate)
 
 
-def check_num_outputs(num_outputs: int | None, x_BTD: Array) -> None:
-    """Raise ValueError for fewer than 1 or more outputs than tokens."""
-    num_tokens = x_BTD.shape[1]
-    if num_outputs is not None and not 1 <= num_outputs <= num_tokens:
-        raise ValueError(
-            f"num_outputs must be in [1, {num_tokens}], the number of tokens, or None, "
-            f"got {num_outputs}"
-        )
-
-
 class EncoderBlock(TransformerModule, kw_only=True):
     """Apply self-attention, then an MLP, each with LayerNorm and residual.
 
@@ -235,7 +230,7 @@ class EncoderBlock(TransformerModule, kw_only=True):
             out_BTD in the compute dtype, T = `num_outputs`.
         """
         chex.assert_rank(x_BTD, 3)
-        check_num_outputs(self.num_outputs, x_BTD)
+        check_num_outputs(self.num_outputs, num_tokens=x_BTD.shape[1])
         check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
         attention = self._attention("attention")

@@ -1,7 +1,9 @@
 """Check arguments: ValueError with the name, what is allowed and the value."""
 
+import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from jax.core import Tracer
 
@@ -26,6 +28,40 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be greater than 0, got {value}")
+
+
+def check_num_outputs(num_outputs: int | None, *, num_tokens: int) -> None:
+    """Reject fewer than 1 or more outputs than tokens; None, for all, is allowed.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if num_outputs is not None and not 1 <= num_outputs <= num_tokens:
+        raise ValueError(
+            f"num_outputs must be in [1, {num_tokens}], the number of tokens, or None, "
+            f"got {num_outputs}"
+        )
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Reject a rate of dropout outside [0, 1).
+
+    Raises:
+        ValueError: with the name.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {rate}")
+
+
+def check_rates(module: nn.Module) -> None:
+    """Reject a rate out of range in any field whose name ends in "rate".
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for field in dataclasses.fields(module):
+        if field.name.endswith("rate"):
+            check_rate(field.name, getattr(module, field.name))
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ Everything is computed from the weights of a normal forward pass.
 
 import fnmatch
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -186,21 +187,9 @@ def mean_attention_distance(
     chex.assert_rank(weights_BNTT, 4)
     chex.assert_shape(weights_BNTT, (None, None, *2 * weights_BNTT.shape[3:]))
     check_at_least(0, num_registers=num_registers)
-    rows, columns = grid
-    if rows < 1 or columns < 1:
-        raise ValueError(
-            f"grid must have at least 1 row and 1 column, got {rows}x{columns}"
-        )
-    if weights_BNTT.shape[0] < 1:
-        shape = weights_BNTT.shape
-        raise ValueError(f"weights_BNTT must be of at least 1 image, got shape {shape}")
+    _check_grid(weights_BNTT.shape, grid, has_class_token + num_registers)
     first = int(has_class_token)
-    last = rows * columns + first
-    if weights_BNTT.shape[-1] != last + num_registers:
-        raise ValueError(
-            f"a grid of {rows}x{columns} patches makes {last + num_registers} tokens, "
-            f"got weights of {weights_BNTT.shape[-1]}"
-        )
+    last = math.prod(grid) + first
     weights_BNTT = _widen(weights_BNTT)[:, :, first:last, first:last]
     weights_BNTT = _divide(weights_BNTT, weights_BNTT.sum(axis=-1, keepdims=True))
     row_T, column_T = (x.ravel() for x in np.indices(grid))
@@ -242,6 +231,23 @@ def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
     num_patches = position_1TD.shape[1] - has_class_token
     chex.assert_shape(similarity_TT, (num_patches, num_patches))
     return similarity_TT
+
+
+def _check_grid(shape: tuple[int, ...], grid: tuple[int, int], num_others: int) -> None:
+    """Raise ValueError unless weights are of images, and of a grid's tokens."""
+    rows, columns = grid
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"grid must have at least 1 row and 1 column, got {rows}x{columns}"
+        )
+    if shape[0] < 1:
+        raise ValueError(f"weights_BNTT must be of at least 1 image, got shape {shape}")
+    num_tokens = rows * columns + num_others
+    if shape[-1] != num_tokens:
+        raise ValueError(
+            f"a grid of {rows}x{columns} patches makes {num_tokens} tokens, got "
+            f"weights of {shape[-1]}"
+        )
 
 
 def _widen(x: Array) -> Array:

@@ -1,6 +1,5 @@
 """Layers of the Transformer: dense layer, dropout, layer normalisation."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checks import check_positive
+from vit_jax.checks import check_positive, check_rate, check_rates
 from vit_jax.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -154,7 +153,7 @@ def dropout(key: Array, x: Array, *, rate: float) -> Array:
     chex.assert_rank(key, {0, 1})
     chex.assert_shape(x, (None, ...))
     chex.assert_type(x, float)
-    _check("rate", rate)
+    check_rate("rate", rate)
     if rate == 0:
         return x
     is_kept = draw_kept(key, x.shape, rate=rate)
@@ -190,18 +189,6 @@ def stochastic_depth(key: Array, y_BTD: Array, rate: Array | float) -> Array:
     out_BTD = jnp.where(is_kept, scaled, jnp.zeros((), y_BTD.dtype))
     chex.assert_shape(out_BTD, y_BTD.shape)
     return out_BTD
-
-
-def check_rates(module: nn.Module) -> None:
-    """Raise ValueError if a field whose name ends in "rate" is out of range."""
-    for field in dataclasses.fields(module):
-        if field.name.endswith("rate"):
-            _check(field.name, getattr(module, field.name))
-
-
-def _check(name: str, rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {rate}")
 
 
 class Dropout(nn.Module):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.attention import dot_product_attention
-from vit_jax.checks import check_at_least, check_choice, is_known
-from vit_jax.layers import DotGeneral, Dropout, check_rates, make_dense
+from vit_jax.checks import check_at_least, check_choice, check_rates, is_known
+from vit_jax.layers import DotGeneral, Dropout, make_dense
 from vit_jax.masks import causal_mask, combine_masks
 from vit_jax.position import rotate
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.blocks import NormPlacement
-from vit_jax.checks import check_at_least, check_range
+from vit_jax.checks import check_at_least, check_range, check_rates
 from vit_jax.dtypes import float32_or_wider
-from vit_jax.layers import Dropout, check_rates, make_dense
+from vit_jax.layers import Dropout, make_dense
 from vit_jax.transformer import Transformer
 
 Array = jax.Array

@@ -15,10 +15,8 @@ from vit_jax.blocks import (
     EncoderBlock,
     NormPlacement,
     TransformerModule,
-    check_num_outputs,
 )
-from vit_jax.checks import check_at_least
-from vit_jax.layers import check_rates
+from vit_jax.checks import check_at_least, check_num_outputs, check_rates
 from vit_jax.masks import causal_mask, combine_masks
 
 Array = jax.Array
@@ -67,7 +65,7 @@ class Encoder(TransformerModule, kw_only=True):
         """Encode the tokens, see `EncoderBlock`: out_BTD, T = `num_outputs`."""
         chex.assert_rank(x_BTD, 3)
         batch, num_tokens, width = x_BTD.shape
-        check_num_outputs(self.num_outputs, x_BTD)
+        check_num_outputs(self.num_outputs, num_tokens=num_tokens)
         check_at_least(0, depth=self.depth)
         check_rates(self)
         rate_L = None

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.blocks import NormPlacement
-from vit_jax.checks import check_at_least, check_choice
+from vit_jax.checks import check_at_least, check_choice, check_rates
 from vit_jax.choices import (
     ACTIVATIONS,
     INITIALIZATIONS,
@@ -24,7 +24,7 @@ from vit_jax.choices import (
     Stem,
 )
 from vit_jax.dtypes import float32_or_wider
-from vit_jax.layers import DotGeneral, Dropout, LayerNorm, check_rates, make_dense
+from vit_jax.layers import DotGeneral, Dropout, LayerNorm, make_dense
 from vit_jax.multi_head import AttentionImplementation
 from vit_jax.pooling import AttentionPool, SequencePool
 from vit_jax.position import rotary_angles, sincos2d_position

@@ -67,13 +67,13 @@ def conv_general_dilated(
     if dimension_numbers not in (_LAYOUT, numbers):
         raise ValueError(f"expected axes {_LAYOUT}, got {dimension_numbers}")
     if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(
-            lhs.shape[1:3], rhs.shape[:2], window_strides, padding
-        )
+        sides = lhs.shape[1:3], rhs.shape[:2]
+        padding = jax.lax.padtype_to_pads(*sides, window_strides, padding)
     dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     if dilations != {1} or feature_group_count != 1 or precision is not None:
         raise ValueError("expected no dilation, no groups and the default precision")
-    strides, border = tuple(window_strides), [tuple(pair) for pair in padding]
+    strides = tuple(window_strides)
+    border = [tuple(pair) for pair in padding]
     _check_window(lhs, rhs, strides, border)
     dtype = float32_or_wider(lhs.dtype)
     y_BHWF = _convolve(lhs.astype(dtype), rhs.astype(dtype), strides, border)

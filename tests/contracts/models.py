@@ -30,14 +30,15 @@ from vit_jax import (
 
 # Why a public function has no contract.
 EXEMPT = {
-    "vit_jax.blocks.check_num_outputs": "checks a number",
     "vit_jax.checks.check_at_least": "checks numbers",
     "vit_jax.checks.check_choice": "checks a choice",
+    "vit_jax.checks.check_num_outputs": "checks a number",
     "vit_jax.checks.check_positive": "checks numbers",
     "vit_jax.checks.check_range": "checks values of any shape",
+    "vit_jax.checks.check_rate": "checks a number",
+    "vit_jax.checks.check_rates": "checks numbers",
     "vit_jax.checks.is_known": "takes values of any shape",
     "vit_jax.dtypes.float32_or_wider": "takes a dtype",
-    "vit_jax.layers.check_rates": "checks numbers",
     "vit_jax.layers.make_dense": "makes a layer",
     "vit_jax.stem.grid_of_patches": "returns numbers",
     "resnet_jax.blocks.ResidualBlock": "abstract; its subclasses are called",

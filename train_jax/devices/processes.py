@@ -134,8 +134,9 @@ def ending_together(program: str) -> Iterator[None]:
 def limit_end(exit_code: int) -> None:
     """End this process soon, even if the others of the run do not end as well.
 
-    An orderly end waits for all processes. One that failed alone must not do so: the
-    others wait for it in an exchange, until it has gone.
+    An orderly end waits for all processes. One that may have failed alone must not do
+    so: the others wait for it in an exchange, until it has gone. Not for an end that
+    all processes know of, as another one may still save.
     """
     if jax.distributed.is_initialized():
         timer = threading.Timer(_FAILURE_SECONDS, os._exit, [exit_code])

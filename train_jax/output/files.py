@@ -11,6 +11,9 @@ from typing import Any
 from train_jax.devices import store
 from train_jax.devices.store import Path
 
+# What a name ends in while its file is being written.
+DRAFT = ".draft"
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file.
@@ -41,7 +44,7 @@ def replace_file(path: Path, content: str | bytes | bytearray) -> None:
         with store.errors(path):
             path.write_bytes(bytes(content))
         return
-    draft = path.with_name(path.name + ".draft")
+    draft = path.with_name(path.name + DRAFT)
     try:
         draft.write_bytes(content)
         os.replace(draft, path)

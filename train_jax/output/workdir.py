@@ -11,7 +11,7 @@ from train_jax.config.config import default_of
 from train_jax.devices import processes, store
 from train_jax.devices.store import Path
 from train_jax.output import lock
-from train_jax.output.files import read_json, write_json
+from train_jax.output.files import DRAFT, read_json, write_json
 
 Fields = dict[str, Any]
 
@@ -74,7 +74,7 @@ def _check_kinds(workdir: Path) -> bool:
         return True
     if not workdir.is_dir():
         raise WorkdirError(f"--workdir must be a folder, got the file {str(workdir)!r}")
-    draft = f"{CONFIG}.draft"  # of a start that was killed
+    draft = CONFIG + DRAFT  # of a start that was killed
     if all(lock.is_lock(path) or path.name == draft for path in workdir.iterdir()):
         return True
     if not (workdir / CONFIG).exists():

@@ -1,5 +1,6 @@
 """Fit the weights of a ViT to a model for other images or classes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,20 +56,29 @@ def fit(
             )
     variables = without_other_head(pretrained.variables, old, model)
     params = (stack_blocks if model.scan else unstack_blocks)(variables["params"])
-    grids = [
-        (height // model.patch_size, width // model.patch_size)
-        for height, width, _ in (pretrained.image_shape, image_shape)
-    ]
-    name = "pos_embedding"
-    if name in params and grids[0] != grids[1] and old.patch_size == model.patch_size:
-        params[name] = np.asarray(resize_position_embedding(params[name], *grids))
-    channels = pretrained.image_shape[2], image_shape[2]
-    if "kernel" in params["embedding"] and channels[0] != channels[1]:
-        kernel = np.asarray(params["embedding"]["kernel"])
-        width = kernel.shape[-1]
-        kernel = kernel.reshape(1, -1, channels[0], width)
-        kernel = adapt_channels(kernel, channels[1]).reshape(-1, width)
-        params["embedding"] = {**params["embedding"], "kernel": kernel}
+    if "pos_embedding" in params and old.patch_size == model.patch_size:
+        grids = [
+            (height // model.patch_size, width // model.patch_size)
+            for height, width, _ in (pretrained.image_shape, image_shape)
+        ]
+        if grids[0] != grids[1]:
+            resized = resize_position_embedding(params["pos_embedding"], *grids)
+            params["pos_embedding"] = np.asarray(resized)
+    params["embedding"] = _adapt_embedding(
+        params["embedding"], pretrained.image_shape[2], image_shape[2]
+    )
     fitted = {**variables, "params": params}
     check_variables(fitted, model, image_shape)
     return fitted
+
+
+def _adapt_embedding(
+    embedding: Mapping[str, Any], old_channels: int, channels: int
+) -> Mapping[str, Any]:
+    """Fit the kernel (P·P·C, D) to other channels; a convolutional stem has none."""
+    if "kernel" not in embedding or channels == old_channels:
+        return embedding
+    kernel = np.asarray(embedding["kernel"])
+    width = kernel.shape[-1]
+    kernel = adapt_channels(kernel.reshape(1, -1, old_channels, width), channels)
+    return {**embedding, "kernel": kernel.reshape(-1, width)}
