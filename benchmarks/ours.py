@@ -11,7 +11,7 @@ from benchmarks.cases import Case
 from train_jax.config.config import resolve
 from train_jax.config.fields import Config
 from train_jax.data import ImageSplit
-from train_jax.run import build, initial, training
+from train_jax.run import build, initial_state, training
 from train_jax.tasks import Task
 
 # The schedule of the learning rate does not end before a benchmark does.
@@ -38,8 +38,8 @@ def make_program(
     if train is None:
         train = _make_images(case, 8 * case.batch_size)
     config, task, model = _make_model(case, train, **fields)
-    runs = initial.make_runs(config, devices=devices)
-    _, init_state = initial.make_start(config, model, task, runs)
+    runs = initial_state.make_runs(config, devices=devices)
+    _, init_state = initial_state.make_initial_state(config, model, task, runs)
     trainer = training.make_trainer(config, model, task, train, runs)
     state = init_state()
     trainer.compile(state)

@@ -21,7 +21,7 @@ HEAVY = (
 PACKAGES = ("vit_jax", "resnet_jax", "weight_files", "train_jax")
 # Packages of the trainer: each may import those that follow it.
 LAYERS = (
-    *("trained", "run", "tasks", "output", "cli"),
+    *("inference", "run", "tasks", "output", "cli"),
     *("config", "data", "learning", "devices"),
 )
 

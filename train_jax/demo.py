@@ -15,12 +15,12 @@ import numpy as np
 from train_jax.cli import command
 from train_jax.data.picture import flatten_picture
 from train_jax.devices.folders import local_path
-from train_jax.run.trained import TrainedModel
-from train_jax.trained import flags
-from train_jax.trained.borders import has_opposite_border
-from train_jax.trained.classifier import Classifier, fit_image
-from train_jax.trained.explainers import make_explainer
-from train_jax.trained.space import write_space
+from train_jax.inference import flags
+from train_jax.inference.borders import has_opposite_border
+from train_jax.inference.classifier import Classifier, fit_image
+from train_jax.inference.explainers import make_explainer
+from train_jax.inference.space import write_space
+from train_jax.run.trained_model import TrainedModel
 
 _PROGRAM = "python -m train_jax.demo"
 _CANVAS = 280  # pixels

@@ -20,14 +20,18 @@ from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.streamed import Source, StreamedImages
 from train_jax.devices import policy, sharding
 from train_jax.devices.folders import local_path
+from train_jax.inference import flags
+from train_jax.inference.classifier import fit_image
+from train_jax.inference.scores import (
+    calibration_error,
+    class_accuracies,
+    top_k_accuracy,
+)
 from train_jax.output import plots
 from train_jax.run.evaluate import Evaluation, Evaluator
 from train_jax.run.splits import load
-from train_jax.run.trained import TrainedModel
+from train_jax.run.trained_model import TrainedModel
 from train_jax.tasks import Classification
-from train_jax.trained import flags
-from train_jax.trained.classifier import fit_image
-from train_jax.trained.scores import calibration_error, class_accuracies, top_k_accuracy
 
 _PROGRAM = "python -m train_jax.evaluate"
 

@@ -16,12 +16,12 @@ from train_jax.cli import arguments as cli
 from train_jax.cli import command
 from train_jax.devices.folders import local_path
 from train_jax.devices.store import Path, any_path
+from train_jax.inference import flags
+from train_jax.inference.explainers import make_explainer
+from train_jax.inference.pictures import PictureReader, add_input_flags, list_files
 from train_jax.output import workdir as wd
 from train_jax.output.files import open_folder
-from train_jax.run.trained import TrainedModel
-from train_jax.trained import flags
-from train_jax.trained.explainers import make_explainer
-from train_jax.trained.pictures import PictureReader, add_input_flags, list_files
+from train_jax.run.trained_model import TrainedModel
 
 _PROGRAM = "python -m train_jax.explain"
 

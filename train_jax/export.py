@@ -14,10 +14,10 @@ from resnet_jax.resnet import ResNet
 from train_jax.cli import command
 from train_jax.devices.folders import local_path
 from train_jax.devices.store import Path, any_path
+from train_jax.inference import flags, model_card, program
 from train_jax.output import workdir as wd
 from train_jax.output.files import open_folder, replace_file
-from train_jax.run.trained import TrainedModel
-from train_jax.trained import flags, model_card, program
+from train_jax.run.trained_model import TrainedModel
 from vit_jax.vit import ViT
 
 _PROGRAM = "python -m train_jax.export"

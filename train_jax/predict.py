@@ -14,9 +14,9 @@ import rich.progress
 
 from train_jax.cli import arguments as cli
 from train_jax.cli import command
-from train_jax.trained import flags
-from train_jax.trained.classifier import Classifier
-from train_jax.trained.pictures import PictureReader, add_input_flags, list_files
+from train_jax.inference import flags
+from train_jax.inference.classifier import Classifier
+from train_jax.inference.pictures import PictureReader, add_input_flags, list_files
 
 _PROGRAM = "python -m train_jax.predict"
 

@@ -1,5 +1,6 @@
 """Greedy decoding with a sequence-to-sequence Transformer."""
 
+import functools
 from typing import Any
 
 import chex
@@ -57,6 +58,7 @@ def greedy_decode(
     return target_BT
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _decode(
     model: Seq2SeqTransformer,
     variables: Any,

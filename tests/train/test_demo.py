@@ -9,10 +9,10 @@ import pytest
 
 import vit_jax
 from train_jax import demo
-from train_jax.run.trained import TrainedModel
+from train_jax.inference.classifier import Classifier
+from train_jax.inference.explainers import make_explainer
+from train_jax.run.trained_model import TrainedModel
 from train_jax.tasks import Classification
-from train_jax.trained.classifier import Classifier
-from train_jax.trained.explainers import make_explainer
 
 
 @pytest.fixture(scope="module")

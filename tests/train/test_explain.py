@@ -21,12 +21,12 @@ import train
 from resnet_jax import ResNet
 from tests.train.command import train_arguments
 from train_jax import explain
+from train_jax.inference import explainers
+from train_jax.inference import flags as model_flags
 from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
-from train_jax.run.trained import load_model
-from train_jax.trained import explainers
-from train_jax.trained import flags as model_flags
+from train_jax.run.trained_model import load_model
 from weight_files import Pretrained
 
 

@@ -20,7 +20,7 @@ from train_jax.devices.flops import count_flops
 from train_jax.devices.topology import CHIPS, Topology
 from train_jax.run import plan
 from train_jax.run.build import make_model, make_task
-from train_jax.run.initial import make_runs
+from train_jax.run.initial_state import make_runs
 
 CPUS = Topology(jax.devices(), None)
 

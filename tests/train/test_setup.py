@@ -17,13 +17,13 @@ from train_jax import export
 from train_jax.config.config import to_json
 from train_jax.devices import compiler, policy, processes, processor
 from train_jax.evaluate import evaluate
+from train_jax.inference.classifier import Classifier
 from train_jax.output import workdir as wd
 from train_jax.run import build, pixels
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_splits
-from train_jax.run.trained import TrainedModel, load_model
-from train_jax.trained.classifier import Classifier
+from train_jax.run.trained_model import TrainedModel, load_model
 from vit_jax import bfloat16
 
 FIELD = "config.dataset."

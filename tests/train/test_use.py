@@ -32,14 +32,14 @@ from tests.train.data.encodings import (
     with_alpha,
 )
 from train_jax import data, evaluate, export, predict
+from train_jax.inference import flags as model_flags
+from train_jax.inference.program import export_stablehlo
+from train_jax.inference.scores import calibration_error, top_k_accuracy
+from train_jax.inference.space import write_space
 from train_jax.learning.augment import normalize
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
-from train_jax.run.trained import load_model, load_weights
-from train_jax.trained import flags as model_flags
-from train_jax.trained.program import export_stablehlo
-from train_jax.trained.scores import calibration_error, top_k_accuracy
-from train_jax.trained.space import write_space
+from train_jax.run.trained_model import load_model, load_weights
 from weight_files import Pretrained
 
 
@@ -390,7 +390,7 @@ def test_a_space_holds_all_that_the_page_needs(run, tmp_path, monkeypatch):
     assert "\nsdk_version: 6.1.0\n" in (folder / "README.md").read_text()
     script = """
 import pathlib, sys
-from train_jax.run.trained import load_model
+from train_jax.run.trained_model import load_model
 assert load_model(pathlib.Path("run")).step == 60
 for name in ("train_jax", "vit_jax", "resnet_jax", "weight_files"):
     file = pathlib.Path(sys.modules[name].__file__)

@@ -115,18 +115,36 @@ def test_greedy_decoding_is_one_compiled_loop_over_single_tokens():
     model, variables = _model()
 
     def decode(num_tokens):
-        return jax.make_jaxpr(
+        program = jax.make_jaxpr(
             lambda s: greedy_decode(
                 model, variables, s, start_token=START, num_tokens=num_tokens
             )
         )(SOURCE_BS)
+        eqns = [e for e in program.jaxpr.eqns if e.params.get("name") == "_decode"]
+        return eqns[0].params["jaxpr"].jaxpr
 
     programs = [decode(num_tokens) for num_tokens in (4, 40)]
     loops = [
-        [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "scan"]
+        [eqn for eqn in program.eqns if eqn.primitive.name == "scan"]
         for program in programs
     ]
     assert [eqn.params["length"] for [eqn] in loops] == [4, 40]
     # No more work in the program for more tokens: the loop turns more often.
-    sizes = [len(program.jaxpr.eqns) for program in programs]
+    sizes = [len(program.eqns) for program in programs]
     assert sizes[0] == sizes[1]
+
+
+def test_greedy_decoding_is_compiled_once(monkeypatch):
+    model, variables = _model()
+    traced = []
+    decode_next = Seq2SeqTransformer.decode_next
+
+    def count(self, *args):
+        traced.append(args)
+        return decode_next(self, *args)
+
+    monkeypatch.setattr(Seq2SeqTransformer, "decode_next", count)
+    greedy_decode(model, variables, SOURCE_BS, start_token=START, num_tokens=3)
+    num_traced = len(traced)
+    greedy_decode(model, variables, SOURCE_BS[:, ::-1], start_token=0, num_tokens=3)
+    assert len(traced) == num_traced > 0

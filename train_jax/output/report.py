@@ -179,7 +179,9 @@ def _format(value: float | list[float | None], form: str) -> str:
     return f"{text} ± {format(deviation(value_R), form).lstrip()}"
 
 
-def print_start(fields: dict[str, Any], sizes: Sequence[int], *, num_runs: int) -> None:
+def print_overview(
+    fields: dict[str, Any], sizes: Sequence[int], *, num_runs: int
+) -> None:
     """Print what is trained, on what.
 
     Args:

@@ -130,7 +130,7 @@ def _run(
     fields = to_json(config)
     how = {"overwrite": overwrite, "extend": extend}
     with wd.open_workdir(workdir, fields, **how) as check_lock:
-        report.print_start(fields, parts.sizes, num_runs=len(parts.runs))
+        report.print_overview(fields, parts.sizes, num_runs=len(parts.runs))
         print_layers(parts.model, parts.task.inputs())
         with open_checkpoints(
             workdir / wd.CHECKPOINTS,

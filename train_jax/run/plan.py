@@ -19,7 +19,7 @@ from train_jax.devices.flops import count_flops
 from train_jax.devices.memory import SHARE
 from train_jax.devices.topology import Chip, Topology
 from train_jax.run.build import make_model, make_task
-from train_jax.run.initial import make_runs, make_start
+from train_jax.run.initial_state import make_initial_state, make_runs
 from train_jax.run.splits import load
 from train_jax.run.training import make_steps
 from train_jax.tasks import Task
@@ -118,7 +118,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     task = make_task(config.dataset, config.augment, train)
     runs = make_runs(config, devices=topology.devices)
     model = make_model(config, task, devices=runs.devices)
-    state, _ = make_start(config, model, task, runs)
+    state, _ = make_initial_state(config, model, task, runs)
     steps = make_steps(config, model, task, train, runs)
     constants = (*steps.data, runs.abstract_keys()["steps"])
     num_devices = len(topology.devices)

@@ -19,10 +19,10 @@ from train_jax.learning.state import TrainState
 from train_jax.run.build import make_model, make_task, whiten
 from train_jax.run.epoch import Trainer
 from train_jax.run.evaluate import Evaluation, Evaluator
-from train_jax.run.initial import make_runs, make_start
+from train_jax.run.initial_state import make_initial_state, make_runs
+from train_jax.run.pretrained import fit_pretrained, load_pretrained
 from train_jax.run.runs import Runs
 from train_jax.run.splits import FIELDS, load_splits
-from train_jax.run.start import fit_start, load_start
 from train_jax.run.training import check_batch_size, make_trainer
 from train_jax.tasks import Classification, Task, Translation
 from weight_files import Pretrained
@@ -83,11 +83,12 @@ def set_up(config: Config, *, resumes: bool = False) -> Parts:
         ValueError: naming the field, its value and what is allowed.
     """
     _check_without_data(config)
-    start = None
+    pretrained = None
     if config.init_from is not None and not resumes:
-        start = load_start(config.init_from)
+        pretrained = load_pretrained(config.init_from)
     crops = config.augment.crop_area is not None
-    return make_parts(config, *load_splits(config.dataset, crops=crops), start=start)
+    splits = load_splits(config.dataset, crops=crops)
+    return make_parts(config, *splits, pretrained=pretrained)
 
 
 def make_parts(
@@ -96,7 +97,7 @@ def make_parts(
     val: ImageSplit | SequenceSplit | None,
     test: ImageSplit | SequenceSplit,
     *,
-    start: Pretrained | None = None,
+    pretrained: Pretrained | None = None,
     model: nn.Module | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Parts:
@@ -107,7 +108,7 @@ def make_parts(
         train: the examples to learn from.
         val: the examples to validate on, if there are any.
         test: the examples to test on.
-        start: the weights to start from, in place of drawn ones.
+        pretrained: the weights to start from, in place of drawn ones.
         model: in place of the config's.
         devices: all of them if not given.
 
@@ -120,8 +121,10 @@ def make_parts(
     if model is None:
         model = make_model(config, task, devices=runs.devices)
     model = whiten(model, task, train)
-    given = None if start is None else fit_start(start, model, task)
-    abstract_state, init_state = make_start(config, model, task, runs, given=given)
+    fitted = None if pretrained is None else fit_pretrained(pretrained, model, task)
+    abstract_state, init_state = make_initial_state(
+        config, model, task, runs, pretrained=fitted
+    )
     # A batch larger than the longest split would be padding alone.
     batch_size = min(config.eval_batch_size, max(len(val or ()), len(test)))
     evaluate = functools.partial(

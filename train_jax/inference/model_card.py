@@ -3,7 +3,7 @@
 from typing import Any
 
 from train_jax.learning.state import count_parameters
-from train_jax.run.trained import TrainedModel, require_images
+from train_jax.run.trained_model import TrainedModel, require_images
 
 _TEXT = """\
 # {name} trained on {dataset}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from train_jax.devices import policy
 from train_jax.learning.augment import normalize
-from train_jax.run.trained import TrainedModel, require_images
+from train_jax.run.trained_model import TrainedModel, require_images
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -13,7 +13,7 @@ from resnet_jax.resnet import ResNet
 from train_jax.devices import compiler
 from train_jax.learning.augment import normalize
 from train_jax.output import attention_plots
-from train_jax.run.trained import TrainedModel, require_images
+from train_jax.run.trained_model import TrainedModel, require_images
 from vit_jax.interpret import (
     attention_rollout,
     attention_weights,

@@ -17,7 +17,7 @@ from train_jax.devices.store import Path
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
-from train_jax.run.initial import make_runs, make_start
+from train_jax.run.initial_state import make_initial_state, make_runs
 from train_jax.run.splits import load
 from train_jax.tasks import Classification, Task
 from weight_files import Pretrained, open_source
@@ -108,7 +108,7 @@ def load_model(workdir: Path, *, run: int = 0, which: str = "last") -> TrainedMo
     if not 0 <= run < len(runs):
         raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
     model = make_model(config, task)
-    abstract_state, _ = make_start(config, model, task, runs)
+    abstract_state, _ = make_initial_state(config, model, task, runs)
     state = checkpoint.restore(directory, step, abstract_state)
     variables = runs.select(state.eval_variables, run)
     return TrainedModel(

@@ -9,7 +9,7 @@ import numpy as np
 from train_jax.data.resize import change_channels, resize_image
 from train_jax.devices import policy
 from train_jax.learning.augment import normalize
-from train_jax.run.trained import TrainedModel, require_images
+from train_jax.run.trained_model import TrainedModel, require_images
 
 
 def fit_image(trained: TrainedModel, image_HWC: np.ndarray) -> np.ndarray:

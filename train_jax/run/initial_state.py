@@ -27,13 +27,13 @@ def make_runs(config: Config, *, devices: Sequence[Any] | None = None) -> Runs:
     return Runs.combine(seeds, config.sweep, devices=devices)
 
 
-def make_start(
+def make_initial_state(
     config: Config,
     model: nn.Module,
     task: Task,
     runs: Runs,
     *,
-    given: Mapping[str, Any] | None = None,
+    pretrained: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, Callable[[], TrainState]]:
     """Describe the training state of all runs, and make the function that draws it.
 
@@ -42,7 +42,7 @@ def make_start(
         model: the module.
         task: what it is trained on.
         runs: the runs that are trained in one program.
-        given: path → array, variables in place of drawn ones; see `fit_start`.
+        pretrained: path → array, in place of drawn variables; see `fit_pretrained`.
 
     Returns:
         The abstract state, with shardings, and a function without arguments.
@@ -56,10 +56,10 @@ def make_start(
         total_steps=1,
     )
 
-    def init(key: jax.Array, swept: Mapping[str, Any], given: Any) -> TrainState:
+    def init(key: jax.Array, swept: Mapping[str, Any], pretrained: Any) -> TrainState:
         variables = init_variables(model, key, task.inputs())
         flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
-        variables = flax.traverse_util.unflatten_dict({**flat, **given}, sep="/")
+        variables = flax.traverse_util.unflatten_dict({**flat, **pretrained}, sep="/")
         check_groups(groups_of(config), variables["params"])
         return TrainState.create(
             variables,
@@ -69,7 +69,7 @@ def make_start(
         )
 
     init_all = runs.map(init, in_axes=(0, 0, None))
-    rest = (runs.swept_values(), dict(given or {}))
+    rest = (runs.swept_values(), dict(pretrained or {}))
     abstract_state = sharding.shard_state(
         jax.eval_shape(init_all, runs.abstract_keys()["init"], *rest),
         runs.mesh,

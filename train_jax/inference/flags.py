@@ -5,7 +5,7 @@ import argparse
 from train_jax.cli import arguments as cli
 from train_jax.devices.folders import local_path
 from train_jax.devices.store import any_path
-from train_jax.run.trained import TrainedModel, load_model, load_weights
+from train_jax.run.trained_model import TrainedModel, load_model, load_weights
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:

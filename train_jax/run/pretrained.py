@@ -1,4 +1,4 @@
-"""Start a training from weights: of a run, or of others; fit them to the new model."""
+"""Load pretrained weights, of a run or of others, and fit them to the new model."""
 
 import sys
 from typing import Any
@@ -12,13 +12,13 @@ import vit_jax.weights
 from resnet_jax.resnet import ResNet
 from train_jax.devices.store import any_path, is_remote
 from train_jax.output import workdir as wd
-from train_jax.run.trained import load_model, read_weights
+from train_jax.run.trained_model import load_model, read_weights
 from train_jax.tasks import Classification, Task
 from vit_jax.vit import ViT
 from weight_files import Pretrained, check_variables, without_other_head
 
 
-def load_start(init_from: str) -> Pretrained:
+def load_pretrained(init_from: str) -> Pretrained:
     """Load what `config.init_from` names.
 
     Raises:
@@ -35,14 +35,16 @@ def load_start(init_from: str) -> Pretrained:
         raise ValueError(f"config.init_from {init_from!r}: {error}") from error
 
 
-def fit_start(start: Pretrained, model: nn.Module, task: Task) -> dict[str, np.ndarray]:
+def fit_pretrained(
+    pretrained: Pretrained, model: nn.Module, task: Task
+) -> dict[str, np.ndarray]:
     """Fit weights to a model that may take other images, and tell other classes.
 
     See `vit_jax.weights.fit`. The head is left out, to be drawn anew, also if there are
     as many classes of other names; that is said.
 
     Args:
-        start: the weights, and what they belong to.
+        pretrained: the weights, and what they belong to.
         model: the new model.
         task: the new task.
 
@@ -52,32 +54,33 @@ def fit_start(start: Pretrained, model: nn.Module, task: Task) -> dict[str, np.n
     Raises:
         ValueError: if the model is another one.
     """
-    if not isinstance(task, Classification) or type(model) is not type(start.model):
+    source = pretrained.model
+    if not isinstance(task, Classification) or type(model) is not type(source):
         raise ValueError(
-            f"config.init_from is a {type(start.model).__name__}, config.model is a "
+            f"config.init_from is a {type(source).__name__}, config.model is a "
             f"{type(model).__name__}"
         )
     try:
         if isinstance(model, ViT):
-            variables = vit_jax.weights.fit(start, model, task.image_shape)
+            variables = vit_jax.weights.fit(pretrained, model, task.image_shape)
         elif isinstance(model, ResNet):
-            variables = resnet_jax.weights.fit(start, model, task.image_shape)
+            variables = resnet_jax.weights.fit(pretrained, model, task.image_shape)
         else:
-            variables = without_other_head(start.variables, start.model, model)
+            variables = without_other_head(pretrained.variables, source, model)
             check_variables(variables, model, task.image_shape)
     except ValueError as error:
         raise ValueError(f"config.init_from: {error}") from error
-    given: Any = flax.traverse_util.flatten_dict(variables, sep="/")
-    if not _has_same_classes(start, task):
-        given = {k: v for k, v in given.items() if not k.startswith("params/head/")}
+    flat: Any = flax.traverse_util.flatten_dict(variables, sep="/")
+    if not _has_same_classes(pretrained, task):
+        flat = {k: v for k, v in flat.items() if not k.startswith("params/head/")}
         classes = f"{task.num_classes} classes"
         print(f"the head is drawn anew, for {classes}", file=sys.stderr)
-    return {path: np.asarray(array) for path, array in given.items()}
+    return {path: np.asarray(array) for path, array in flat.items()}
 
 
-def _has_same_classes(start: Pretrained, task: Classification) -> bool:
+def _has_same_classes(pretrained: Pretrained, task: Classification) -> bool:
     """Whether the head tells the classes of the new task."""
-    num_classes: int | None = start.model.num_classes  # type: ignore (of both)
+    num_classes: int | None = pretrained.model.num_classes  # type: ignore (of both)
     if num_classes != task.num_classes:
         return False
-    return start.class_names in (None, task.class_names)
+    return pretrained.class_names in (None, task.class_names)

@@ -16,7 +16,7 @@ from tests.train.tiny import tiny_config
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
 from train_jax.run.setup import set_up
-from train_jax.run.trained import load_model
+from train_jax.run.trained_model import load_model
 from vit_jax import weights
 from weight_files import Pretrained
 
@@ -203,7 +203,7 @@ def test_another_kind_of_model_is_refused(run):
 
 
 def test_names_of_classes_decide_whether_the_head_stays():
-    from train_jax.run.start import fit_start
+    from train_jax.run.pretrained import fit_pretrained
     from train_jax.tasks import Classification
 
     model = vit_jax.ViT(2, patch_size=4, width=8, depth=1, num_heads=2)
@@ -212,7 +212,7 @@ def test_names_of_classes_decide_whether_the_head_stays():
     for names, stays in ((None, True), (("a", "b"), True), (("a", "c"), False)):
         named = dataclasses.replace(start, class_names=names)
         task = Classification((8, 8, 1), ("a", "b"), (0.5,), (0.5,))
-        assert ("params/head/kernel" in fit_start(named, model, task)) == stays
+        assert ("params/head/kernel" in fit_pretrained(named, model, task)) == stays
 
 
 def test_config_json_keeps_where_it_started(run, tmp_path):
