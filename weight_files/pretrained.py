@@ -15,6 +15,7 @@ from weight_files.table import first_three
 
 Resampling = Literal["bilinear", "bicubic"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_CROP_FRACTION = 224 / 256
 
 
 @dataclasses.dataclass(frozen=True)

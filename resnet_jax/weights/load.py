@@ -15,6 +15,7 @@ from weight_files import (
     to_ours,
 )
 from weight_files.pretrained import (
+    IMAGENET_CROP_FRACTION,
     IMAGENET_MEAN,
     IMAGENET_STD,
     WRONG_CONTENT,
@@ -99,6 +100,8 @@ def _load(
     # The networks of these kinds are trained with ImageNet's statistics.
     if channels == 3 and (model.stem == "imagenet" or model.shortcut == "padding"):
         told = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **told}
+    if model.stem == "imagenet":
+        told = {"crop_fraction": IMAGENET_CROP_FRACTION, **told}
     image_shape = (size[0], size[1], channels)
     read = to_ours(layout.table(model), arrays)
     variables = fit_to_model(model, read, image_shape)

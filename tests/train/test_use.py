@@ -36,7 +36,6 @@ from train_jax.inference import flags as model_flags
 from train_jax.inference.program import export_stablehlo
 from train_jax.inference.scores import calibration_error, top_k_accuracy
 from train_jax.inference.space import write_space
-from train_jax.learning.augment import normalize
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
 from train_jax.run.trained_model import load_model, load_weights
@@ -182,7 +181,7 @@ def test_one_picture_in_all_encodings(run, test_images, tmp_path, capsys):
     image = test_images.image_BHWC[index : index + 1]
     logits = trained.model.apply(
         trained.variables,
-        normalize(image, mean=trained.task.mean, std=trained.task.std),
+        trained.task.normalize(image),
     )
     probability_Y = jax.nn.softmax(logits)[0]
     for name, probability in expected.items():
@@ -313,7 +312,7 @@ def test_stablehlo_is_opened_without_this_project(kind, run, resnet, tmp_path):
     np.save(tmp_path / "images.npy", images)
     arguments = [str(file), str(tmp_path / "images.npy"), str(tmp_path / "out")]
     subprocess.run([sys.executable, "-c", READER, *arguments], check=True)
-    inputs = normalize(images, mean=trained.task.mean, std=trained.task.std)
+    inputs = trained.task.normalize(images)
     logits = np.asarray(jax.jit(trained.model.apply)(trained.variables, inputs))
     for size in (1, 7, 256):
         with np.load(tmp_path / f"out_{size}.npz") as out:
@@ -351,7 +350,7 @@ np.savez(out + ".npz", **{name: value.numpy() for name, value in outputs.items()
     arguments = [str(run), str(tmp_path / "out"), str(tmp_path / "images.npy")]
     subprocess.run([sys.executable, "-c", script, *arguments], check=True)
     trained = load_model(run)
-    inputs = normalize(images, mean=trained.task.mean, std=trained.task.std)
+    inputs = trained.task.normalize(images)
     logits = trained.model.apply(trained.variables, inputs)
     with np.load(tmp_path / "out.npz") as out:
         np.testing.assert_allclose(out["logits"], logits, atol=1e-4)

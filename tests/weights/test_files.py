@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import resnet_jax.weights
 import vit_jax
 import weight_files
+from resnet_jax.weights import torch as torch_layout
 from tests import parity
 from tests.weights import cases
 from vit_jax import weights
+from vit_jax.weights.load import FORMATS
 from weight_files import Pretrained, open_source
 from weight_files.pretrained import preprocessing_of
 
@@ -331,6 +334,27 @@ def test_sizes_in_preprocessor_config(preprocessing, image_size, fraction):
     assert found.get("crop_fraction", 1.0) == fraction
 
 
+@pytest.mark.parametrize(("side", "fraction"), [(224, 0.875), (384, 1.0)])
+def test_images_for_torchvision_s_vits_are_cropped(side, fraction):
+    model = vit_jax.ViT(
+        2, patch_size=side // 2, width=8, depth=1, num_heads=2, activation="gelu"
+    )
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, side, side, 3)))
+    table = FORMATS["torchvision"].table(model)
+    state = weight_files.to_theirs(table, jax.device_get(variables))
+    loaded = weights.load(state, num_heads=2)
+    assert loaded.image_shape == (side, side, 3)
+    assert loaded.crop_fraction == fraction
+
+
+@pytest.mark.parametrize(("stem", "fraction"), [("imagenet", 0.875), ("small", 1.0)])
+def test_images_for_torchvision_s_resnets_are_cropped(stem, fraction):
+    model = resnet_jax.ResNet(2, (1,), stem=stem, width=8)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    state = weight_files.to_theirs(torch_layout.table(model), jax.device_get(variables))
+    assert resnet_jax.weights.load(state).crop_fraction == fraction
+
+
 def test_a_field_that_there_is_not_is_the_caller_s_mistake(vit):
     with pytest.raises(ValueError, match=r"^n_heads is no field of ViT; it has"):
         weights.load(_state(vit), n_heads=2)
@@ -388,6 +412,7 @@ def test_a_folder_with_several_files(vit, tmp_path):
 HUB = """
 import sys
 from vit_jax import weights
+from vit_jax.weights.load import FORMATS
 try:
     loaded = weights.load(sys.argv[1])
     print(loaded.image_shape, loaded.class_names)

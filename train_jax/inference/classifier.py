@@ -8,7 +8,6 @@ import numpy as np
 
 from train_jax.data.resize import change_channels, resize_image
 from train_jax.devices import policy
-from train_jax.learning.augment import normalize
 from train_jax.run.trained_model import TrainedModel, require_images
 
 
@@ -49,14 +48,13 @@ class Classifier:
         Raises:
             ValueError: if the model does not classify images.
         """
-        self.task = require_images(trained)
+        self.task = task = require_images(trained)
         self.trained = trained
         self._batch_size = batch_size
         self._variables = jax.device_put(trained.variables)
-        mean, std = self.task.mean, self.task.std
 
         def classify(variables, image_BHWC):
-            image_BHWC = normalize(image_BHWC, mean=mean, std=std)
+            image_BHWC = task.normalize(image_BHWC)
             return jax.nn.softmax(trained.model.apply(variables, image_BHWC))  # type: ignore
 
         jit = policy.jit_of_model(trained.model, platform=jax.default_backend())

@@ -11,7 +11,6 @@ import numpy as np
 from resnet_jax.interpret import grad_cam
 from resnet_jax.resnet import ResNet
 from train_jax.devices import compiler
-from train_jax.learning.augment import normalize
 from train_jax.output import attention_plots
 from train_jax.run.trained_model import TrainedModel, require_images
 from vit_jax.interpret import (
@@ -83,7 +82,7 @@ class ViTExplainer:
             image_HWC: uint8.
             path: the PNG to write.
         """
-        input_BHWC = self._normalize(image_HWC[None])
+        input_BHWC = self._task.normalize(jnp.asarray(image_HWC[None]))
         probability_Y = jax.nn.softmax(self._classify(self._variables, input_BHWC))[0]
         layers = self._attend(self._variables, input_BHWC)
         maps = {"rollout": attention_rollout(layers)}
@@ -115,7 +114,8 @@ class ViTExplainer:
         Returns:
             The names of the files written.
         """
-        layers = self._attend(self._variables, self._normalize(image_BHWC))
+        input_BHWC = self._task.normalize(jnp.asarray(image_BHWC))
+        layers = self._attend(self._variables, input_BHWC)
         distance_LN = self._model.patch_size * np.stack(
             [
                 mean_attention_distance(weights_BNTT, grid=self._grid, **self._tokens)
@@ -135,10 +135,6 @@ class ViTExplainer:
             )
         return names
 
-    def _normalize(self, image_BHWC: np.ndarray) -> jax.Array:
-        mean, std = self._task.mean, self._task.std
-        return normalize(jnp.asarray(image_BHWC), mean=mean, std=std)
-
 
 class ResNetExplainer:
     """Draws Grad-CAM of a trained ResNet."""
@@ -146,10 +142,10 @@ class ResNetExplainer:
     def __init__(self, trained: TrainedModel):
         """Compile what is drawn."""
         self._task, self._variables = require_images(trained), trained.variables
-        mean, std, model = self._task.mean, self._task.std, trained.model
+        task, model = self._task, trained.model
 
         def explain(variables: Any, image_BHWC: jax.Array) -> Any:
-            image_BHWC = normalize(image_BHWC, mean=mean, std=std)
+            image_BHWC = task.normalize(image_BHWC)
             probability_BY = jax.nn.softmax(model.apply(variables, image_BHWC))  # type: ignore
             label_B = probability_BY.argmax(axis=-1)
             return probability_BY, grad_cam(model, variables, image_BHWC, label_B)  # type: ignore

@@ -9,7 +9,6 @@ import jax.export
 import jax.numpy as jnp
 
 from train_jax.devices import policy
-from train_jax.learning.augment import normalize
 from train_jax.run.trained_model import TrainedModel, require_images
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -27,7 +26,7 @@ def make_program(trained: TrainedModel) -> Callable[[jax.Array], dict[str, jax.A
     model: Any = policy.portable_model(trained.model)
 
     def classify(image_BHWC: jax.Array) -> dict[str, jax.Array]:
-        image_BHWC = normalize(image_BHWC, mean=task.mean, std=task.std)
+        image_BHWC = task.normalize(image_BHWC)
         logits_BY = model.apply(trained.variables, image_BHWC)
         return {"logits": logits_BY, "probabilities": jax.nn.softmax(logits_BY)}
 

@@ -65,6 +65,10 @@ class Classification:
         """Make one image, (1, H, W, C), all zeros."""
         return (jnp.zeros((1, *self.image_shape)),)
 
+    def normalize(self, image_BHWC: Array) -> Array:
+        """Scale uint8 images as those of the training; see `augment.normalize`."""
+        return normalize(image_BHWC, mean=self.mean, std=self.std)
+
     def make_batch(
         self,
         key: Array,
@@ -112,7 +116,7 @@ class Classification:
 
         def eval_step(variables: Any, image_BHWC: Array, label_B: Array):
             self._check_examples(image_BHWC, label_B)
-            image_BHWC = normalize(image_BHWC, mean=self.mean, std=self.std)
+            image_BHWC = self.normalize(image_BHWC)
             views = [(1.0, image_BHWC)]
             if augmentation is not None:
                 views = test_views(image_BHWC, augmentation)
@@ -159,7 +163,7 @@ class Classification:
         image_BHWC = np.asarray(split.image_BHWC[:_NUM_ATTENTION_IMAGES])
         weights = compiler.fast_jit(functools.partial(attention_weights, model))(
             variables,
-            normalize(jnp.asarray(image_BHWC), mean=self.mean, std=self.std),
+            self.normalize(jnp.asarray(image_BHWC)),
         )
         if not weights:
             return

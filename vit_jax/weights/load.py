@@ -99,7 +99,8 @@ def _load(
     if known and square and not _is_as_many(known, square, found["patch_size"]):
         known = None
     size = image_size or known or square
-    extras = {name: found.pop(name) for name in ("mean", "std") if name in found}
+    names = {"mean", "std", "crop_fraction"} & found.keys()
+    extras = {name: found.pop(name) for name in names}
     if "num_heads" not in found | fields:
         raise ValueError(
             f"num_heads must be given for a width of {found['width']}, as the weights "

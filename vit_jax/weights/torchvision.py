@@ -15,7 +15,11 @@ from vit_jax.weights.format import (
     square_side,
 )
 from weight_files import Entry, Source, dense, fused, norm, renamed
-from weight_files.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from weight_files.pretrained import (
+    IMAGENET_CROP_FRACTION,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
 
 _BLOCK = "encoder.layers.encoder_layer_"
 _OLDER = {"linear_1": "0", "linear_2": "3"}
@@ -36,7 +40,8 @@ def _read_fields(source: Source) -> dict[str, Any]:
     width, channels, patch_size, _ = arrays["conv_proj.weight"].shape
     features = arrays.get("heads.pre_logits.weight")
     logits = arrays.get("heads.head.weight")
-    side = square_side(arrays["encoder.pos_embedding"].shape[1] - 1)
+    rows = square_side(arrays["encoder.pos_embedding"].shape[1] - 1)
+    side = rows and rows * patch_size
     is_colour = channels == 3
     return {
         "num_classes": None if logits is None else len(logits),
@@ -49,7 +54,9 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "representation_size": None if features is None else len(features),
         "position_std": 0.02,
         "channels": channels,
-        "image_size": side and (side * patch_size, side * patch_size),
+        "image_size": side and (side, side),
+        # Models for larger images take the whole image.
+        "crop_fraction": IMAGENET_CROP_FRACTION if side == 224 else 1.0,
         **({"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if is_colour else {}),
     }
 
