@@ -47,7 +47,8 @@ class ResNet(nn.Module):
         block: BasicBlock or BottleneckBlock.
         stem: "small" for images like CIFAR's, one 3×3 convolution at full resolution;
             "imagenet" for a 7×7 convolution and a max-pool, both with stride 2.
-        shortcut: "projection" or "padding", see `ResidualBlock`.
+        shortcut: where the shape changes, a 1×1 "projection" or, without parameters,
+            "padding" with zeros (arXiv:1512.03385, section 4.2).
         width: channels of the first stage.
         dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: function that computes the convolutions; on a CPU

@@ -66,9 +66,9 @@ def _make_parser() -> argparse.ArgumentParser:
         _PROGRAM,
         "Write a trained model for other programs: stablehlo, the whole computation "
         "from uint8 pixels to probabilities, for any batch size, on CPU, CUDA and TPU; "
-        "savedmodel, the same for TensorFlow; safetensors, the weights for timm (a "
-        "ResNet's for torchvision as well); hf, a folder for transformers; npz, for "
-        "the ViT authors' code.",
+        "savedmodel, the same for TensorFlow on CPU and CUDA; safetensors, the weights "
+        "for timm (a ResNet's for torchvision as well); hf, a folder for transformers; "
+        "npz, for the ViT authors' code.",
     )
     parser.add_argument("--format", required=True, choices=tuple(_NAMES))
     parser.add_argument(

@@ -54,17 +54,21 @@ class ViT(nn.Module):
             for no MLPs.
         activation: the MLPs' nonlinearity: "gelu_tanh", as in the authors' code, the
             exact "gelu", as in PyTorch, timm and Hugging Face, or "relu".
-        norm: position of LayerNorm, "pre", "post" or None; see `TransformerModule`.
+        norm: position of LayerNorm: "pre", before each sublayer, "post", after its
+            residual (arXiv:1706.03762), or None for no LayerNorm.
         norm_epsilon: added to the variance in LayerNorm: 1e-6 in the authors' code and
             timm, 1e-12 in Hugging Face, 1e-5 where PyTorch's default is kept.
         residual: whether each sublayer's input is added to its output.
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
-        attention_implementation: "own", "cudnn" or "xla"; see `MultiHeadAttention`.
+        attention_implementation: "own", this project's; or JAX's "cudnn"
+            (FlashAttention, bfloat16 on NVIDIA GPUs) or "xla".
         embedding_dropout_rate: dropout on the embedded tokens. In the paper it equals
             `dropout_rate`, and the attention weights have no dropout.
-        stochastic_depth_rate: see `Encoder`.
-        layer_scale: see `TransformerModule`.
+        stochastic_depth_rate: share of the examples in which the last block's sublayers
+            are left out in training; it grows from 0 in the first block.
+        layer_scale: initial factor of each sublayer's output, a parameter for each
+            channel; None for no such factor.
         pool: "cls" classifies the class token. Without one, "mean" classifies the mean
             of the patches, "sequence" a weighted mean, see `SequencePool`, and "map"
             what a learned query finds, see `AttentionPool`.
@@ -82,9 +86,8 @@ class ViT(nn.Module):
         initialization: initial values of the other parameters: "xavier" for all
             kernels and zero for the biases, or "authors", which differs in the
             embedding (LeCun's), the MLPs' biases (normal, 1e-6) and the head (zero).
-        remat: whether the backward pass recomputes each block's activations; see
-            `Encoder`.
-        scan: whether one block is compiled and run `depth` times; see `Encoder`.
+        remat: whether the backward pass recomputes each block's activations.
+        scan: whether one block is compiled and run `depth` times.
         conv_general_dilated: computes the convolutions of the stem "conv".
         dot_general: multiplies the matrices of the blocks; see `MultiHeadAttention`.
         dtype: dtype of the computation; parameters stay float32, softmax and LayerNorm

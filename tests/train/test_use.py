@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import get_args
 
 import jax
 import jax.export
@@ -20,6 +21,7 @@ from PIL import Image
 
 import resnet_jax.weights
 import train
+import vit_jax
 from resnet_jax import ResNet
 from tests.train.command import train_arguments
 from tests.train.data.encodings import (
@@ -32,13 +34,17 @@ from tests.train.data.encodings import (
     with_alpha,
 )
 from train_jax import data, evaluate, export, predict
+from train_jax.config.fields import DatasetConfig
+from train_jax.data.resize import Resize, resize_image
 from train_jax.inference import flags as model_flags
+from train_jax.inference.classifier import fit_image
 from train_jax.inference.program import export_stablehlo
 from train_jax.inference.scores import calibration_error, top_k_accuracy
 from train_jax.inference.space import write_space
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
-from train_jax.run.trained_model import load_model, load_weights
+from train_jax.run.trained_model import TrainedModel, load_model, load_weights
+from train_jax.tasks import Classification
 from weight_files import Pretrained
 
 
@@ -123,6 +129,20 @@ def test_evaluate_takes_pictures_of_many_sizes(run, tmp_path, capsys):
         "as 'number_0' and '0'\n"
     )
     assert json.loads(captured.out)["num_examples"] == 90
+
+
+def test_a_picture_is_brought_to_the_input_as_in_the_training():
+    task = Classification((2, 2, 1), ("a",), (0.5,), (0.5,))
+    image_HWC = np.array([[[50], [100], [100], [200]]] * 2, np.uint8)
+    seen = set()
+    for resize in get_args(Resize):
+        dataset = DatasetConfig(resize=resize)
+        trained = TrainedModel(task, vit_jax.ViT(1, 1, 1, 1, 1), {}, "vit", dataset)
+        fitted = fit_image(trained, image_HWC)
+        expected = resize_image(image_HWC, (2, 2), how=resize, background=0)
+        np.testing.assert_array_equal(fitted, expected)
+        seen.add(fitted.tobytes())
+    assert len(seen) == 3
 
 
 def test_scores_by_hand():

@@ -11,7 +11,8 @@ from train_jax.config.options import options_of
 from train_jax.config.rules import check
 from train_jax.config.signatures import optimizer_options
 
-_SHARED = {field.name for field in dataclasses.fields(RuleConfig)} - {"arguments"}
+# What a group leaves out of these is as in `optimizer`.
+SHARED = {field.name for field in dataclasses.fields(RuleConfig)} - {"arguments"}
 
 
 def resolve_groups(
@@ -53,7 +54,7 @@ def _resolve_group(
     found: dict[str, Any] = {}
     for field, option in options.items():
         name, default = field.removeprefix(prefix), option.default
-        if name in _SHARED or (is_same and name in arguments):
+        if name in SHARED or (is_same and name in arguments):
             default = values[f"optimizer.{name}"]
         value = given.get(field, default)
         if value is dataclasses.MISSING:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from train_jax.config.fields import SECTIONS, Config
+from train_jax.config.groups import SHARED
 from train_jax.config.models import MODELS
 from train_jax.config.optimizer_fields import GroupConfig
 from train_jax.config.options import Option, options_of
@@ -87,7 +88,10 @@ def _table(options: Mapping[str, Option], prefix: str) -> str:
     for name, option in options.items():
         is_required = option.default is dataclasses.MISSING
         default = "required" if is_required else f"`{option.default!r}`"
-        is_swept = option.sweepable and not prefix.startswith("groups.")
+        is_group = prefix.startswith("groups.")
+        if is_group and name in SHARED:
+            default = "as in `optimizer`"
+        is_swept = option.sweepable and not is_group
         mark = " (sweep)" if is_swept else ""
         cells = [f"`{prefix}{name}`{mark}", default, option.rule.allowed]
         cells.append(option.meaning)

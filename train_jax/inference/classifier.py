@@ -12,7 +12,7 @@ from train_jax.run.trained_model import TrainedModel, require_images
 
 
 def fit_image(trained: TrainedModel, image_HWC: np.ndarray) -> np.ndarray:
-    """Resize a picture so that it fills a model's input, and cut out its centre.
+    """Bring a picture to a model's input, as those of its training were.
 
     Args:
         trained: the model.
@@ -25,8 +25,10 @@ def fit_image(trained: TrainedModel, image_HWC: np.ndarray) -> np.ndarray:
     return resize_image(
         change_channels(image_HWC, channels),
         (height, width),
+        how=trained.resize,
         crop_fraction=trained.crop_fraction,
         resampling=trained.resampling,
+        background=0,
     )
 
 

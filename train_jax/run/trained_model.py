@@ -12,6 +12,7 @@ from train_jax import tasks
 from train_jax.config.config import resolve
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data.resize import Resize
 from train_jax.devices import policy
 from train_jax.devices.store import Path
 from train_jax.output import checkpoint
@@ -47,6 +48,11 @@ class TrainedModel:
     step: int | None = None
     crop_fraction: float = 1.0
     resampling: Resampling = "bilinear"
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures of other proportions are brought to its input."""
+        return "crop" if self.dataset is None else self.dataset.resize
 
     def load_test(self) -> ImageSplit | SequenceSplit:
         """Load the test split of the training's data set."""
