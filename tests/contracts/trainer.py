@@ -37,6 +37,7 @@ EXEMPT = {
     "train_jax.tasks.from_json": "takes no arrays",
     "train_jax.tasks.to_json": "takes no arrays",
     "train_jax.tasks.classification.Classification.inputs": "takes no arrays",
+    "train_jax.tasks.classification.Classification.normalize": "calls augment.normalize",
     "train_jax.tasks.classification.Classification.plot": "draws files",
     "train_jax.tasks.task.Task.inputs": "an interface",
     "train_jax.tasks.task.Task.make_eval_step": "an interface",
@@ -215,6 +216,9 @@ CONTRACTS = {
     ),
     "train_jax.learning.step.epoch_order": Contract(
         (KEY, 0, 4), (KEY, ORDER, 4), "jax.random.permutation"
+    ),
+    "train_jax.learning.step.split_batch": Contract(
+        (_batch, 2), (((IMAGE,), TARGET[:1]), 2), "jax.numpy.swapaxes"
     ),
     "train_jax.learning.step.select_examples": Contract(
         ((RAW, LABEL), ORDER, jnp.int32(0)),

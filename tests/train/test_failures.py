@@ -2,16 +2,21 @@
 
 import dataclasses
 import errno
+import functools
 import re
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.train.tiny import train_tiny
+from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint, report
 from train_jax.output import workdir as wd
-from train_jax.run import epoch
+from train_jax.run import diagnose, epoch
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Diverged, Failed
 from train_jax.tasks import Classification
@@ -34,8 +39,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert not (tmp_path / wd.SUMMARY).exists()
 
 
-def test_divergence_is_traced_to_its_step(tmp_path):
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+def test_divergence_is_traced_to_its_step(tmp_path, accumulation_steps):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e5}
+    changes["accumulation_steps"] = accumulation_steps
     with pytest.raises(Diverged) as caught:
         train_tiny(tmp_path, changes | {"debug_nans": True, "num_epochs": 40})
     message = str(caught.value)
@@ -52,7 +59,9 @@ def test_divergence_is_traced_to_its_step(tmp_path):
 
 def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e30}
-    monkeypatch.setattr("train_jax.run.diagnose.find_first_nonfinite", lambda *_: None)
+    monkeypatch.setattr(
+        "train_jax.run.diagnose.find_first_nonfinite", lambda *_, **__: None
+    )
     with pytest.raises(Diverged, match="when it is repeated, all of it is finite"):
         train_tiny(tmp_path, changes | {"debug_nans": True})
 
@@ -144,3 +153,23 @@ def test_a_run_that_has_lost_its_folder_ends_in_a_line(tmp_path, monkeypatch):
     assert (tmp_path / wd.METRICS).read_text() == ""
     assert not any((tmp_path / wd.CHECKPOINTS).iterdir())
     assert (tmp_path / "lock.2").read_text() == holder
+
+
+class Fragile(nn.Module):
+    """Overflows in evaluation, and divides by zero for two pairs of ones."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        return nn.Dense(3)(x / (x.sum() - 4) if train else x * 1e30 * 1e30)
+
+
+def test_a_step_is_repeated_as_it_was_taken():
+    image, key = jnp.ones((4, 2)), jax.random.key(0)
+    variables = Fragile().init(key, image[:1], train=True)
+    state = TrainState.create(variables, optax.sgd(0.1))
+    batch = (image,), jax.nn.one_hot(jnp.arange(4) % 3, 3)
+    find = functools.partial(
+        diagnose.find_first_nonfinite, Fragile(), state, batch, key
+    )
+    assert find() is None
+    assert find(train=False) == find(accumulation_steps=2) == "output of Dense_0"

@@ -145,6 +145,7 @@ def test_every_set_can_be_resized():
 def test_other_files_and_hidden_folders_are_ignored(tmp_path):
     write(tmp_path, [f"{name}/deep/{i}.png" for name in "ab" for i in range(10)])
     (tmp_path / ".git").mkdir()
+    write(tmp_path, ["a/.thumbnails/1.png", "b/deep/.cache/deeper/2.png"])
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / "._1.png").write_text("of a Mac")
     assert len(load_folder(tmp_path, "train")[0]) == 18

@@ -8,14 +8,22 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.tiny import RESNET, SMALL_RESNET, last_state, make_tiny, train_tiny
+from tests.train.tiny import (
+    RESNET,
+    SMALL_RESNET,
+    last_state,
+    make_tiny,
+    tiny_config,
+    train_tiny,
+)
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.files import read_json
-from train_jax.run import build, epoch, experiment
+from train_jax.run import build, epoch, experiment, setup
 from train_jax.run.evaluate import Evaluator
-from train_jax.run.failures import Stopped
+from train_jax.run.failures import Failed, Stopped
 from train_jax.run.saving import SaveSchedule
+from train_jax.run.splits import load_splits
 
 
 def records(workdir):
@@ -233,6 +241,22 @@ def test_the_test_split_is_read_with_the_best_checkpoint(tmp_path, monkeypatch):
         checkpoint.find(folder, "12")
     assert "must be last, best or the step of one of those" in str(caught.value)
     assert "(10, 15), got '12'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["num_examples", "class_names"])
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, name):
+    with pytest.raises(Stopped):
+        train_tiny(tmp_path, CHANGES, should_stop=AfterSteps(2))
+    step = checkpoint.find(tmp_path / wd.CHECKPOINTS, "last")
+    train, val, test = load_splits(tiny_config(CHANGES).dataset)
+    if name == "num_examples":
+        test = test[:80]
+    else:
+        names = tuple(reversed(train.class_names))
+        train = dataclasses.replace(train, class_names=names)
+    monkeypatch.setattr(setup, "load_splits", lambda *_, **__: (train, val, test))
+    with pytest.raises(Failed, match=f"checkpoint {step} is of other data: {name} was"):
+        train_tiny(tmp_path, CHANGES)
 
 
 def saved_steps(workdir):

@@ -52,7 +52,9 @@ def test_the_update_is_the_orthogonalised_momentum(shape):
         matrices = ahead.reshape(-1, *shape[-2:] if len(shape) == 3 else (shape[-1],))
         matrices = matrices if len(shape) == 3 else matrices[None]
         update = np.stack([_orthogonalize(m.T, steps).T for m in matrices])
-        weight *= shape[-1] ** 0.5 / np.linalg.norm(weight)
+        axes = (1, 2) if len(shape) == 3 else None
+        norms = np.sqrt(np.sum(weight**2, axis=axes, keepdims=True))
+        weight *= shape[-1] ** 0.5 / norms
         weight -= rate * update.reshape(shape)
     np.testing.assert_allclose(params["kernel"], weight, rtol=2e-4, atol=2e-5)
 
@@ -104,3 +106,25 @@ def test_a_norm_is_clipped_over_all_groups():
     tx = optim.make_optimizer(rule, clip_norm=0.01, groups={"cls": rule})
     updates, _ = tx.update(HALF, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(optax.tree.norm(updates), 0.01, rtol=1e-5)
+
+
+def test_the_gradient_of_frozen_parameters_is_neither_clipped_nor_computed():
+    rule = optim.make_rule("sgd", CONSTANT, learning_rate=1.0, momentum=0.0)
+    tx = optim.make_optimizer(rule, clip_norm=0.01, frozen=["^head"])
+    alone = optim.make_optimizer(rule, clip_norm=0.01)
+    state = tx.init(PARAMS)
+    updates, _ = tx.update(HALF, state, PARAMS)
+    cls = {"cls": PARAMS["cls"]}
+    expected, _ = alone.update({"cls": HALF["cls"]}, alone.init(cls), cls)
+    np.testing.assert_array_equal(updates["cls"], expected["cls"])
+    np.testing.assert_array_equal(updates["head"]["kernel"], 0)
+
+    def update(kernel, bias, cls):
+        grads = {"head": {"kernel": kernel, "bias": bias}, "cls": cls}
+        return tx.update(grads, state, PARAMS)[0]["cls"]
+
+    gradients = (HALF["head"]["kernel"], HALF["head"]["bias"], HALF["cls"])
+    program = jax.jit(update).lower(*gradients).as_text()
+    signature = next(line for line in program.splitlines() if "@main" in line)
+    # A jitted function drops the arguments that nothing depends on.
+    assert signature.count("%arg") == 1

@@ -56,11 +56,22 @@ def test_schedule_without_warmup_starts_at_the_peak():
             {"name": "cosine", "total_steps": 5, "warmup_steps": 5},
             "shorter than the training, got 5 of 5 steps",
         ),
+        (
+            {"name": "steps", "total_steps": 8, "warmup_steps": 5},
+            "milestones must come after the warm-up",
+        ),
     ],
 )
 def test_schedule_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         optim.make_schedule(**arguments)
+
+
+def test_milestones_of_the_same_step_count_both():
+    schedule = optim.make_schedule("steps", total_steps=3)  # after 1.5 and 2.25 steps
+    np.testing.assert_allclose(
+        [schedule(step) for step in range(4)], [1, 1, 0.01, 0.01]
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from tests.train.tiny import last_state, make_tiny, tiny_config, train_tiny
 from train_jax.config.config import resolve, to_json
+from train_jax.run.build import check_groups, groups_of
 from train_jax.run.failures import Stopped
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_splits
@@ -96,6 +97,23 @@ def test_what_a_group_leaves_out_is_as_in_the_optimizer():
     assert resolve(to_json(config)) == config
 
 
+def test_a_sweep_does_not_reach_what_a_group_leaves_out():
+    swept = GROUPS | {"sweep.optimizer.weight_decay": (0.1, 0.2)}
+    with pytest.raises(ValueError, match=r"config\.groups\.head\.weight_decay must be"):
+        tiny_config(swept)
+    config = tiny_config(swept | {"groups.head.weight_decay": 0.0})
+    assert resolve(to_json(config)) == config
+
+
+def test_a_group_may_be_called_freeze():
+    params = {"stem": {"kernel": 0}, "head": {"kernel": 0}}
+    fields = {"freeze": "backbone", "groups.freeze.params": "head/"}
+    check_groups(groups_of(tiny_config(fields)), params)
+    fields = {"freeze": "backbone", "groups.stem.params": "^stem/"}
+    with pytest.raises(ValueError, match=r"'stem/kernel' as config\.freeze does"):
+        check_groups(groups_of(tiny_config(fields)), params)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -112,6 +130,11 @@ def test_what_a_group_leaves_out_is_as_in_the_optimizer():
             {"groups.head.warmup_epochs": 2},
             r"config\.groups\.head\.warmup_epochs must be shorter than the training, "
             r"got 2 of 1 epochs",
+        ),
+        (
+            {"groups.head.schedule": "steps", "groups.head.warmup_epochs": 0.6},
+            r"config\.groups\.head\.milestones must come after the warm-up, got "
+            r"\(0\.5, 0\.75\) and 3 of 5 steps",
         ),
         (
             {"dataset.val_split": None, "test_checkpoint": "best"},

@@ -51,16 +51,24 @@ def _resolve_group(
         if field.startswith(prefix) and field not in options:
             raise ValueError(f"config.{field} is unknown{suggest(field, options)}")
     is_same = optimizer == values["optimizer.name"]
+    inherited = SHARED | (arguments.keys() if is_same else set())
     found: dict[str, Any] = {}
     for field, option in options.items():
         name, default = field.removeprefix(prefix), option.default
-        if name in SHARED or (is_same and name in arguments):
+        if name in inherited:
             default = values[f"optimizer.{name}"]
         value = given.get(field, default)
         if value is dataclasses.MISSING:
             raise ValueError(f"config.{field} is missing: {option.rule.allowed}")
         check(field, value, option.rule)
         found[name] = tuple(value) if isinstance(value, list) else value
+    for name in inherited if found["learning_rate"] else ():
+        is_swept = given.get(f"sweep.optimizer.{name}") is not None
+        if is_swept and f"{prefix}{name}" not in given:
+            raise ValueError(
+                f"config.{prefix}{name} must be given, as "
+                f"config.sweep.optimizer.{name} does not reach a group"
+            )
     return GroupConfig(arguments={name: found.pop(name) for name in arguments}, **found)
 
 

@@ -5,6 +5,7 @@ cheap: TFDS, TensorFlow, OpenCV and scikit-learn are imported by the functions t
 them, and a set in the cache is read without any of them.
 """
 
+import concurrent.futures
 import dataclasses
 import math
 import os
@@ -90,7 +91,9 @@ def load_splits(
         how: Any = {"image_size": image_size, "resize": resize}
         how |= {"split_seed": split_seed, "room": room}
         loaded = load_folder(root, *names, **how)
-    elif not is_in_memory(name) and _exceeds(room, name, names, data_dir, manual_dir):
+    elif not is_in_memory(name) and _exceeds(
+        room, name, names, data_dir, manual_dir, image_size
+    ):
         folder = find_or_prepare(name, data_dir, manual_dir)
         how = {"image_size": image_size, "resize": resize}
         loaded = [tfds_stream.stream_prepared(folder, it, **how) for it in names]
@@ -118,14 +121,19 @@ def _resize(
             "config.dataset.image_size must be None for a set without images, got "
             f"{image_size}"
         )
+    count, *old_size, channels = split.image_BHWC.shape
     size = (image_size, image_size)
-    if split.image_BHWC.shape[1:3] == size:
+    if tuple(old_size) == size:
         return split
-    resized = [
-        resize_image(image_HWC, size, how=resize, background=0)
-        for image_HWC in split.image_BHWC
-    ]
-    return dataclasses.replace(split, image_BHWC=np.stack(resized))
+    resized = np.empty((count, *size, channels), np.uint8)
+
+    def resize_one(index: int) -> None:
+        image_HWC = split.image_BHWC[index]
+        resized[index] = resize_image(image_HWC, size, how=resize, background=0)
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        list(threads.map(resize_one, range(count)))
+    return dataclasses.replace(split, image_BHWC=resized)
 
 
 def _exceeds(
@@ -134,6 +142,7 @@ def _exceeds(
     bases: Iterable[str],
     data_dir: str | None,
     manual_dir: str | None,
+    image_size: int | None,
 ) -> bool:
     """Whether the images of splits of a TFDS set need more than `room` bytes."""
     if room in (0, math.inf):
@@ -142,9 +151,10 @@ def _exceeds(
     sizes = []
     for base in bases:
         cached = _cache_path(folder, base)
-        is_cached = cached.exists()  # its size is that of the images
-        size = tfds_stream.decoded_size
-        sizes.append(cached.stat().st_size if is_cached else size(folder, base))
+        if image_size is None and cached.exists():
+            sizes.append(cached.stat().st_size)  # that of the images
+        else:
+            sizes.append(tfds_stream.decoded_size(folder, base, image_size))
     return sum(sizes) > room
 
 

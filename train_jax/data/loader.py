@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from train_jax.data.streamed import StreamedImages, random_resized_crop
+from train_jax.data.streamed import (
+    StreamedImages,
+    num_processors,
+    random_resized_crop,
+)
 from train_jax.data.tfds_read import one_line
 
 Batch = tuple[np.ndarray, ...]
@@ -129,12 +133,12 @@ def load_batches(
 
 def default_workers() -> int:
     """Choose the number of worker processes: one for each eight processors."""
-    return (os.cpu_count() or 1) // 8
+    return num_processors() // 8
 
 
 def threads_of_each(num_workers: int) -> int:
     """Choose the number of threads that decode in each process."""
-    return max((os.cpu_count() or 1) // max(num_workers, 1), 1)
+    return max(num_processors() // max(num_workers, 1), 1)
 
 
 def _set_up_worker(index: int, count: int) -> None:

@@ -14,6 +14,8 @@ SUFFIXES = frozenset(
 def find_pictures(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """List files as they are, and the picture files below folders, sorted.
 
+    Hidden files and folders, whose names start with a dot, are left out.
+
     Args:
         paths: files, which may have any name, and folders.
 
@@ -28,7 +30,8 @@ def find_pictures(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
         below = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
         if not below:
             raise ValueError(f"folder {str(path)!r} holds no picture")

@@ -65,9 +65,15 @@ class _Streamed:
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class StreamedLabels(_Streamed):
-    """The labels of a streamed split, int32 (M,)."""
+    """The labels of a streamed split, int32 (M,).
 
+    Attributes:
+        num_classes: number of classes Y.
+    """
+
+    num_classes: int
     dtype = np.dtype(np.int32)
 
     @property
@@ -76,9 +82,19 @@ class StreamedLabels(_Streamed):
         return (len(self),)
 
     def take(self, index_B: np.ndarray) -> np.ndarray:
-        """Read the labels of some indices: int32 (B,)."""
+        """Read the labels of some indices: int32 (B,).
+
+        Raises:
+            ValueError: for an example without a label.
+        """
         places = map(int, self.place_M[index_B])
-        return np.array([self.source.read_label(p) for p in places], self.dtype)
+        label_B = np.array([self.source.read_label(p) for p in places], self.dtype)
+        if np.any((label_B < 0) | (label_B >= self.num_classes)):
+            raise ValueError(
+                "a split of config.dataset has examples without a label: expected 0 to "
+                f"{self.num_classes - 1}, got {label_B.min()} to {label_B.max()}"
+            )
+        return label_B
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +157,14 @@ class StreamedImages(_Streamed):
 @functools.cache
 def _threads(count: int | None) -> concurrent.futures.ThreadPoolExecutor:
     """Start threads, once in a process."""
-    return concurrent.futures.ThreadPoolExecutor(count or os.cpu_count())
+    return concurrent.futures.ThreadPoolExecutor(count or num_processors())
+
+
+def num_processors() -> int:
+    """Count the processors that this process may use; a cluster gives it some."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def stream_split(
@@ -155,7 +178,7 @@ def stream_split(
     """Make a split of a source's first `count` examples, none of which is read yet."""
     place_M = np.arange(count)
     images: Any = StreamedImages(source, place_M, image_shape, resize)
-    labels: Any = StreamedLabels(source, place_M)
+    labels: Any = StreamedLabels(source, place_M, len(class_names))
     return ImageSplit(images, labels, tuple(class_names))
 
 

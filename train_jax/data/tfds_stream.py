@@ -57,8 +57,13 @@ def stream_prepared(
         )
 
 
-def decoded_size(folder: pathlib.Path, base: str) -> float:
+def decoded_size(folder: pathlib.Path, base: str, image_size: int | None) -> float:
     """Count the bytes of a split's images when decoded; infinity for many sizes.
+
+    Args:
+        folder: of the prepared set.
+        base: name of the split.
+        image_size: side to which images are brought, pixels; None to leave them.
 
     Raises:
         ValueError: see `read_prepared`.
@@ -69,6 +74,8 @@ def decoded_size(folder: pathlib.Path, base: str) -> float:
         shape = info.features[image_key].shape
         if None in shape:
             return math.inf
+        if image_size is not None:
+            shape = (image_size, image_size, shape[-1])
         return float(info.splits[base].num_examples * math.prod(shape))
 
 

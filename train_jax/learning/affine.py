@@ -64,14 +64,21 @@ def affine(image_BHWC: Array, matrix_B22: Array, shift_B2: Array) -> Array:
     chex.assert_equal_shape_prefix([image_BHWC, matrix_B22, shift_B2], 1)
     chex.assert_type(image_BHWC, jnp.uint8)
     _, height, width, _ = image_BHWC.shape
-    centre_2 = jnp.array([width - 1, height - 1], jnp.float32) / 2
-    y_HW, x_HW = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    point_HW2 = jnp.stack([x_HW, y_HW], axis=-1) - centre_2[None, None]
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    y_HW, x_HW = jnp.meshgrid(
+        jnp.arange(height) - middle_y, jnp.arange(width) - middle_x, indexing="ij"
+    )
 
     def move(image_HWC: Array, matrix_22: Array, shift_2: Array) -> Array:
-        offset_HW2 = point_HW2 - shift_2[None, None]
-        source_HW2 = offset_HW2 @ jnp.linalg.inv(matrix_22).T + centre_2[None, None]
-        places = [source_HW2[..., 1], source_HW2[..., 0]]
+        (a, b), (c, d) = matrix_22
+        dx_HW, dy_HW = x_HW - shift_2[0], y_HW - shift_2[1]
+        # The inverse, written out: an accelerator rounds the factors of a product of
+        # matrices.
+        determinant = a * d - b * c
+        places = [
+            (a * dy_HW - c * dx_HW) / determinant + middle_y,
+            (d * dx_HW - b * dy_HW) / determinant + middle_x,
+        ]
         sample = jax.vmap(
             lambda image_HW: jax.scipy.ndimage.map_coordinates(
                 image_HW, places, order=1, mode="constant"

@@ -85,18 +85,22 @@ def keep_norm() -> optax.GradientTransformation:
     """Scale each kernel to the norm √F before it is updated, F its last axis.
 
     It comes last: what it adds to the update is not scaled by the learning rate. A
-    kernel of zeros stays what it is.
+    kernel of zeros stays what it is. (L, D, F) are L kernels.
 
     References: arXiv:2404.00498 and its public repository, airbench94_muon.
     """
+
+    def add_scaling(update: jax.Array, param: jax.Array) -> jax.Array:
+        norm = jnp.linalg.norm(param.ravel())
+        wanted = jnp.where(norm > 0, param.shape[-1] ** 0.5, norm)
+        return update + param * (wanted / jnp.where(norm > 0, norm, 1) - 1)
 
     def update(updates: PyTree, params: PyTree) -> PyTree:
         def scale(path: Any, update: jax.Array, param: jax.Array) -> jax.Array:
             if path[-1].key != "kernel":
                 return update
-            norm = jnp.linalg.norm(param.ravel())
-            wanted = jnp.where(norm > 0, param.shape[-1] ** 0.5, norm)
-            return update + param * (wanted / jnp.where(norm > 0, norm, 1) - 1)
+            add = jax.vmap(add_scaling) if param.ndim == 3 else add_scaling
+            return add(update, param)
 
         return jax.tree_util.tree_map_with_path(scale, updates, params)
 

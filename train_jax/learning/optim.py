@@ -52,7 +52,8 @@ def make_schedule(
         A function of the step: the share of the peak learning rate, in [0, 1].
 
     Raises:
-        ValueError: if the name is unknown or the warm-up leaves no step.
+        ValueError: if the name is unknown, the warm-up leaves no step, or a milestone
+            lies within it.
     """
     decay_steps = total_steps - warmup_steps
     if decay_steps < 1:
@@ -65,9 +66,9 @@ def make_schedule(
         "cosine": lambda: optax.cosine_decay_schedule(1.0, decay_steps),
         "linear": lambda: optax.linear_schedule(1.0, 0.0, decay_steps),
         "rsqrt": lambda: _reciprocal_root(max(warmup_steps, 1)),
-        "steps": lambda: optax.piecewise_constant_schedule(
-            1.0,
-            {round(m * total_steps) - warmup_steps: drop_factor for m in milestones},
+        "steps": lambda: _steps(
+            [round(share * total_steps) - warmup_steps for share in milestones],
+            drop_factor,
         ),
     }
     if name not in schedules:
@@ -82,6 +83,14 @@ def make_schedule(
         )
         return lambda step: schedule(step) * last(step)
     return schedule
+
+
+def _steps(boundaries: Sequence[int], factor: float) -> optax.Schedule:
+    """Multiply by the factor after each boundary, also where two of them are equal."""
+    if min(boundaries, default=0) < 0:
+        raise ValueError("the milestones must come after the warm-up")
+    factors = {step: factor ** boundaries.count(step) for step in boundaries}
+    return optax.piecewise_constant_schedule(1.0, factors)
 
 
 def _reciprocal_root(first: int) -> optax.Schedule:
@@ -182,22 +191,25 @@ def make_optimizer(
     clip_norm: float | None = None,
     layer_decay: float | None = None,
     groups: Mapping[str, optax.GradientTransformation] | None = None,
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """Clip the gradient, and update each group of parameters by its own rule.
 
     Args:
         rule: of the parameters that are in no group; see `make_rule`.
-        clip_norm: largest global norm of the gradient, before weight decay.
+        clip_norm: largest global norm of the gradient, before weight decay; that of the
+            frozen parameters does not count.
         layer_decay: see `scale_by_layer`; None for no such decay.
         groups: regular expression → rule. A parameter, such as
             "encoder/block_0/mlp/hidden/kernel", is in the first group whose expression
             matches a part of its path.
+        frozen: such expressions of the parameters that are not trained.
     """
-    clip = (
-        []
-        if clip_norm is None
-        else [optax.inject_hyperparams(optax.clip_by_global_norm)(clip_norm)]
-    )
+    clip = []
+    if clip_norm is not None:
+        inject = optax.inject_hyperparams(_clip, static_args="frozen")
+        clip.append(inject(clip_norm, frozen=tuple(frozen)))
+    groups = {**(groups or {}), **dict.fromkeys(frozen, optax.set_to_zero())}
     if groups:
         patterns = tuple(groups)
         rule = optax.partition(
@@ -205,6 +217,22 @@ def make_optimizer(
         )
     layers = [] if layer_decay is None else [scale_by_layer(layer_decay)]
     return optax.chain(*clip, rule, *layers)
+
+
+def _clip(max_norm: Array, frozen: tuple[str, ...]) -> optax.GradientTransformation:
+    """Clip the gradient of the parameters that are trained by its global norm."""
+
+    def update(updates: Any, params: Any = None) -> Any:
+        del params
+        labels = label_groups(updates, frozen)
+        # The gradient of the others is not used, and so it is not computed.
+        trained = jax.tree.map(
+            lambda label, x: x if label == _REST else jnp.zeros_like(x), labels, updates
+        )
+        clip = optax.clip_by_global_norm(max_norm)
+        return clip.update(trained, optax.EmptyState())[0]
+
+    return optax.stateless(update)
 
 
 def label_groups(params: Any, patterns: Sequence[str]) -> Any:

@@ -149,17 +149,27 @@ def _accumulate(
         )
         return (jax.tree.map(jnp.add, sums, (grads, metrics)), batch_stats), None
 
-    # Part i takes every n-th example from i on, so that each device of a sharded batch
-    # has its share of every part.
-    parts = jax.tree.map(
-        lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+    parts = split_batch(batch, num_parts)
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.epoch_sums))
     (sums, batch_stats), _ = jax.lax.scan(
         add_part, (zeros, state.batch_stats), (jnp.arange(num_parts), parts)
     )
     grads, metrics = jax.tree.map(lambda x: x / num_parts, sums)
     return grads, (metrics, batch_stats)
+
+
+def split_batch(batch: Batch, num_parts: int) -> Batch:
+    """Split a batch into parts, along a new leading axis.
+
+    Part i takes every n-th example from i on, so that each device of a sharded batch
+    has its share of every part.
+    """
+    chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
+    parts = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1), batch
+    )
+    chex.assert_tree_shape_prefix(parts, (num_parts,))
+    return parts
 
 
 def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:

@@ -145,12 +145,13 @@ def init_variables(
     return jax.jit(functools.partial(model.init, train=False))(key, *inputs)
 
 
-def groups_of(config: Config) -> Mapping[str, GroupConfig]:
-    """List the groups of parameters, that of the frozen ones among them."""
+def groups_of(config: Config) -> dict[str, GroupConfig]:
+    """Map the field that declares each group of parameters to the group."""
+    groups = {f"groups.{name}": group for name, group in config.groups.items()}
     if config.freeze is None:
-        return config.groups
+        return groups
     frozen = GroupConfig(params="^(?!head/)", learning_rate=0.0)
-    return {**config.groups, "freeze": frozen}
+    return {"freeze": frozen, **groups}
 
 
 def frozen_params(config: Config) -> list[str]:
@@ -185,11 +186,11 @@ def make_optimizer(
         clip_norm=swept.get("optimizer.clip_norm", optimizer.clip_norm),
         layer_decay=optimizer.layer_decay,
         groups={
-            group.params: _make_rule(f"groups.{name}", group, swept, **lengths)
+            group.params: _make_rule(section, group, swept, **lengths)
+            for section, group in groups.items()
             if group.learning_rate
-            else optax.set_to_zero()
-            for name, group in groups.items()
         },
+        frozen=[group.params for group in groups.values() if not group.learning_rate],
     )
 
 
@@ -218,6 +219,11 @@ def _make_rule(
             f"config.{section}.cooldown_epochs must leave room for the warm-up, got "
             f"{cooldown_steps} and {warmup_steps} of {length} steps"
         )
+    if rule.schedule == "steps" and round(rule.milestones[0] * length) < warmup_steps:
+        raise ValueError(
+            f"config.{section}.milestones must come after the warm-up, got "
+            f"{rule.milestones} and {warmup_steps} of {length} steps"
+        )
     schedule = optim.make_schedule(
         rule.schedule,
         total_steps=length,
@@ -244,23 +250,23 @@ def check_groups(groups: Mapping[str, GroupConfig], params: Any) -> None:
     """Raise ValueError unless every group has parameters, which are in no other one."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     owners: dict[str, str] = {}
-    for name, group in groups.items():
+    for section, group in groups.items():
         found = [path for path in flat if re.search(group.params, path)]
         if not found:
             raise ValueError(
-                f"config.groups.{name}.params must fit a parameter of the model, such "
-                f"as {list(flat)[-1]!r}, got {group.params!r}"
+                f"config.{section}.params must fit a parameter of the model, such as "
+                f"{list(flat)[-1]!r}, got {group.params!r}"
             )
         for path in found:
             if path in owners:
                 raise ValueError(
-                    f"config.groups.{name}.params must fit no parameter of another "
-                    f"group, got {group.params!r}, which fits {path!r} as "
-                    f"config.groups.{owners[path]}.params does"
+                    f"config.{section}.params must fit no parameter of another group, "
+                    f"got {group.params!r}, which fits {path!r} as "
+                    f"config.{owners[path]} does"
                 )
-            owners[path] = name
-    learns = {name for name, group in groups.items() if group.learning_rate}
-    if all(owners.get(path, "") in groups.keys() - learns for path in flat):
+            owners[path] = section
+    frozen = {name for name, group in groups.items() if not group.learning_rate}
+    if all(owners.get(path) in frozen for path in flat):
         raise ValueError(
             "config.freeze and config.groups must leave a parameter to learn, such as "
             "those of a head, which this model has not"

@@ -1,17 +1,17 @@
 """Find the first array of a training step that is not finite (NaN or infinity)."""
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from train_jax.devices import sharding
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import Batch, loss_of_batch
+from train_jax.learning.step import Batch, loss_of_batch, split_batch
 from train_jax.run.epoch import Trainer
 from train_jax.run.runs import Runs
 
@@ -25,6 +25,8 @@ def repeat_and_explain(
     *,
     model: nn.Module,
     runs: Runs,
+    accumulation_steps: int = 1,
+    train: bool = True,
 ) -> str:
     """Repeat the steps up to one that failed; say which array is not finite first.
 
@@ -34,25 +36,25 @@ def repeat_and_explain(
         failed_step: the step in which the loss was not finite, from 1.
         model: the module.
         runs: the runs of the state.
+        accumulation_steps: see `make_train_step`.
+        train: likewise.
     """
-    key_data = jax.tree.map(jax.random.key_data, runs.keys["steps"])
-    key_data = sharding.fetch(key_data, runs.mesh)
     # The step before may have had a finite loss and a gradient that was not.
     for step in range(max(state.steps_done, failed_step - 2), failed_step):
         state = trainer.advance(state, step)
         with contextlib.closing(trainer.feed):
-            ((_, data),) = trainer.feed(step, 1)
-        states, (examples, index) = sharding.fetch((state, data), runs.mesh)
+            batches = trainer.next_batch(state)
+        states, batches = sharding.fetch((state, batches), runs.mesh)
         for run, run_name in enumerate(runs.names):
-            state_of_run = runs.select(states, run)
-            key = jax.random.wrap_key_data(runs.select(key_data, run))
-            batch, dropout_key = trainer.next_batch(
-                jnp.asarray(state_of_run.step),
-                tuple(map(jnp.asarray, examples)),
-                jnp.asarray(runs.select(index, run)),
-                key,
+            batch, key_data = runs.select(batches, run)
+            name = find_first_nonfinite(
+                model,
+                runs.select(states, run),
+                batch,
+                jax.random.wrap_key_data(key_data),
+                accumulation_steps=accumulation_steps,
+                train=train,
             )
-            name = find_first_nonfinite(model, state_of_run, batch, dropout_key)
             if name is not None:
                 name += f" ({run_name})" if len(runs) > 1 else ""
                 return f"; in step {step + 1} the first that is not finite is {name}"
@@ -60,7 +62,13 @@ def repeat_and_explain(
 
 
 def find_first_nonfinite(
-    model: nn.Module, state: TrainState, batch: Batch, dropout_key: jax.Array
+    model: nn.Module,
+    state: TrainState,
+    batch: Batch,
+    dropout_key: jax.Array,
+    *,
+    accumulation_steps: int = 1,
+    train: bool = True,
 ) -> str | None:
     """Repeat the next step of a run, and look at its arrays.
 
@@ -69,28 +77,61 @@ def find_first_nonfinite(
         state: that of one run, before the step that fails.
         batch: that of the step.
         dropout_key: likewise.
+        accumulation_steps: see `make_train_step`.
+        train: likewise.
 
     Returns:
         The name of the first array with a NaN or an infinity: of the parameters, the
         batch, each layer's output, the loss, the gradients; None if all are finite.
     """
-    for name, array in _arrays(model, state, batch, dropout_key):
+    how: Any = {"accumulation_steps": accumulation_steps, "train": train}
+    for name, array in _arrays(model, state, batch, dropout_key, **how):
         if not np.isfinite(array).all():
             return name
     return None
 
 
 def _arrays(
-    model: nn.Module, state: TrainState, batch: Batch, dropout_key: jax.Array
+    model: nn.Module,
+    state: TrainState,
+    batch: Batch,
+    dropout_key: jax.Array,
+    *,
+    accumulation_steps: int,
+    train: bool,
 ) -> Iterator[Named]:
     """Compute a step's arrays, in order."""
     yield from _leaves("parameter", state.params)
     yield from _leaves("running statistic", state.batch_stats)
     for number, array in enumerate(jax.tree.leaves(batch)):
         yield f"array {number} of the batch", array
+    parts = [(batch, dropout_key)]
+    if accumulation_steps > 1:
+        split = split_batch(batch, accumulation_steps)
+        parts = [
+            (
+                jax.tree.map(operator.itemgetter(number), split),
+                jax.random.fold_in(dropout_key, number),
+            )
+            for number in range(accumulation_steps)
+        ]
+    for part, key in parts:
+        arrays, batch_stats = _arrays_of_loss(model, state, part, key, train=train)
+        yield from arrays
+        state = state.replace(batch_stats=batch_stats)
+
+
+def _arrays_of_loss(
+    model: nn.Module, state: TrainState, batch: Batch, key: jax.Array, *, train: bool
+) -> tuple[list[Named], Any]:
+    """Compute the loss of a batch or a part of it: its arrays, in order.
+
+    Returns:
+        The arrays, and the new running statistics.
+    """
     names: list[str] = []
 
-    def loss(params: Any) -> tuple[jax.Array, list[jax.Array]]:
+    def loss(params: Any) -> tuple[jax.Array, tuple[list[jax.Array], Any]]:
         outputs: list[jax.Array] = []
 
         def record(next_fun, args, kwargs, context):
@@ -101,23 +142,26 @@ def _arrays(
             return output
 
         with nn.intercept_methods(record):
-            value, _ = loss_of_batch(
+            value, (_, batch_stats) = loss_of_batch(
                 model,
                 params,
                 state.batch_stats,
                 batch,
-                dropout_key,
+                key,
                 label_smoothing=state.label_smoothing,
+                train=train,
             )
-        return value, outputs
+        return value, (outputs, batch_stats)
 
     # Compiled, as in training: operation by operation other numbers may overflow.
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, outputs), grads = gradient(state.params)
-    for name, output in zip(names, outputs, strict=True):
-        yield f"output of {name}", output
-    yield "the loss", value
-    yield from _leaves("gradient of", grads)
+    (value, (outputs, batch_stats)), grads = gradient(state.params)
+    arrays = [
+        *((f"output of {n}", x) for n, x in zip(names, outputs, strict=True)),
+        ("the loss", value),
+        *_leaves("gradient of", grads),
+    ]
+    return arrays, batch_stats
 
 
 def _leaves(kind: str, tree: Any) -> Iterator[Named]:

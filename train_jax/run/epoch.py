@@ -11,6 +11,7 @@ import numpy as np
 from train_jax.devices import processes
 from train_jax.learning.optim import last_learning_rate
 from train_jax.learning.state import TrainState
+from train_jax.learning.step import Batch
 from train_jax.run.feed import Feed
 from train_jax.run.steps import Steps
 
@@ -40,7 +41,6 @@ class Trainer:
     Attributes:
         steps_per_epoch: number of whole batches in the training split.
         total_steps: length of the training.
-        next_batch: makes the batch of a step of one run, see `batch_of_step`.
         feed: gives the steps their examples.
         seconds: how long the steps of the current epoch have taken so far.
     """
@@ -65,7 +65,6 @@ class Trainer:
         self.total_steps = steps.total
         self.seconds = 0.0
         self._examples_per_step = examples_per_step
-        self.next_batch = steps.next_batch
         self.feed = feed
         self._steps = steps
         self._step_key = step_key
@@ -103,6 +102,17 @@ class Trainer:
         for count, data in self.feed(step, num_steps):
             state = self._take_steps(count, state, *data, self._step_key)
         return state
+
+    def next_batch(self, state: TrainState) -> tuple[Batch, jax.Array]:
+        """Make the batch of the next step, of all runs, and the data of its key."""
+
+        def make(*args: Any) -> tuple[Batch, jax.Array]:
+            batch, dropout_key = self._steps.next_batch(*args)
+            return batch, jax.random.key_data(dropout_key)
+
+        make = jax.jit(self._steps.map_runs(make, in_axes=(0, None, 0, 0)))
+        ((_, data),) = self.feed(state.steps_done, 1)
+        return make(state.step, *data, self._step_key)
 
     def advance(self, state: TrainState, step: int) -> TrainState:
         """Train up to a step, without a report; donates the state."""

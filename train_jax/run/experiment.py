@@ -32,7 +32,7 @@ from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Stopped, open_checkpoints
 from train_jax.run.loop import Record
 from train_jax.run.profiler import Profiler
-from train_jax.run.restore import load_state, read_progress, restore_best
+from train_jax.run.restore import load_state, read_progress, restore_variables
 from train_jax.run.saving import make_save, make_save_schedule
 from train_jax.run.setup import Parts, set_up
 
@@ -142,21 +142,29 @@ def _run(
                 workdir, config, parts, checkpoints, check_lock, should_stop
             )
             step, variables = last.steps_done, last.eval_variables
+            finite_steps_R = np.atleast_1d(jax.device_get(last.finite_steps))
+            num_params = count_parameters(last.params) // len(parts.runs)
             if config.test_checkpoint == "best":
-                best = restore_best(checkpoints, parts.abstract_state, step)
-                step, variables = best or (step, variables)
+                checkpoints.wait()
+                best = checkpoints.best()
+                if best not in (None, step):
+                    step = best
+                    del last, variables  # There may be no room for two states.
+                    variables = restore_variables(
+                        checkpoints, step, parts.abstract_state
+                    )
             test, results = _test(parts, variables, step)
             check_lock()
-            _plot(workdir / wd.PLOTS, parts, variables, records, test)
+            _plot(workdir / wd.PLOTS, parts, variables, records, step, test)
             result = summary.summarize(
                 fields,
                 records,
                 results=results,
                 test_step=step,
-                finite_steps_R=np.atleast_1d(jax.device_get(last.finite_steps)),
+                finite_steps_R=finite_steps_R,
                 total_steps=parts.trainer.total_steps,
                 num_images=parts.trainer.num_images,
-                num_params=count_parameters(last.params) // len(parts.runs),
+                num_params=num_params,
                 seeds=parts.runs.seeds,
                 swept=parts.runs.swept,
             )
@@ -199,7 +207,9 @@ def _train(
             trainer=trainer,
             validate=parts.validate,
             report=progress,
-            save=make_save(checkpoints, fields, parts.task, trainer, records),
+            save=make_save(
+                checkpoints, fields, parts.task, parts.sizes, trainer, records
+            ),
             schedule=make_save_schedule(
                 config.checkpoint, trainer.steps_per_epoch, trainer.total_steps
             ),
@@ -221,7 +231,9 @@ def _start(
 ) -> tuple[TrainState, list[Record]]:
     """Draw or restore the state to go on from, while the steps are compiled."""
     trainer = parts.trainer
-    progress = read_progress(checkpoints, fields, total_steps=trainer.total_steps)
+    progress = read_progress(
+        checkpoints, fields, parts.task, parts.sizes, total_steps=trainer.total_steps
+    )
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         compiled = thread.submit(trainer.compile, parts.abstract_state)
         state = load_state(checkpoints, parts.abstract_state, parts.init_state)
@@ -267,6 +279,8 @@ def _make_diagnose(config: Config, parts: Parts) -> Callable[[Checkpoints, int],
             failed_step,
             model=parts.model,
             runs=parts.runs,
+            accumulation_steps=config.accumulation_steps,
+            train=config.freeze is None,
         )
 
     return diagnose
@@ -277,14 +291,25 @@ def _plot(
     parts: Parts,
     variables: Any,
     records: list[Record],
+    step: int,
     test: Evaluation,
 ) -> None:
-    """Draw the run's pictures; of several runs those of the one that validates best."""
+    """Draw the run's pictures; of several runs those of the one that validates best.
+
+    Args:
+        folder: the pictures go there.
+        parts: of the run.
+        variables: those that were tested.
+        records: the metrics of all epochs.
+        step: number of steps that the tested variables were trained.
+        test: their evaluation.
+    """
     variables = sharding.fetch(variables, parts.runs.mesh)
     if not processes.is_main():
         return
     # Without validation there is no better one than the first.
-    accuracy_R = metrics_from_json(records[-1].get("val_accuracy", 0.0))
+    tested = next((it for it in records if it["step"] == step), records[-1])
+    accuracy_R = metrics_from_json(tested.get("val_accuracy", 0.0))
     best = int(np.nanargmax(accuracy_R))
     with open_folder(folder) as local:
         plots.plot_curves(records, parts.runs.names, local / "curves.png")

@@ -1,29 +1,38 @@
 """Restore a run from its newest checkpoint, to train on, or from its best, to test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from train_jax import tasks
 from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint import CheckpointError, Checkpoints
+from train_jax.tasks import Task
 
 
 def read_progress(
-    checkpoints: Checkpoints, fields: wd.Fields, *, total_steps: int
+    checkpoints: Checkpoints,
+    fields: wd.Fields,
+    task: Task,
+    sizes: Sequence[int],
+    *,
+    total_steps: int,
 ) -> dict[str, Any]:
     """Read how far a run has come: the metadata of its newest checkpoint.
 
     Args:
         checkpoints: of the run.
         fields: its config.
+        task: its task.
+        sizes: number of examples of each split.
         total_steps: length of the training.
 
     Returns:
         The metadata; those of a run that begins, without a checkpoint.
 
     Raises:
-        CheckpointError: if it is the checkpoint of another run.
+        CheckpointError: if it is the checkpoint of another run, or of other data.
     """
     step = checkpoints.newest
     if step is None:
@@ -40,6 +49,15 @@ def read_progress(
             f"checkpoint {step} is of a longer training than the config's "
             f"{total_steps} steps"
         )
+    # Others would be in another order: what was trained on could be in the test split.
+    now = {"num_examples": list(sizes)} | tasks.to_json(task)
+    before = {"num_examples": metadata.get("num_examples")} | metadata["task"]
+    for name in ("num_examples", "class_names"):
+        if before.get(name) and list(before[name]) != list(now[name]):
+            raise CheckpointError(
+                f"checkpoint {step} is of other data: {name} was {before[name]}, now "
+                f"{list(now[name])}; restore the data, or start anew (--overwrite)"
+            )
     return metadata
 
 
@@ -60,13 +78,9 @@ def load_state(
     return checkpoint.restore(checkpoints.directory, checkpoints.newest, abstract_state)
 
 
-def restore_best(
-    checkpoints: Checkpoints, abstract_state: TrainState, last_step: int
-) -> tuple[int, Any] | None:
-    """Restore the best checkpoint's step and variables; None if it is the last."""
-    checkpoints.wait()
-    best = checkpoints.best()
-    if best is None or best == last_step:
-        return None
-    state = checkpoint.restore(checkpoints.directory, best, abstract_state)
-    return best, state.eval_variables
+def restore_variables(
+    checkpoints: Checkpoints, step: int, abstract_state: TrainState
+) -> Any:
+    """Restore the variables to evaluate with from a checkpoint."""
+    state = checkpoint.restore(checkpoints.directory, step, abstract_state)
+    return state.eval_variables

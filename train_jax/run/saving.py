@@ -68,6 +68,7 @@ def make_save(
     checkpoints: Checkpoints,
     fields: wd.Fields,
     task: Task,
+    sizes: Sequence[int],
     trainer: Trainer,
     records: Sequence[dict[str, Any]],
 ) -> Callable[..., None]:
@@ -77,6 +78,7 @@ def make_save(
         metadata = {
             "config": fields,
             "task": tasks.to_json(task),
+            "num_examples": list(sizes),
             "versions": summary.versions(),
             "epoch_seconds": trainer.seconds,
             "metrics": list(records),

@@ -110,7 +110,7 @@ def load_model(workdir: Path, *, run: int = 0, which: str = "last") -> TrainedMo
         # That of the training may not exist on this device; the weights fit any.
         fields["model.attention_implementation"] = "own"
     config, task = resolve(fields), tasks.from_json(metadata["task"])
-    runs = make_runs(config, devices=jax.devices()[:1])
+    runs = make_runs(config, devices=jax.local_devices()[:1])
     if not 0 <= run < len(runs):
         raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
     model = make_model(config, task)

@@ -1,7 +1,9 @@
 """Sets that TFDS has prepared, read when they are asked for."""
 
 import numpy as np
+import pytest
 
+from tests.train.data.tiny_set import encoded, write_set
 from train_jax import data
 
 
@@ -14,3 +16,22 @@ def test_a_prepared_set_is_streamed_in_the_order_of_its_files(tiny):
     part = streamed[3:7]
     np.testing.assert_array_equal(part.image_BHWC[2], expected.image_BHWC[5])
     np.testing.assert_array_equal(part.label_B[[0, 3]], expected.label_B[[3, 6]])
+
+
+def test_examples_without_a_label_are_refused(tmp_path):
+    examples = encoded(4)
+    examples[2] = (examples[2][0], -1)
+    write_set(tmp_path / "tiny" / "1.0.0", {"test": examples})
+    (split,) = data.load_splits("tiny", "test", data_dir=str(tmp_path), room=0)
+    assert list(split.label_B[:2]) == [0, 1]
+    with pytest.raises(ValueError, match="without a label: expected 0 to 2, got -1 to"):
+        split.label_B[np.arange(4)]
+
+
+@pytest.mark.tfds
+def test_the_room_is_that_of_the_resized_images():
+    room = 2 * 10_000 * 28 * 28
+    (split,) = data.load_splits("mnist", "test", image_size=56, room=room)
+    assert split.is_streamed and split.image_BHWC.shape[1:] == (56, 56, 1)
+    (split,) = data.load_splits("mnist", "test", image_size=28, room=room)
+    assert not split.is_streamed
