@@ -102,6 +102,22 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.slow  # two processes
+def test_two_processes_start_from_the_weights_of_a_run(tmp_path):
+    def train(workdir, changes):
+        fields = {field: str(value) for field, value in (TINY | changes).items()}
+        return train_and_evaluate(load_config(CONFIG, fields), workdir)
+
+    changes = SIMPLE | {"num_steps": 2}
+    train(tmp_path / "source", changes | {"optimizer.learning_rate": 0.1})
+    changes |= {"init_from": str(tmp_path / "source")}
+    outputs, both = start_two(tmp_path / "two", tmp_path, changes)
+    expected = train(tmp_path / "one", changes)
+    assert [p.wait() for p in both] == [0, 0], [x.read_text() for x in outputs]
+    found = read_json(tmp_path / "two" / wd.SUMMARY)
+    np.testing.assert_allclose(found["test_loss"], expected["test_loss"], rtol=1e-5)
+
+
+@pytest.mark.slow  # two processes
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_when_one_process_hangs_the_other_ends_and_the_run_is_intact(tmp_path, stopped):
     workdir = tmp_path / "run"

@@ -258,7 +258,9 @@ class Config:
         or_none(STEPS),
     )
     test_checkpoint: Literal["last", "best"] = option(
-        "last", "which checkpoint is tested: the last, or the best on validation"
+        "last",
+        "which checkpoint is tested: the last, or the best on validation, of several "
+        "runs by their mean",
     )
     test_augmentation: Literal["flip", "flip_shift"] | None = option(
         None,
