@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from tests.contracts import Contract
-from train_jax.learning import affine, augment, color, mixing, step
+from train_jax.learning import affine, augment, batch, color, mixing, step
 from train_jax.learning.state import TrainState
 from train_jax.tasks import Classification, Translation
 from vit_jax import Seq2SeqTransformer
@@ -76,12 +76,12 @@ def _misshaped(state: TrainState) -> TrainState:
     return dataclasses.replace(state, step=jnp.zeros(2, jnp.int32))
 
 
-def _loss_of_batch(batch: step.Batch) -> Any:
-    return step.loss_of_batch(_model, _state.params, {}, batch, KEY)
+def _loss_of_batch(examples: batch.Batch) -> Any:
+    return step.loss_of_batch(_model, _state.params, {}, examples, KEY)
 
 
 _select = functools.partial(
-    step.select_examples,
+    batch.select_examples,
     batch_size=2,
     batch_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
 )
@@ -89,7 +89,7 @@ _select = functools.partial(
 
 def _next_batch(*arguments: Any) -> Any:
     make_batch = _images.make_batch  # a test may have replaced it
-    return step.batch_of_step(make_batch, _select, *arguments, steps_per_epoch=2)
+    return batch.batch_of_step(make_batch, _select, *arguments, steps_per_epoch=2)
 
 
 def _batch_of_step(order: Any) -> Any:
@@ -214,25 +214,25 @@ CONTRACTS = {
         step.make_train_step(_model, _tx),
         blamed="make_train_step.<locals>.train_step",
     ),
-    "train_jax.learning.step.epoch_order": Contract(
+    "train_jax.learning.batch.epoch_order": Contract(
         (KEY, 0, 4), (KEY, ORDER, 4), "jax.random.permutation"
     ),
-    "train_jax.learning.step.split_batch": Contract(
+    "train_jax.learning.batch.split_batch": Contract(
         (_batch, 2), (((IMAGE,), TARGET[:1]), 2), "jax.numpy.swapaxes"
     ),
-    "train_jax.learning.step.select_examples": Contract(
+    "train_jax.learning.batch.select_examples": Contract(
         ((RAW, LABEL), ORDER, jnp.int32(0)),
         ((RAW, LABEL[:1]), ORDER, jnp.int32(0)),
         "jax.lax.dynamic_slice",
         _select,
     ),
-    "train_jax.learning.step.take_loaded": Contract(
+    "train_jax.learning.batch.take_loaded": Contract(
         ((RAW, LABEL), ORDER, jnp.int32(0)),
         ((RAW, LABEL[:1]), ORDER, jnp.int32(0)),
         "jax.numpy.arange",
-        functools.partial(step.take_loaded, look_up=True),
+        functools.partial(batch.take_loaded, look_up=True),
     ),
-    "train_jax.learning.step.batch_of_step": Contract(
+    "train_jax.learning.batch.batch_of_step": Contract(
         (ORDER,),
         (ORDER[None],),
         "train_jax.tasks.classification.Classification.make_batch",

@@ -11,13 +11,9 @@ import pytest
 from resnet_jax import ResNet, conv_general_dilated
 from tests.train.tiny import RESNET, SMALL_RESNET, losses_of_steps, make_tiny
 from train_jax.devices import policy
+from train_jax.learning.batch import epoch_order
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import (
-    cross_entropy,
-    epoch_order,
-    make_next_step,
-    make_train_step,
-)
+from train_jax.learning.step import cross_entropy, make_next_step, make_train_step
 
 
 class Linear(nn.Module):

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from train_jax.devices import sharding
+from train_jax.learning.batch import Batch, split_batch
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import Batch, loss_of_batch, split_batch
+from train_jax.learning.step import loss_of_batch
 from train_jax.run.epoch import Trainer
 from train_jax.run.runs import Runs
 

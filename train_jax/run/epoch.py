@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from train_jax.devices import processes
+from train_jax.learning.batch import Batch
 from train_jax.learning.optim import last_learning_rate
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import Batch
 from train_jax.run.feed import Feed
 from train_jax.run.steps import Steps
 

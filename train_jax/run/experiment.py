@@ -32,7 +32,7 @@ from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Stopped, open_checkpoints
 from train_jax.run.loop import Record
 from train_jax.run.profiler import Profiler
-from train_jax.run.restore import load_state, read_progress, restore_variables
+from train_jax.run.restore import load_state, read_progress, variables_to_test
 from train_jax.run.saving import make_save, make_save_schedule
 from train_jax.run.setup import Parts, set_up
 
@@ -80,10 +80,9 @@ def prepare(
     overwrite: bool = False,
     extend: bool = False,
 ) -> Callable[[ShouldStop], dict[str, Any]]:
-    """Check everything, and write nothing; see `train_and_evaluate`.
+    """Check everything, and write nothing; the result trains and evaluates.
 
-    Returns:
-        A function that trains and evaluates, and returns the summary.
+    See `train_and_evaluate`.
     """
     config = choose_dtype(config, workdir, overwrite=overwrite)
     fields = to_json(config)
@@ -136,23 +135,15 @@ def _run(
             workdir / wd.CHECKPOINTS,
             keep=config.checkpoint.keep,
             check_lock=check_lock,
-            diagnose=_make_diagnose(config, parts),
+            diagnose=functools.partial(_diagnose, config, parts),
         ) as checkpoints:
             last, records = _train(
                 workdir, config, parts, checkpoints, check_lock, should_stop
             )
-            step, variables = last.steps_done, last.eval_variables
             finite_steps_R = np.atleast_1d(jax.device_get(last.finite_steps))
-            num_params = count_parameters(last.params) // len(parts.runs)
-            if config.test_checkpoint == "best":
-                checkpoints.wait()
-                best = checkpoints.best()
-                if best not in (None, step):
-                    step = best
-                    del last, variables  # There may be no room for two states.
-                    variables = restore_variables(
-                        checkpoints, step, parts.abstract_state
-                    )
+            step, variables = variables_to_test(
+                config.test_checkpoint, checkpoints, last, parts.abstract_state
+            )
             test, results = _test(parts, variables, step)
             check_lock()
             _plot(workdir / wd.PLOTS, parts, variables, records, step, test)
@@ -164,12 +155,11 @@ def _run(
                 finite_steps_R=finite_steps_R,
                 total_steps=parts.trainer.total_steps,
                 num_images=parts.trainer.num_images,
-                num_params=num_params,
+                num_params=count_parameters(variables["params"]) // len(parts.runs),
                 seeds=parts.runs.seeds,
                 swept=parts.runs.swept,
             )
-            # The summary says that the run is finished: nothing may be lost any more.
-            checkpoints.wait()
+            checkpoints.wait()  # The summary says that the run is finished.
             check_lock()
             if processes.is_main():
                 write_json(workdir / wd.SUMMARY, result)
@@ -266,24 +256,21 @@ def _test(
     return test, results
 
 
-def _make_diagnose(config: Config, parts: Parts) -> Callable[[Checkpoints, int], str]:
-    """Make the function that explains a step whose loss was not finite."""
+def _diagnose(
+    config: Config, parts: Parts, checkpoints: Checkpoints, failed_step: int
+) -> str:
+    """Explain a step whose loss was not finite, if that is asked for."""
     if not config.debug_nans:
-        return lambda checkpoints, failed_step: ""
-
-    def diagnose(checkpoints: Checkpoints, failed_step: int) -> str:
-        state = load_state(checkpoints, parts.abstract_state, parts.init_state)
-        return repeat_and_explain(
-            parts.trainer,
-            state,
-            failed_step,
-            model=parts.model,
-            runs=parts.runs,
-            accumulation_steps=config.accumulation_steps,
-            train=config.freeze is None,
-        )
-
-    return diagnose
+        return ""
+    return repeat_and_explain(
+        parts.trainer,
+        load_state(checkpoints, parts.abstract_state, parts.init_state),
+        failed_step,
+        model=parts.model,
+        runs=parts.runs,
+        accumulation_steps=config.accumulation_steps,
+        train=config.freeze is None,
+    )
 
 
 def _plot(
@@ -294,16 +281,7 @@ def _plot(
     step: int,
     test: Evaluation,
 ) -> None:
-    """Draw the run's pictures; of several runs those of the one that validates best.
-
-    Args:
-        folder: the pictures go there.
-        parts: of the run.
-        variables: those that were tested.
-        records: the metrics of all epochs.
-        step: number of steps that the tested variables were trained.
-        test: their evaluation.
-    """
+    """Draw pictures of what was tested after `step` steps; of several runs the best."""
     variables = sharding.fetch(variables, parts.runs.mesh)
     if not processes.is_main():
         return

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from train_jax.data.loader import Batches, load_batches
 from train_jax.devices import sharding
-from train_jax.learning.step import epoch_order
+from train_jax.learning.batch import epoch_order
 
 # The arrays of examples, and their order (in memory) or their indices (streamed).
 Data = tuple[tuple[jax.Array, ...], jax.Array]

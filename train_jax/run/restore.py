@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from train_jax import tasks
 from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint
@@ -78,9 +80,27 @@ def load_state(
     return checkpoint.restore(checkpoints.directory, checkpoints.newest, abstract_state)
 
 
-def restore_variables(
-    checkpoints: Checkpoints, step: int, abstract_state: TrainState
-) -> Any:
-    """Restore the variables to evaluate with from a checkpoint."""
-    state = checkpoint.restore(checkpoints.directory, step, abstract_state)
-    return state.eval_variables
+def variables_to_test(
+    which: str,
+    checkpoints: Checkpoints,
+    last: TrainState,
+    abstract_state: TrainState,
+) -> tuple[int, Any]:
+    """Choose the variables to test, and the step in which they were reached.
+
+    Args:
+        which: "last", or "best" by validation.
+        checkpoints: of the run.
+        last: the last state; is deleted if another one is restored, as there may be no
+            room for both.
+        abstract_state: shapes, dtypes and shardings of the state.
+    """
+    step = last.steps_done
+    if which == "best":
+        checkpoints.wait()
+        best = checkpoints.best()
+        if best is not None and best != step:
+            jax.tree.map(lambda x: x.delete(), last)
+            state = checkpoint.restore(checkpoints.directory, best, abstract_state)
+            return best, state.eval_variables
+    return step, last.eval_variables

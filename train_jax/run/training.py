@@ -11,14 +11,13 @@ from train_jax.config.fields import MOST_STEPS, Config
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.loader import Batches, default_workers, threads_of_each
 from train_jax.devices import policy, sharding
-from train_jax.learning.step import (
+from train_jax.learning.batch import (
     batch_of_step,
     epoch_order,
-    make_next_step,
-    make_train_step,
     select_examples,
     take_loaded,
 )
+from train_jax.learning.step import make_next_step, make_train_step
 from train_jax.run.build import groups_of, make_optimizer
 from train_jax.run.epoch import Trainer
 from train_jax.run.feed import Feed, MemoryFeed, StepIndices, StreamFeed

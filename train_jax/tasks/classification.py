@@ -19,7 +19,8 @@ from train_jax.learning.augment import (
     normalize,
     test_views,
 )
-from train_jax.learning.step import Batch, cross_entropy
+from train_jax.learning.batch import Batch
+from train_jax.learning.step import cross_entropy
 from train_jax.output import attention_plots, plots
 from train_jax.tasks.task import EvalStep
 from vit_jax.interpret import attention_weights, patch_relevance

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from train_jax.learning.step import Batch
+from train_jax.learning.batch import Batch
 
 Array = jax.Array
 EvalStep = Callable[..., tuple[Array, Array, Array]]

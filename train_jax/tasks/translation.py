@@ -13,7 +13,8 @@ import numpy as np
 
 from train_jax.data import SequenceSplit
 from train_jax.devices import compiler
-from train_jax.learning.step import Batch, cross_entropy
+from train_jax.learning.batch import Batch
+from train_jax.learning.step import cross_entropy
 from train_jax.output import attention_plots
 from train_jax.tasks.task import EvalStep
 from vit_jax.decoding import greedy_decode
