@@ -3,6 +3,12 @@
 python -m train_jax.ablate --config ablation_vit_mnist
 """
 
+from train_jax.cli.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":
+    restart_with_huge_pages()  # before the imports, which take a while
+
+
 import contextlib
 import csv
 import pathlib
@@ -18,14 +24,13 @@ import rich.console
 import rich.table
 
 from train_jax.cli import arguments as cli
-from train_jax.cli.huge_pages import restart_with_huge_pages
 from train_jax.cli.signals import StopRequest
 from train_jax.config.config import load_config, read_config_file, to_json
 from train_jax.config.fields import Config
 from train_jax.devices import compiler, processes
 from train_jax.output import lock
 from train_jax.output import workdir as wd
-from train_jax.output.tiles import make_figure
+from train_jax.output.tiles import make_figure, without_maths
 from train_jax.run import experiment
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.failures import Diverged, Failed, Stopped
@@ -103,7 +108,7 @@ def _lock(workdir: pathlib.Path) -> lock.Lock:
         return lock.acquire(workdir)
     except OSError as error:
         raise ValueError(
-            f"--workdir {str(workdir)!r} cannot be written: {error.strerror}"
+            f"--workdir {str(workdir)!r} cannot be written: {error.strerror or error}"
         ) from error
 
 
@@ -116,18 +121,29 @@ def list_variants(
         ValueError: naming the variant and what is wrong with it; also if the data are
             missing or the folder cannot be used, which would fail all variants.
     """
+    given: Any = read_config_file(config_path, "get_variants")
+    is_dict = isinstance(given, Mapping) and len(given) > 0
+    if not is_dict or not all(isinstance(it, Mapping) for it in given.values()):
+        raise ValueError(
+            f"--config {config_path!r}: get_variants() must return a dict, name → dict "
+            f"of fields, got {given!r}"
+        )
     variants, datasets = [], []
-    for name, changes in read_config_file(config_path, "get_variants").items():
+    for name, changes in given.items():
         changed = {field: repr(value) for field, value in changes.items()}
-        folder = workdir / re.sub(r"\W+", "_", name.lower()).strip("_")
+        label = re.sub(r"\W+", "_", str(name).lower()).strip("_")
+        folder = workdir / label
         try:
+            if not label:
+                raise ValueError("its name must have a letter or a digit")
             config = load_config(config_path, {**overrides, **changed})
             config = choose_dtype(config, folder, overwrite=False)
             wd.check_free(folder)
             wd.check_workdir(folder, to_json(config), overwrite=False)
-            if config.dataset not in datasets:
-                load_splits(config.dataset)
-                datasets.append(config.dataset)
+            crops = config.augment.crop_area is not None
+            if (config.dataset, crops) not in datasets:
+                load_splits(config.dataset, crops=crops)
+                datasets.append((config.dataset, crops))
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from error
         for other in variants:
@@ -219,7 +235,7 @@ def _print_table(names: Sequence[str], results: Sequence[Result]) -> None:
             "" if reference is None else f"{100 * (mean - reference):+.2f}",
             f"{len(_accuracies(result))}/{num_runs}",
         )
-    rich.console.Console().print(table)
+    rich.console.Console(markup=False).print(table)
 
 
 def _plot(names: Sequence[str], results: Sequence[Result], path: pathlib.Path) -> None:
@@ -233,7 +249,7 @@ def _plot(names: Sequence[str], results: Sequence[Result], path: pathlib.Path) -
         accuracies, mean = _accuracies(result), 100 * result["test_accuracy"]
         axis.plot(accuracies, [row] * len(accuracies), "o", color="C0", alpha=0.5)
         axis.plot(mean, row, "|", color="black", ms=14)
-    axis.set_yticks(range(len(names)), list(names))
+    axis.set_yticks(range(len(names)), list(map(without_maths, names)))
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("test accuracy (%): each run, and their mean")
     axis.grid(axis="x", alpha=0.3)
@@ -247,5 +263,4 @@ def _accuracies(result: Result) -> list[float]:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,11 @@
 """Evaluate a trained model on a split: python -m train_jax.evaluate."""
 
+from train_jax.cli.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":
+    restart_with_huge_pages()  # before the imports, which take a while
+
+
 import argparse
 import dataclasses
 import json
@@ -14,7 +20,6 @@ import rich.table
 
 from train_jax import data
 from train_jax.cli import command
-from train_jax.cli.huge_pages import restart_with_huge_pages
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.streamed import Source, StreamedImages
@@ -31,7 +36,7 @@ from train_jax.output import plots
 from train_jax.run.evaluate import Evaluation, Evaluator
 from train_jax.run.splits import load
 from train_jax.run.trained_model import TrainedModel
-from train_jax.tasks import Classification
+from train_jax.tasks import Classification, Task
 
 _PROGRAM = "python -m train_jax.evaluate"
 
@@ -108,7 +113,9 @@ def _load_split(
     if own is not None and name == data.canonical_name(own.name):
         data_dir = options.data_dir or own.data_dir
         own = dataclasses.replace(own, data_dir=data_dir)
-        return name, load(own, options.split)[0]
+        (split,) = load(own, options.split)
+        _check_unchanged(split, trained.task, name)
+        return name, split
     task = trained.task
     # The pictures of a folder may be of many sizes.
     streaming = True if data.is_folder(name) else "auto"
@@ -134,6 +141,21 @@ def _load_split(
     elif images.shape[1:] != task.image_shape:
         images = np.stack([fit_image(trained, image_HWC) for image_HWC in images])
     return name, dataclasses.replace(split, image_BHWC=images)
+
+
+def _check_unchanged(split: ImageSplit | SequenceSplit, task: Task, name: str) -> None:
+    """Raise ValueError if the training's data set now has other classes or images."""
+    if not isinstance(split, ImageSplit) or not isinstance(task, Classification):
+        return
+    for what, now, then in (
+        ("classes", split.class_names, task.class_names),
+        ("an image shape", split.image_BHWC.shape[1:], task.image_shape),
+    ):
+        if tuple(now) != tuple(then):
+            raise ValueError(
+                f"dataset {name!r} has {what} of {tuple(now)}, in the training it had "
+                f"{tuple(then)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,5 +244,4 @@ def _print_result(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     sys.exit(main(sys.argv[1:]))

@@ -39,6 +39,10 @@ def main(arguments: list[str]) -> int:
         if config.dtype == "auto":
             dtype = "float32" if topology.chip is None else "bfloat16"
             config = dataclasses.replace(config, dtype=dtype)
+        if options.batch_size == "auto":
+            unit = len(topology.devices) * config.accumulation_steps
+            size = max(config.batch_size // unit, 1) * unit
+            config = dataclasses.replace(config, batch_size=size)
         plan = make_plan(config, topology)
         if options.batch_size == "auto" or not plan.fits:
             largest = _find_largest(config, topology, plan)
@@ -87,7 +91,10 @@ def _find_largest(config: Config, topology: Topology, plan: Plan) -> Plan | None
         size = min(size, plan.num_examples) // unit * unit
         if size in (low, 0):
             break
-        tried = make_plan(dataclasses.replace(config, batch_size=size), topology)
+        try:
+            tried = make_plan(dataclasses.replace(config, batch_size=size), topology)
+        except ValueError:  # with a warm-up as long as the training, for instance
+            break
         verb = "fits" if tried.fits else "does not fit"
         print(f"a batch of {size} {verb}", file=sys.stderr)
         if tried.fits:
@@ -100,9 +107,11 @@ def _find_largest(config: Config, topology: Topology, plan: Plan) -> Plan | None
 def _describe(plan: Plan, topology: Topology, name: str) -> list[str]:
     """Describe a plan in lines of text."""
     num_devices, chip = len(topology.devices), topology.chip
-    each = plan.batch_size / num_devices
+    each = plan.examples_per_step / num_devices
+    runs = f" of each of {plan.num_runs} runs" if plan.num_runs > 1 else ""
     lines = [
-        f"{num_devices} devices of {name}, batch {plan.batch_size:,} ({each:g} each)",
+        f"{num_devices} devices of {name}, batch {plan.batch_size:,}{runs} ({each:g} "
+        "each)",
         "",
         "memory of each device",
         *(f"  {part:26} {_size(size):>16}" for part, size in plan.memory.items()),

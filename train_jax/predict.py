@@ -34,7 +34,8 @@ def _run(options: argparse.Namespace) -> int:
             )
     files = list_files(options.inputs)
     trained = flags.load(options)
-    classifier = Classifier(trained, batch_size=options.batch_size)
+    batch_size = min(options.batch_size, max(len(files), 1))
+    classifier = Classifier(trained, batch_size=batch_size)
     reader = PictureReader(
         trained, background=options.background, invert=options.invert
     )

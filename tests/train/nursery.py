@@ -22,7 +22,7 @@ from typing import Any
 import sklearn.datasets  # noqa: F401
 
 from train_jax import train
-from train_jax.output import report
+from train_jax.output import tensorboard
 from train_jax.run import experiment
 
 
@@ -162,7 +162,7 @@ def _is_stopped(thread: pathlib.Path) -> bool:
 
 def main() -> None:
     """Read a command a line; answer with the process's id, then its exit status."""
-    report.import_tensorboardx()
+    tensorboard.import_tensorboardx()
     for module in sys.argv[1:]:
         importlib.import_module(module)
     assert threading.active_count() == 1, "a fork would lose threads"

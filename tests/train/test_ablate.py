@@ -145,6 +145,8 @@ def test_a_variant_is_trained_as_its_config_says(arguments, tmp_path, capsys):
         ("def get_variants", "def variants", "has no attribute 'get_variants'"),
         ('"num_seeds": 2', '"num_seeds": 0', "config.num_seeds must be an integer"),
         ('"train[:128]"', '"dev"', "variant 'baseline': dataset 'digits' has no split"),
+        ('"three heads"', '"±"', "variant '±': its name must have a letter or a digit"),
+        ('"baseline": {}', '"baseline": None', "must return a dict, name → dict of"),
     ],
 )
 def test_mistakes_in_the_config_are_found_before_training(

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import re
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -12,11 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from tests.train.tiny import train_tiny
-from train_jax.learning.state import TrainState
+from tests.train.tiny import make_tiny, train_tiny
+from train_jax.learning.state import TrainState, has_finite_params
 from train_jax.output import checkpoint, report
 from train_jax.output import workdir as wd
-from train_jax.run import diagnose, epoch
+from train_jax.run import diagnose, epoch, loop
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Diverged, Failed
 from train_jax.tasks import Classification
@@ -173,3 +174,18 @@ def test_a_step_is_repeated_as_it_was_taken():
     )
     assert find() is None
     assert find(train=False) == find(accumulation_steps=2) == "output of Dense_0"
+
+
+def test_a_state_with_a_parameter_that_is_not_finite_is_not_saved(tmp_path):
+    state = make_tiny().init_state()
+    assert has_finite_params(state)
+    broken = state.replace(params=state.params | {"cls": state.params["cls"] * np.inf})
+    assert not has_finite_params(broken)
+    two = jax.tree.map(lambda *x: jnp.stack(x), state, broken)
+    assert has_finite_params(two)  # of several runs one goes on
+    changes = {"dataset.val_split": None}
+    with (
+        mock.patch.object(loop, "has_finite_params", lambda state: False),
+        pytest.raises(Diverged, match=r"in step 6; .* there is no checkpoint yet$"),
+    ):
+        train_tiny(tmp_path, changes)

@@ -66,6 +66,26 @@ def test_epoch_is_one_line_on_the_console_and_on_disk(tmp_path, capsys):
     )
 
 
+def test_events_are_on_the_disk_when_an_epoch_is_logged(tmp_path):
+    with _open(tmp_path) as open_report:
+        open_report.log_epoch(RECORD)
+        (file,) = (tmp_path / wd.TENSORBOARD).iterdir()
+        content = file.read_bytes()
+    for name in RECORD:
+        assert (name.encode() in content) == (name not in ("epoch", "step")), name
+
+
+def test_a_run_whose_result_is_not_finite_is_told(capsys):
+    result = {"test_accuracy": 0.5, "test_loss": 1.0}
+    runs = [
+        {"seed": 1234567, **result, "diverged_in_step": None},
+        {"seed": 1234568, **dict.fromkeys(result), "diverged_in_step": None},
+    ]
+    report._print_runs(runs)
+    out = capsys.readouterr().out
+    assert "1234567" in out and "1234568" in out and out.count("not finite") == 2
+
+
 @pytest.mark.parametrize("seconds, eta", [(20.0, "2:00"), (26.5, "2:39")])
 def test_without_a_terminal_progress_is_a_line_now_and_then(
     tmp_path, capsys, monkeypatch, seconds, eta

@@ -17,6 +17,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import resnet_jax.weights
@@ -37,7 +38,8 @@ from train_jax import data, evaluate, export, predict
 from train_jax.config.fields import DatasetConfig
 from train_jax.data.resize import Resize, resize_image
 from train_jax.inference import flags as model_flags
-from train_jax.inference.classifier import fit_image
+from train_jax.inference.classifier import Classifier, fit_image
+from train_jax.inference.model_card import make_card
 from train_jax.inference.program import export_stablehlo
 from train_jax.inference.scores import calibration_error, top_k_accuracy
 from train_jax.inference.space import write_space
@@ -391,11 +393,57 @@ def test_weights_are_written_and_used_again(format, run, tmp_path, capsys):
         assert actual[name] == pytest.approx(expected[name], rel=1e-5)
 
 
+def test_a_set_that_has_changed_since_the_training_is_refused(run, capsys, monkeypatch):
+    load = evaluate.load
+
+    def load_renamed(*args):
+        (split,) = load(*args)
+        names = ("kitten", *split.class_names[1:])
+        return [dataclasses.replace(split, class_names=names)]
+
+    monkeypatch.setattr(evaluate, "load", load_renamed)
+    call(evaluate, "--workdir", run, code=2)
+    assert "dataset 'digits' has classes of ('kitten', '1'" in capsys.readouterr().err
+
+
+def test_one_picture_is_a_batch_of_one(run, tmp_path, monkeypatch):
+    sizes = []
+    classify = Classifier.__call__
+
+    def spy(classifier, images):
+        sizes.append(classifier._batch_size)
+        return classify(classifier, images)
+
+    monkeypatch.setattr(Classifier, "__call__", spy)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    call(predict, "--workdir", run, tmp_path / "a.png")
+    assert sizes == [1]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text", "hub"),
+    [
+        ("folder:/home/me/pets", "a folder of pictures", None),
+        ("digits", "digits", None),
+        ("cifar10:3.0.2", "cifar10", ["cifar10"]),
+    ],
+)
+def test_model_card_names_what_others_can_find(run, dataset, text, hub):
+    trained = load_model(run)
+    assert trained.dataset is not None
+    named = dataclasses.replace(trained.dataset, name=dataset, test_split="train[90%:]")
+    summary = {"test_accuracy": 0.5, "test_step": 3}
+    card = make_card(dataclasses.replace(trained, dataset=named), summary)
+    assert "/home/me" not in card
+    assert f"50.00% of the split 'train[90%:]' of {text} are" in card
+    assert yaml.safe_load(card.split("---")[1]).get("datasets") == hub
+
+
 def test_model_card_states_the_measured_result(run, capsys):
     call(export, "--workdir", run, "--format", "hf")
     summary = json.loads((run / wd.SUMMARY).read_text())
     card = (run / wd.EXPORT / "hf" / "README.md").read_text()
-    assert f"{summary['test_accuracy']:.2%} of the test split of digits" in card
+    assert f"{summary['test_accuracy']:.2%} of the split 'test[:90]' of digits" in card
     assert card.startswith("---\n") and "pipeline_tag: image-classification" in card
 
 

@@ -51,6 +51,17 @@ def test_a_field_that_is_newer_than_the_run_had_its_default():
     assert changes == ["config.model.scan was False and is True"]
 
 
+def test_a_newer_field_of_a_group_is_as_in_the_optimizer():
+    now = tiny_fields({"groups.head.params": "head", "optimizer.cooldown_epochs": 1})
+    before = {k: v for k, v in now.items() if k != "groups.head.cooldown_epochs"}
+    assert wd.differences(before, now) == []
+
+
+def test_when_to_save_and_what_to_warn_of_may_change():
+    changes = {"checkpoint.every_steps": 5, "dataset.allow_overlap": True}
+    assert wd.differences(tiny_fields(), tiny_fields(changes)) == []
+
+
 def test_foreign_files_are_never_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
@@ -68,6 +79,16 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {wd.CONFIG, "notes.txt"}
     assert read_json(tmp_path / wd.CONFIG)["seed"] == 1
+
+
+def test_overwrite_empties_a_folder_on_another_disk_and_keeps_the_link(tmp_path):
+    disk, workdir = tmp_path / "disk", tmp_path / "run"
+    wd.prepare_workdir(workdir, tiny_fields())
+    (disk / "20" / "state").mkdir(parents=True)
+    (disk / "note").write_text("")
+    (workdir / wd.CHECKPOINTS).symlink_to(disk)
+    wd.prepare_workdir(workdir, tiny_fields({"seed": 1}), overwrite=True)
+    assert (workdir / wd.CHECKPOINTS).is_symlink() and not [*disk.iterdir()]
 
 
 def test_a_start_that_was_killed_leaves_a_folder_that_can_be_used(tmp_path):
@@ -179,7 +200,8 @@ def test_a_summary_counts_if_it_is_of_the_config(tmp_path):
 
 
 def test_a_config_without_fields_is_that_of_the_defaults(tmp_path):
-    write_json(tmp_path / wd.CONFIG, {})
+    model = {k: v for k, v in tiny_fields().items() if k.startswith("model.")}
+    write_json(tmp_path / wd.CONFIG, model)
     with pytest.raises(ValueError, match=r"config\.batch_size was 128 and is 64"):
         wd.check_workdir(tmp_path, tiny_fields(), overwrite=False)
     defaults = tiny_fields({"num_epochs": 99})

@@ -290,15 +290,19 @@ FIELDS = {
         ".dataset.mean must have 1 values, one for each channel, got (0.5, 0.5, 0.5)"
     ),
     "dataset.mean=half": (
-        ".dataset.mean must be a tuple of numbers, one for each channel, 'pixel', or "
-        "None, got 'half'"
+        ".dataset.mean must be a tuple of numbers in [0, 1], one for each channel, "
+        "'pixel', or None, got 'half'"
+    ),
+    "dataset.mean=(125.3,)": (
+        ".dataset.mean must be a tuple of numbers in [0, 1], one for each channel, "
+        "'pixel', or None, got (125.3,)"
     ),
     "dataset.std=(0,)": (
-        ".dataset.std must be a tuple of positive numbers, one for each channel, or "
+        ".dataset.std must be a tuple of numbers in (0, 1], one for each channel, or "
         "None, got (0,)"
     ),
     "dataset.std=(1e-46,)": (
-        ".dataset.std must be a tuple of positive numbers, one for each channel, or "
+        ".dataset.std must be a tuple of numbers in (0, 1], one for each channel, or "
         "None, got (1e-46,)"
     ),
     "dataset.allow_overlap=1": ".dataset.allow_overlap must be True or False, got 1",

@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+import jax
+
 from train_jax.cli import arguments as cli
 from train_jax.devices import compiler, processes
 
@@ -35,3 +37,8 @@ def run(
     except (OSError, ValueError) as error:
         cli.print_error(parser.prog, error)
         return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        cli.print_error(parser.prog, MemoryError("the device has too little memory"))
+        return cli.FAILED

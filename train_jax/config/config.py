@@ -122,18 +122,6 @@ def to_json(config: Config) -> dict[str, Any]:
     return walk(config, "")
 
 
-def default_of(field: str, *, model: str, optimizer: str) -> Any:
-    """Look up the default of a dotted field.
-
-    Raises:
-        KeyError: if there is no such field, or it has no default.
-    """
-    default = all_options(model=model, optimizer=optimizer)[field].default
-    if default is dataclasses.MISSING:
-        raise KeyError(field)
-    return default
-
-
 def _build(
     values: Mapping[str, Any],
     sweep: Mapping[str, Any],

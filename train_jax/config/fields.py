@@ -13,9 +13,9 @@ from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig
 from train_jax.config.options import Option, option, options_of
 from train_jax.config.rules import (
     AREA,
+    CHANNEL_STDS,
     MEAN,
     POSITIVE,
-    POSITIVE_NUMBERS,
     STEPS,
     integer,
     number,
@@ -99,7 +99,7 @@ class DatasetConfig:
     std: tuple[float, ...] | None = option(
         None,
         "standard deviation of the pixels; None as for the mean",
-        or_none(POSITIVE_NUMBERS),
+        or_none(CHANNEL_STDS),
     )
     streaming: Literal["auto", True, False] = option(
         "auto",

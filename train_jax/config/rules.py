@@ -97,17 +97,21 @@ BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
 TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a string that is not empty")
 # Zero, or what float32 rounds to zero, would turn something off without a word.
 POSITIVE = Rule(lambda v: _is_number(v) and v >= _SMALLEST, "a number above 0")
-NUMBERS = Rule(
-    lambda v: isinstance(v, tuple | list) and len(v) > 0 and all(map(_is_number, v)),
-    "a tuple of numbers, one for each channel",
+CHANNEL_MEANS = Rule(
+    lambda v: (
+        isinstance(v, tuple | list)
+        and len(v) > 0
+        and all(_is_number(x) and 0 <= x <= 1 for x in v)
+    ),
+    "a tuple of numbers in [0, 1], one for each channel",
 )
 MEAN = Rule(
-    lambda v: one_of("pixel").passes(v) or NUMBERS.passes(v),
-    f"{NUMBERS.allowed}, 'pixel'",
+    lambda v: one_of("pixel").passes(v) or CHANNEL_MEANS.passes(v),
+    f"{CHANNEL_MEANS.allowed}, 'pixel'",
 )
-POSITIVE_NUMBERS = Rule(
-    lambda v: NUMBERS.passes(v) and all(map(POSITIVE.passes, v)),
-    "a tuple of positive numbers, one for each channel",
+CHANNEL_STDS = Rule(
+    lambda v: CHANNEL_MEANS.passes(v) and all(map(POSITIVE.passes, v)),
+    "a tuple of numbers in (0, 1], one for each channel",
 )
 
 STEPS = Rule(

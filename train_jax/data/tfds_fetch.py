@@ -42,7 +42,8 @@ def fetch_prepared(name: str, root: Path) -> pathlib.Path:
             return _copy(source)
     except OSError as error:
         raise ValueError(
-            f"dataset {name!r} cannot be copied from {str(root)!r}: {error.strerror}"
+            f"dataset {name!r} cannot be copied from {str(root)!r}: "
+            f"{error.strerror or error}"
         ) from error
 
 

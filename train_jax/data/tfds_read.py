@@ -35,7 +35,7 @@ def find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
         found = _prepared_versions(folder / config if config else folder)
     except OSError as error:
         raise ValueError(
-            f"cannot look for dataset {name!r} in {root}: {error.strerror}"
+            f"cannot look for dataset {name!r} in {root}: {error.strerror or error}"
         ) from error
     return next((it for it in reversed(found) if wanted in (None, it.name)), None)
 

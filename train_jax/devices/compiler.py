@@ -35,7 +35,7 @@ def enable_compilation_cache() -> None:
     except OSError as error:
         print(
             f"warning: compiled programs are not kept, {str(folder)!r} cannot be "
-            f"written: {error.strerror}",
+            f"written: {error.strerror or error}",
             file=sys.stderr,
         )
         jax.config.update("jax_enable_compilation_cache", False)

@@ -19,7 +19,7 @@ def room_for_data() -> float:
     In several processes all come to the same: the least of them.
     """
     on_devices = map(_free_on_device, jax.local_devices())
-    room = SHARE * min(_free_on_host(), free_in_container(), *on_devices)
+    room = SHARE * min(_free_on_host(), free_in_groups(), *on_devices)
     if jax.process_count() == 1:
         return room
     rooms = multihost_utils.process_allgather(jax.numpy.float32(room))
@@ -38,28 +38,44 @@ def _free_on_host() -> float:
         return float("inf")
 
 
-def free_in_container(root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> float:
-    """Bytes that the limit of a container leaves; infinity if there is no limit.
+def free_in_groups(
+    root: pathlib.Path = pathlib.Path("/sys/fs/cgroup"),
+    own: pathlib.Path = pathlib.Path("/proc/self/cgroup"),
+) -> float:
+    """Bytes that the limits of a container or a cluster's job leave; infinity if none.
 
     Args:
-        root: where Linux describes the control group, of either version.
+        root: where Linux describes the control groups, of either version.
+        own: the file that names those of this process.
     """
-    for limit, used, folder in (
-        ("memory.max", "memory.current", root),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory"),
+    lines = own.read_text("utf-8").splitlines() if own.exists() else []
+    least = float("inf")
+    for limit, used, folder, line in (
+        ("memory.max", "memory.current", root, r"0::/(.*)"),
+        (
+            *("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            *(root / "memory", r"\d+:(?:[^:]*,)?memory(?:,[^:]*)?:/(.*)"),
+        ),
     ):
-        try:
-            # Without a limit this is "max".
-            free = int((folder / limit).read_text()) - int((folder / used).read_text())
-            statistics = (folder / "memory.stat").read_text()
-        except (OSError, ValueError):
-            continue
-        # Files that have been read are given up first.
-        cached = re.search(
-            r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE
-        )
-        return float(max(0, free + (int(cached[1]) if cached else 0)))
-    return float("inf")
+        names = [found[1] for each in lines if (found := re.fullmatch(line, each))]
+        group = folder / (names[0] if names else "")
+        while group.is_relative_to(folder):  # a parent's limit holds as well
+            least = min(least, _free_in_group(group / limit, group / used))
+            group = group.parent
+    return least
+
+
+def _free_in_group(limit: pathlib.Path, used: pathlib.Path) -> float:
+    """Bytes that the limit of a control group leaves; infinity if there is none."""
+    try:
+        # Without a limit this is "max".
+        free = int(limit.read_text("utf-8")) - int(used.read_text("utf-8"))
+        statistics = (limit.parent / "memory.stat").read_text("utf-8")
+    except (OSError, ValueError):
+        return float("inf")
+    # Files that have been read are given up first.
+    cached = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
+    return float(max(0, free + (int(cached[1]) if cached else 0)))
 
 
 def _free_on_device(device: Any) -> float:

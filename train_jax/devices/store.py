@@ -57,7 +57,7 @@ def any_path(text: str, name: str) -> Path:
             is_there = files.exists(bucket)
     except OSError as error:
         raise ValueError(
-            f"{name} {text!r} cannot be opened: {error.strerror}"
+            f"{name} {text!r} cannot be opened: {error.strerror or error}"
         ) from error
     if not is_there:
         raise ValueError(f"{name} {text!r}: there is no bucket {bucket!r}")
@@ -132,16 +132,22 @@ def list_files(folder: Path) -> dict[Path, int]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder and all that is in it.
+    """Delete a folder and all that is in it; of a link, what is in its target.
 
     Raises:
         OSError: if that cannot be done; FileNotFoundError if there is none.
     """
-    if isinstance(folder, pathlib.Path):
-        shutil.rmtree(folder)
-    else:
+    if not isinstance(folder, pathlib.Path):
         with errors(folder):
             folder.rmtree()
+    elif folder.is_symlink():
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def absolute(path: Path) -> Path:

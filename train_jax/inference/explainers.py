@@ -22,6 +22,9 @@ from vit_jax.interpret import (
 )
 from vit_jax.vit import ViT
 
+# So many images' attention is computed at once.
+_NUM_AT_ONCE = 8
+
 
 def make_explainer(
     trained: TrainedModel, *, layer: int | None = None, head: int | None = None
@@ -104,6 +107,17 @@ class ViTExplainer:
             patch_size=self._model.patch_size,
         )
 
+    def _distances(self, image_BHWC: np.ndarray) -> np.ndarray:
+        """Compute each head's mean attention distance, in pixels: (L, N)."""
+        input_BHWC = self._task.normalize(jnp.asarray(image_BHWC))
+        layers = self._attend(self._variables, input_BHWC)
+        return self._model.patch_size * np.stack(
+            [
+                mean_attention_distance(weights_BNTT, grid=self._grid, **self._tokens)
+                for weights_BNTT in layers
+            ]
+        )
+
     def draw_model(self, folder: pathlib.Path, image_BHWC: np.ndarray) -> list[str]:
         """Draw the heads' attention distances and the position embeddings' similarity.
 
@@ -114,13 +128,11 @@ class ViTExplainer:
         Returns:
             The names of the files written.
         """
-        input_BHWC = self._task.normalize(jnp.asarray(image_BHWC))
-        layers = self._attend(self._variables, input_BHWC)
-        distance_LN = self._model.patch_size * np.stack(
-            [
-                mean_attention_distance(weights_BNTT, grid=self._grid, **self._tokens)
-                for weights_BNTT in layers
-            ]
+        # A few at a time: all layers' weights of many images may not fit into memory.
+        parts = np.split(image_BHWC, range(_NUM_AT_ONCE, len(image_BHWC), _NUM_AT_ONCE))
+        distance_LN = sum(
+            len(part_BHWC) / len(image_BHWC) * self._distances(part_BHWC)
+            for part_BHWC in parts
         )
         names = ["attention_distance.png"]
         attention_plots.plot_attention_distance(distance_LN, folder / names[0])

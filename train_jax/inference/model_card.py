@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from train_jax import data
+from train_jax.config.fields import DatasetConfig
 from train_jax.learning.state import count_parameters
 from train_jax.run.trained_model import TrainedModel, require_images
 
@@ -30,6 +32,21 @@ print(classify("picture.png"))
 """
 
 
+def _describe_data(dataset: DatasetConfig | None) -> tuple[str, str, str | None]:
+    """Name the training's data set, its test split, and the set on the hub, if any.
+
+    The hub has sets of the names of TFDS; where a folder lies is nobody's business.
+    """
+    if dataset is None:
+        return "an unknown data set", "", None
+    if data.is_folder(dataset.name):
+        return "a folder of pictures", dataset.test_split, None
+    if data.is_in_memory(dataset.name):
+        return dataset.name, dataset.test_split, None
+    name = dataset.name.partition(":")[0].partition("/")[0]
+    return name, dataset.test_split, name
+
+
 def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
     """Make the text of a model card.
 
@@ -40,7 +57,7 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
     import yaml  # of the extra [hub]
 
     task = require_images(trained)
-    dataset = trained.dataset.name if trained.dataset else "an unknown data set"
+    dataset, split, hub_name = _describe_data(trained.dataset)
     height, width, num_channels = task.image_shape
     accuracy = summary.get("test_accuracy")
     header: dict[str, Any] = {
@@ -51,16 +68,17 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
     results = "Not measured."
     if accuracy is not None and trained.dataset is not None:
         results = (
-            f"{accuracy:.2%} of the test split of {dataset} are classified correctly, "
-            f"after {summary['test_step']:,} training steps."
+            f"{accuracy:.2%} of the split {split!r} of {dataset} are classified "
+            f"correctly, after {summary['test_step']:,} training steps."
         )
+    if accuracy is not None and hub_name is not None:
         metric = {"type": "accuracy", "value": round(accuracy, 4), "name": "accuracy"}
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"type": dataset, "name": dataset, "split": "test"},
+            "dataset": {"type": hub_name, "name": hub_name, "split": split},
             "metrics": [metric],
         }
-        header["datasets"] = [dataset]
+        header["datasets"] = [hub_name]
         header["model-index"] = [{"name": trained.name, "results": [result]}]
     text = _TEXT.format(
         name=trained.name,

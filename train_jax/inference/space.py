@@ -4,6 +4,7 @@ import importlib.metadata
 import pathlib
 import re
 import shutil
+import tempfile
 
 from train_jax.output import workdir as wd
 from train_jax.output.files import replace_file
@@ -47,18 +48,24 @@ def write_space(
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"--space must be an empty folder, got {str(folder)!r}")
-    folder.mkdir(parents=True, exist_ok=True)
-    root = pathlib.Path(__file__).parents[2]
-    for package in _PACKAGES:
-        ignored = shutil.ignore_patterns("__pycache__", "configs")
-        shutil.copytree(root / package, folder / package, ignore=ignored)
-    checkpoint = pathlib.Path(wd.CHECKPOINTS, str(step))
-    shutil.copytree(workdir / checkpoint, folder / "run" / checkpoint)
-    requirements = "".join(f"{line}\n" for line in _requirements())
-    replace_file(folder / "requirements.txt", requirements)
-    replace_file(folder / "app.py", _APP.format(run=run))
-    gradio = importlib.metadata.version("gradio")
-    replace_file(folder / "README.md", _README.format(title=title, gradio=gradio))
+    try:
+        gradio = importlib.metadata.version("gradio")
+        requirements = "".join(f"{line}\n" for line in _requirements())
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(f"--space needs {error.name} to be installed") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".space", dir=folder.parent) as draft:
+        space = pathlib.Path(draft, "space")
+        root = pathlib.Path(__file__).parents[2]
+        for package in _PACKAGES:
+            ignored = shutil.ignore_patterns("__pycache__", "configs")
+            shutil.copytree(root / package, space / package, ignore=ignored)
+        checkpoint = pathlib.Path(wd.CHECKPOINTS, str(step))
+        shutil.copytree(workdir / checkpoint, space / "run" / checkpoint)
+        replace_file(space / "requirements.txt", requirements)
+        replace_file(space / "app.py", _APP.format(run=run))
+        replace_file(space / "README.md", _README.format(title=title, gradio=gradio))
+        space.replace(folder)
 
 
 def _requirements() -> list[str]:

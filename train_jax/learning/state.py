@@ -1,5 +1,6 @@
 """The training state: all that changes in training, as one immutable pytree."""
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -83,6 +84,17 @@ class TrainState(flax.struct.PyTreeNode):
 def count_parameters(params: PyTree) -> int:
     """Count the scalars in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@jax.jit
+def has_finite_params(state: TrainState) -> jax.Array:
+    """Whether all parameters are finite; of several runs, those of any."""
+    axes = jnp.ndim(state.finite_steps)  # 1 with a run axis
+    is_finite = [
+        jnp.isfinite(x).all(axis=tuple(range(axes, x.ndim)))
+        for x in jax.tree.leaves(state.params)
+    ]
+    return functools.reduce(jnp.logical_and, is_finite).any()
 
 
 def kernel_checksums(params: PyTree) -> dict[str, int]:

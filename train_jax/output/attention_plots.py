@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from train_jax.output.tiles import draw_tiles, make_figure, show_image
+from train_jax.output.tiles import (
+    draw_tiles,
+    make_figure,
+    show_image,
+    without_maths,
+)
 
 
 def plot_attention(
@@ -134,7 +139,8 @@ def _draw_probabilities(
 ) -> None:
     """Draw bars of the most probable classes."""
     best = np.argsort(-probability_Y)[:count]
-    bars = axis.barh([class_names[y] for y in best], probability_Y[best])
+    names = [without_maths(class_names[y]) for y in best]
+    bars = axis.barh(names, probability_Y[best])
     axis.bar_label(bars, [f"{p:.1%}" for p in probability_Y[best]], padding=2)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.15)

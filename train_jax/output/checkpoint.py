@@ -201,10 +201,21 @@ def restore(directory: Path, step: int, abstract_state: TrainState) -> TrainStat
         step: of a complete checkpoint.
         abstract_state: shapes, dtypes and shardings of the state; it may have been
             saved from any other devices.
+
+    Raises:
+        CheckpointError: if it is of another structure.
     """
     folder = store.absolute(directory) / str(step) / STATE
     with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        return checkpointer.restore(folder, abstract_state)
+        try:
+            return checkpointer.restore(folder, abstract_state)
+        except ValueError as error:
+            versions = read_metadata(directory, step).get("versions")
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"checkpoint {step} does not fit this version of the program; it was "
+                f"written with {versions}: {reason}"
+            ) from error
 
 
 def _call_on_main(find_step: Callable[[], int | None]) -> int | None:

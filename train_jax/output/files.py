@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {value!r:.40}")
     return value

@@ -12,8 +12,9 @@ from train_jax.output.files import append_line, replace_file
 
 
 def mean(value_R: np.ndarray) -> float:
-    """The mean over the runs that are finite."""
-    return float(np.nanmean(value_R))
+    """The mean over the runs that are finite; NaN if none is."""
+    finite = value_R[np.isfinite(value_R)]
+    return float(np.mean(finite)) if len(finite) else float("nan")
 
 
 def deviation(value_R: np.ndarray) -> float:

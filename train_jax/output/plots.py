@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train_jax.output.tiles import draw_tiles, make_figure
+from train_jax.output.tiles import draw_tiles, make_figure, without_maths
 
 
 def plot_curves(
@@ -79,8 +79,9 @@ def plot_confusion(
     axis.set_ylabel("true class")
     if num_classes <= 40:
         ticks = range(num_classes)
-        axis.set_xticks(ticks, class_names, rotation=90)
-        axis.set_yticks(ticks, class_names)
+        names = list(map(without_maths, class_names))
+        axis.set_xticks(ticks, names, rotation=90)
+        axis.set_yticks(ticks, names)
     if num_classes <= 20:
         for row, column in np.argwhere(count_YY):
             colour = "white" if share_YY[row, column] > 0.5 else "black"

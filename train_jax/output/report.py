@@ -1,6 +1,5 @@
 """Progress bar, TensorBoard and metrics.jsonl."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +9,8 @@ import rich.console
 import rich.progress
 import rich.table
 
-from train_jax.devices import processes
 from train_jax.devices.store import Path
 from train_jax.output import workdir as wd
-from train_jax.output.files import LocalFolder
 from train_jax.output.metrics import (
     append_metrics,
     deviation,
@@ -21,6 +18,7 @@ from train_jax.output.metrics import (
     metrics_from_json,
 )
 from train_jax.output.summary import describe_devices
+from train_jax.output.tensorboard import EventLog
 
 _FORMS = (
     ("test_accuracy", ".2%"),
@@ -58,12 +56,7 @@ class Report:
         self._check_lock = check_lock
         self._metrics = workdir / wd.METRICS
         self._console = rich.console.Console(highlight=False)
-        self._events = LocalFolder(workdir / wd.TENSORBOARD)
-        self._writer = import_tensorboardx().SummaryWriter(
-            str(self._events.path),
-            purge_step=first_step + 1,
-            write_to_disk=processes.is_main(),
-        )
+        self._events = EventLog(workdir / wd.TENSORBOARD, first_step=first_step + 1)
         self._run_names = run_names
         self._epochs = epochs
         self._total_steps = total_steps
@@ -85,7 +78,6 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._writer.close()
         self._events.close()
 
     def show_progress(
@@ -117,17 +109,16 @@ class Report:
         """
         self._check_lock()
         append_metrics(self._metrics, record)
-        step = record["step"]
+        scalars = {}
         for name, value in record.items():
             if name in ("epoch", "step"):
                 continue
-            self._writer.add_scalar(name, mean(metrics_from_json(value)), step)
+            scalars[name] = mean(metrics_from_json(value))
             if isinstance(value, list):
                 for run_name, of_run in zip(self._run_names, value, strict=True):
                     if of_run is not None:
-                        self._writer.add_scalar(f"{name}/{run_name}", of_run, step)
-        self._writer.flush()
-        self._events.copy()
+                        scalars[f"{name}/{run_name}"] = of_run
+        self._events.log(record["step"], scalars)
         width = len(str(self._epochs))
         results = (
             f"{split} loss {_format(record[f'{split}_loss'], '.4f')} "
@@ -157,17 +148,6 @@ def _make_progress(console: rich.console.Console) -> rich.progress.Progress:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def import_tensorboardx() -> Any:
-    """Import tensorboardX, but not PyTorch, which takes 1.7 s and is of no use here."""
-    is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore
-    try:
-        import tensorboardX
-    finally:
-        if is_hidden:
-            del sys.modules["torch"]
-    return tensorboardX
 
 
 def _format(value: float | list[float | None], form: str) -> str:
@@ -232,9 +212,17 @@ def _print_runs(runs: Sequence[dict[str, Any]]) -> None:
     for name in results:
         table.add_column(name.replace("_", " "), justify="right")
     for run in runs:
-        cells = [format(run[name], "g") for name in fields]
+        cells = [
+            str(run[name]) if isinstance(run[name], int) else format(run[name], "g")
+            for name in fields
+        ]
         if run["diverged_in_step"] is None:
-            cells += [format(run[n], ".4f" if "loss" in n else ".2%") for n in results]
+            cells += [
+                "not finite"
+                if run[name] is None
+                else format(run[name], ".4f" if "loss" in name else ".2%")
+                for name in results
+            ]
         else:
             cells += [f"diverged in step {run['diverged_in_step']}"]
         table.add_row(*cells)

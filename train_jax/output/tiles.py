@@ -47,7 +47,7 @@ def draw_tiles(
         axis.add_patch(frame)
     for title, (left, _, _, top) in zip(titles, extents, strict=False):
         where = {"ha": "center", "va": "bottom", "fontsize": 9}
-        axis.text(left + 0.5, top - 0.03, title, **where)
+        axis.text(left + 0.5, top - 0.03, without_maths(title), **where)
     if extents:
         axis.set_xlim(-0.02, 1.08 * columns)
         axis.set_ylim(extents[-1][2] + 0.02, -above)
@@ -59,3 +59,8 @@ def show_image(axis: Any, image: np.ndarray, **style: Any) -> None:
     if image.ndim == 3 and image.shape[-1] == 1:
         image, style = image[..., 0], {"cmap": "gray", **style}
     axis.imshow(image, **style)
+
+
+def without_maths(text: str) -> str:
+    """Let Matplotlib draw a dollar sign as one, not as the begin of a formula."""
+    return text.replace("$", r"\$")

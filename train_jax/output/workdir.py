@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from train_jax.config.config import default_of
+from train_jax.config.config import resolve, to_json
 from train_jax.devices import processes, store
 from train_jax.devices.store import Path
 from train_jax.output import lock
@@ -23,10 +23,12 @@ PROFILE = "profile"
 # In config.json, beside the fields: the lengths that the run was first asked for.
 HISTORY = "history"
 
-# Where the data lie on this machine is no part of what the run computes.
+# No part of what the run computes: where its data lie, what it warns of, what it keeps.
 _MAY_DIFFER = {
-    *("dataset.data_dir", "dataset.manual_dir"),
+    *("dataset.data_dir", "dataset.manual_dir", "dataset.allow_overlap"),
     *("dataset.streaming", "dataset.num_workers"),
+    *("checkpoint.every_epochs", "checkpoint.every_steps"),
+    *("checkpoint.every_minutes", "checkpoint.keep"),
     *("debug_nans", "profile_steps"),
 }
 
@@ -59,7 +61,9 @@ def check_workdir(
     try:
         is_new = _check_kinds(workdir)
     except OSError as error:  # a name that is too long, a folder of somebody else
-        raise WorkdirError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
+        raise WorkdirError(
+            f"--workdir {str(workdir)!r}: {error.strerror or error}"
+        ) from error
     if is_new or overwrite:
         return
     if (workdir / SUMMARY).exists():
@@ -100,7 +104,9 @@ def check_free(workdir: Path) -> None:
     except lock.InUseError as error:
         raise WorkdirError(f"--workdir {error}") from error
     except OSError as error:
-        raise WorkdirError(f"--workdir {str(workdir)!r}: {error.strerror}") from error
+        raise WorkdirError(
+            f"--workdir {str(workdir)!r}: {error.strerror or error}"
+        ) from error
 
 
 def _check_extension(workdir: Path, before: Fields, now: Fields, extend: bool) -> None:
@@ -136,8 +142,7 @@ def _knows_its_length(fields: Fields) -> bool:
 
 def _is_longer(before: Fields, now: Fields) -> bool:
     """Whether a run's length, in the unit that counts in both, has grown."""
-    names = {"model": now["model.name"], "optimizer": now["optimizer.name"]}
-    before = {name: before.get(name, default_of(name, **names)) for name in LENGTH}
+    before = _complete(before)
     if before["num_steps"] is None and now["num_steps"] is None:
         return now["num_epochs"] > before["num_epochs"]
     if before["num_steps"] is None or now["num_steps"] is None:
@@ -156,23 +161,24 @@ def differences(before: Fields, now: Fields, *, but: Iterable[str] = ()) -> list
         now: the config of this start, complete.
         but: further fields in which they may differ.
     """
-    names = {"model": now["model.name"], "optimizer": now["optimizer.name"]}
-
-    def value(fields: Fields, field: str) -> Any:
-        if field in fields:
-            return fields[field]
-        with contextlib.suppress(KeyError):
-            return default_of(field, **names)
-        return None
-
+    before = _complete(before)
     if before.get("num_steps") is not None and now["num_steps"] is not None:
         but = {*but, "num_epochs"}  # num_steps is what counts
     return [
-        f"config.{field} was {value(before, field)!r} and is {value(now, field)!r}"
+        f"config.{field} was {before.get(field)!r} and is {now.get(field)!r}"
         for field in sorted(before.keys() | now.keys())
         if field not in _MAY_DIFFER.union(but, {HISTORY})
-        and value(before, field) != value(now, field)
+        and before.get(field) != now.get(field)
     ]
+
+
+def _complete(fields: Fields) -> Fields:
+    """Give the fields that an older version did not have their defaults."""
+    known = {field: value for field, value in fields.items() if field != HISTORY}
+    try:
+        return to_json(resolve(known))
+    except ValueError:  # of a field that there is no more
+        return known
 
 
 @contextlib.contextmanager
@@ -207,7 +213,8 @@ def open_workdir(
             raise ValueError(f"--workdir {error}") from error
         except OSError as error:
             raise ValueError(
-                f"--workdir {str(workdir)!r} cannot be written: {error.strerror}"
+                f"--workdir {str(workdir)!r} cannot be written: "
+                f"{error.strerror or error}"
             ) from error
 
     with held:

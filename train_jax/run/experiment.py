@@ -23,6 +23,7 @@ from train_jax.output.checkpoint import Checkpoints
 from train_jax.output.files import open_folder, write_json
 from train_jax.output.layers import print_layers
 from train_jax.output.metrics import metrics_from_json, truncate_metrics
+from train_jax.output.tensorboard import import_tensorboardx
 from train_jax.run import loop
 from train_jax.run.build import frozen_params
 from train_jax.run.diagnose import repeat_and_explain
@@ -80,10 +81,7 @@ def prepare(
     overwrite: bool = False,
     extend: bool = False,
 ) -> Callable[[ShouldStop], dict[str, Any]]:
-    """Check everything, and write nothing; the result trains and evaluates.
-
-    See `train_and_evaluate`.
-    """
+    """Check everything, write nothing; return what `train_and_evaluate` then runs."""
     config = choose_dtype(config, workdir, overwrite=overwrite)
     fields = to_json(config)
     how = {"overwrite": overwrite, "extend": extend}
@@ -163,7 +161,7 @@ def _run(
             check_lock()
             if processes.is_main():
                 write_json(workdir / wd.SUMMARY, result)
-    return result
+            return result
 
 
 def _train(
@@ -229,7 +227,7 @@ def _start(
         state = load_state(checkpoints, parts.abstract_state, parts.init_state)
         if state.steps_done:
             print(f"resuming after step {state.steps_done} of {trainer.total_steps}")
-        report.import_tensorboardx()  # it takes a while, and is needed next
+        import_tensorboardx()  # it takes a while, and is needed next
         seconds = compiled.result()
     # All wait for the slowest: Gloo gives a program's first exchange 30 s.
     (seconds,) = processes.max_over_processes(seconds)

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from train_jax.devices import processes
-from train_jax.learning.state import TrainState, kernel_checksums
+from train_jax.learning.state import (
+    TrainState,
+    has_finite_params,
+    kernel_checksums,
+)
 from train_jax.output.checkpoint import NOT_SCORED
 from train_jax.output.metrics import mean, metrics_to_json
 from train_jax.output.report import Report
@@ -74,6 +78,9 @@ def train(
                 checksums = {}
         is_asked, late = processes.max_over_processes(should_stop(), schedule.is_late())
         if is_asked or late or schedule.is_due(step):
+            # A loss may be finite whose gradient is not.
+            if score == NOT_SCORED and not has_finite_params(state):
+                raise NonFiniteError(step + 1)
             save(step, state, score=score)
             schedule.restart()
     profiler.reach(step)

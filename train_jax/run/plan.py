@@ -142,7 +142,8 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         needed = _parse_needed(str(error))
         if needed is None:
-            raise
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"the step cannot be compiled: {reason}") from error
         return Plan(memory, needed, False, collectives=[], **common)
     analysis = compiled.memory_analysis()
     memory["activations"] = analysis.temp_size_in_bytes

@@ -11,6 +11,7 @@ import vit_jax.weights
 from train_jax import tasks
 from train_jax.config.config import resolve
 from train_jax.config.fields import DatasetConfig
+from train_jax.config.rules import CHANNEL_MEANS, CHANNEL_STDS
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.resize import Resize
 from train_jax.devices import policy
@@ -167,6 +168,9 @@ def load_weights(
             )
         if given is not None and len(given) != channels:
             raise ValueError(f"{flag} must have {channels} values, got {given}")
+        rule = CHANNEL_STDS if flag == "--std" else CHANNEL_MEANS
+        if given is not None and not rule.passes(given):
+            raise ValueError(f"{flag} must be {rule.allowed}, got {given}")
     names = class_names or loaded.class_names or tuple(map(str, range(num_classes)))
     if len(names) != num_classes:
         raise ValueError(
