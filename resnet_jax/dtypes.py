@@ -1,4 +1,4 @@
-"""Dtype in which sums, statistics and logits are computed."""
+"""Dtype in which statistics are computed, and logits returned."""
 
 from typing import Any
 

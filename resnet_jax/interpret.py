@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.dtypes import float32_or_wider
 from resnet_jax.resnet import ResNet
 
 Array = jax.Array
@@ -33,8 +34,8 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
         label_B: the classes to look for, integers in [0, Y).
 
     Returns:
-        map_BHW of the last feature map's height and width, float32; zeros for a class
-        that there is not.
+        map_BHW of the last feature map's height and width, float32 or wider; zeros for
+        a class that there is not.
 
     Raises:
         ValueError: if the model has no head.
@@ -49,9 +50,11 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     feature_BHWF = _last_features(model, variables, image_BHWC)
     batch, height, width, _ = feature_BHWF.shape
     kernel_FY = variables["params"]["head"]["kernel"]
-    weight_BF = jax.nn.one_hot(label_B, model.num_classes) @ kernel_FY.T
+    one_hot_BY = jax.nn.one_hot(label_B, model.num_classes, dtype=kernel_FY.dtype)
+    weight_BF = jnp.matmul(one_hot_BY, kernel_FY.T, precision="highest")
     weight_BF /= height * width
-    map_BHW = jnp.einsum("BHWF,BF->BHW", feature_BHWF.astype(jnp.float32), weight_BF)
+    feature_BHWF = feature_BHWF.astype(float32_or_wider(feature_BHWF.dtype))
+    map_BHW = (feature_BHWF * weight_BF[:, None, None]).sum(axis=-1)
     chex.assert_shape(map_BHW, (batch, height, width))
     return jax.nn.relu(map_BHW)
 

@@ -27,7 +27,7 @@ def dot_general(
 
     The sums are float32. The gradient's products are rounded likewise. Use it as the
     field of that name of `ViT` and its parts, on a CPU. Only reverse-mode
-    differentiation is supported.
+    differentiation is supported, in `jax.shard_map` with `check_vma=False`.
 
     >>> x = jnp.full((1, 1), 1.001)
     >>> dot_general(x, x, (((1,), (0,)), ((), ())))

@@ -1,4 +1,4 @@
-"""Dtype in which sums, statistics, softmax and logits are computed."""
+"""Dtype in which sums, statistics and softmax are computed, and logits returned."""
 
 from typing import Any
 

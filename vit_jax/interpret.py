@@ -114,7 +114,7 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
     for weights_BNTT in layers:
         step_BTT = (weights_BNTT.mean(axis=1) + identity_TT[None]) / 2
         step_BTT /= step_BTT.sum(axis=-1, keepdims=True)
-        rollout_BTT = jnp.einsum("btu,bus->bts", step_BTT, rollout_BTT)
+        rollout_BTT = jnp.matmul(step_BTT, rollout_BTT, precision="highest")
     chex.assert_shape(rollout_BTT, (batch, num_tokens, num_tokens))
     return rollout_BTT
 
@@ -195,7 +195,7 @@ def mean_attention_distance(
     row_T, column_T = (x.ravel() for x in np.indices(grid))
     distance_TT = np.hypot(row_T[:, None] - row_T, column_T[:, None] - column_T)
     distance_TT = jnp.asarray(distance_TT, weights_BNTT.dtype)
-    distance_BNT = jnp.einsum("bnts,ts->bnt", weights_BNTT, distance_TT)
+    distance_BNT = (weights_BNTT * distance_TT[None, None]).sum(axis=-1)
     distance_N = distance_BNT.mean(axis=(0, 2))
     chex.assert_shape(distance_N, weights_BNTT.shape[1:2])
     return distance_N
@@ -227,7 +227,7 @@ def position_similarity(position_1TD: Array, *, has_class_token: bool) -> Array:
     position_TD = _widen(position_1TD)[0, int(has_class_token) :]
     norm_T1 = jnp.linalg.norm(position_TD, axis=-1, keepdims=True)
     position_TD = _divide(position_TD, norm_T1)
-    similarity_TT = position_TD @ position_TD.T
+    similarity_TT = jnp.matmul(position_TD, position_TD.T, precision="highest")
     num_patches = position_1TD.shape[1] - has_class_token
     chex.assert_shape(similarity_TT, (num_patches, num_patches))
     return similarity_TT

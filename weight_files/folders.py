@@ -45,10 +45,14 @@ def write_huggingface(
         "label2id": {name: label for label, name in enumerate(names)},
     }
     height, width, _ = pretrained.image_shape
+    edge = round(min(height, width) / pretrained.crop_fraction)
     preprocessing = {
-        "image_processor_type": "ViTImageProcessor",
+        # It fills the input and cuts out the centre.
+        "image_processor_type": "BitImageProcessor",
         "do_resize": True,
-        "size": {"height": height, "width": width},
+        "size": {"shortest_edge": edge},
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
         "resample": _RESAMPLING[pretrained.resampling],
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -174,7 +174,13 @@ def _height_and_width(size: Any) -> tuple[int, int]:
     """Read a size as a config writes it: a number, one or two of them, or named."""
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
-        return (size.get("height", edge), size.get("width", edge))
+        height, width = size.get("height", edge), size.get("width", edge)
+        if height is None or width is None:
+            raise ValueError(
+                "their size must be a height and a width, or a shortest edge, got "
+                f"{dict(size)}"
+            )
+        return (height, width)
     if isinstance(size, int):
         return (size, size)
     return (size[0], size[-1])
@@ -195,10 +201,12 @@ def preprocessing_of(source: Source) -> dict[str, Any]:
     mean = preprocessing.get("image_mean", timm.get("mean"))
     std = preprocessing.get("image_std", timm.get("std"))
     if mean is not None and std is not None:
+        if preprocessing.get("do_normalize") is False:
+            mean, std = (0.0,) * len(mean), (1.0,) * len(std)
         found |= {"mean": tuple(mean), "std": tuple(std)}
-    names = config.get("label_names")
-    if labels := config.get("id2label"):
-        names = [labels[key] for key in sorted(labels, key=int)]
+    names = config.get("id2label") or config.get("label_names")
+    if isinstance(names, Mapping):
+        names = [names[key] for key in sorted(names, key=int)]
     if names:
         found["class_names"] = tuple(names)
     size = preprocessing.get("size", config.get("image_size"))

@@ -4,7 +4,9 @@ Files: .npz; .safetensors, which needs the extra [hub]; PyTorch's .pth, .pt, .th
 .bin, which need torch. Pickles are read with `weights_only=True`, or not at all.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -27,8 +29,12 @@ _NAMES = (
     "model.npz",
 )
 _CONFIGS = {"config": "config.json", "preprocessing": "preprocessor_config.json"}
-# Under these keys training scripts keep the weights in a dict of other things.
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+# Under these keys training scripts keep the weights in a dict of other things; the
+# averaged ones are those that timm and torchvision evaluate.
+_NESTED = (
+    *("state_dict_ema", "model_ema"),
+    *("state_dict", "model_state_dict", "model", "net", "weights"),
+)
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 
 
@@ -67,8 +73,8 @@ def open_source(source: Weights) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, Mapping):
-        arrays = {name: _as_float32(x) for name, x in source.items()}
-        return Source("a state dict", arrays)
+        arrays = _unwrap(source, "a state dict")
+        return Source("a state dict", {k: _as_float32(x) for k, x in arrays.items()})
     name = os.fspath(source)
     path = _download(name) if name.startswith("hf://") else pathlib.Path(name)
     try:
@@ -93,10 +99,14 @@ def _download(name: str) -> pathlib.Path:
     hub = _import("huggingface_hub", name, "the extra [hub]")
     repository, revision = match.groups()
     patterns = [*_CONFIGS.values(), *_NAMES, "model-*.safetensors"]
-    fetch = hub.snapshot_download
-    arguments = {"revision": revision, "allow_patterns": patterns}
+    fetch = functools.partial(hub.snapshot_download, repository, revision=revision)
     try:
-        return pathlib.Path(fetch(repository, **arguments))
+        with contextlib.suppress(OSError, hub.errors.HfHubHTTPError):  # offline
+            files = hub.HfApi().list_repo_files(repository, revision=revision)
+            first = next((name for name in _NAMES if name in files), None)
+            if first is not None and not first.endswith(".index.json"):
+                patterns = [*_CONFIGS.values(), first]
+        return pathlib.Path(fetch(allow_patterns=patterns))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"weights {name!r} can't be fetched: {reason}") from error
@@ -166,18 +176,32 @@ def _read_torch(path: pathlib.Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # of pickle, zip and PyTorch, for any kind of damage
+        if "Unsupported global" in str(error):
+            raise ValueError(
+                f"weights {str(path)!r} are pickled with other objects than tensors, "
+                "which are not read; save the state dict alone"
+            ) from error
         raise _damaged(path, error) from error
+    return _unwrap(content, str(path))
+
+
+def _unwrap(content: Any, name: str) -> dict[str, Any]:
+    """Find the arrays in what a training script saved, by their names.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    tensors = content.items() if isinstance(content, Mapping) else [("", content)]
-    others = [name for name, tensor in tensors if not hasattr(tensor, "detach")]
+    arrays = content if isinstance(content, Mapping) else {"": content}
+    others = [key for key, array in arrays.items() if not hasattr(array, "shape")]
     if others:
         raise ValueError(
-            f"weights {str(path)!r} must be a state dict, of tensors alone; "
-            f"{others[0]!r} is none"
+            f"weights {name!r} must be a state dict, of tensors alone; {others[0]!r} "
+            "is none"
         )
-    return {name.removeprefix("module."): tensor for name, tensor in tensors}
+    return {str(key).removeprefix("module."): x for key, x in arrays.items()}
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -116,8 +116,20 @@ def to_ours(table: Iterable[Entry], arrays: Mapping[str, Array]) -> dict[str, An
 
 
 def to_theirs(table: Iterable[Entry], variables: Mapping[str, Any]) -> dict[str, Array]:
-    """Turn variables into another library's arrays."""
+    """Turn variables into another library's arrays.
+
+    Raises:
+        ValueError: naming the first three, if variables are missing or left over.
+    """
+    table = list(table)
     flat: Any = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+    known = {path for entry in table for path in entry.ours}
+    for names, fault in ((known - set(flat), "lacks"), (set(flat) - known, "has")):
+        if names:
+            raise ValueError(
+                f"the model {fault} {first_three(names)}, unlike those that can be "
+                "written"
+            )
     return {
         entry.theirs: np.ascontiguousarray(
             entry.write(*(np.asarray(flat[path]) for path in entry.ours))

@@ -43,7 +43,8 @@ def conv_general_dilated(
     Use it as the field of that name of `flax.linen.Conv` or of a model on a CPU. It
     computes in float32 or wider: on a CPU that is more than twice as fast as bfloat16.
     Where `conv3x3` does the work, the result is exact to about 1e-5 of its largest
-    value, and only reverse-mode differentiation is supported.
+    value, and only reverse-mode differentiation is supported, in `jax.shard_map` with
+    `check_vma=False`.
 
     >>> from resnet_jax import ResNet18
     >>> model = ResNet18(10, conv_general_dilated=conv_general_dilated)

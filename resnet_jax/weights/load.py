@@ -70,6 +70,7 @@ def load(
         )
     try:
         read = torch.read_arrays(opened.arrays)
+        _check_architecture(opened)
         if torch.recognises(read):
             return _load(opened, read, torch.read_fields(read), image_size, fields)
         read = huggingface.read_arrays(opened.arrays)
@@ -79,6 +80,19 @@ def load(
         raise ValueError(
             f"weights {opened.name!r} are no complete ResNet: {describe_error(error)}"
         ) from error
+
+
+def _check_architecture(source: Source) -> None:
+    """Raise ValueError for what timm computes otherwise with the same parameters."""
+    arguments = source.config.get("model_args", {})
+    for name in ("aa_layer", "output_stride", "act_layer"):
+        if name in arguments:
+            raise ValueError(f"a model with {name} {arguments[name]!r} is none of ours")
+    architecture = source.config.get("architecture", "")
+    if architecture.startswith(("resnetaa", "resnetblur")):
+        raise ValueError(
+            f"{architecture!r}, whose strides are blurred, is none of ours"
+        )
 
 
 def _load(

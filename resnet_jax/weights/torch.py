@@ -30,7 +30,6 @@ def read_arrays(arrays: Arrays) -> Arrays:
     """Give the arrays torchvision's names; leave out BatchNorm's counters."""
     simple = {}
     for name, array in arrays.items():
-        name = name.removeprefix("module.")
         for pattern, replacement in _CIFAR_NAMES:
             name = re.sub(pattern, replacement, name)
         if not name.endswith(".num_batches_tracked"):

@@ -1,5 +1,6 @@
 """Files, folders and the hub: what is read, and what is refused in one line."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from tests import parity
 from tests.weights import cases
 from vit_jax import weights
 from vit_jax.weights.load import FORMATS
+from vit_jax.weights.timm import timm_config
 from weight_files import Pretrained, open_source
 from weight_files.pretrained import preprocessing_of
 
@@ -73,7 +75,7 @@ def test_no_code_in_a_pickle_is_run(tmp_path):
             return (pathlib.Path.touch, (tmp_path / "was_run",))
 
     torch.save({"state_dict": {"a": Evil()}}, tmp_path / "evil.pth")
-    assert "are damaged" in refusal(tmp_path / "evil.pth")
+    assert "with other objects than tensors" in refusal(tmp_path / "evil.pth")
     np.savez(tmp_path / "evil.npz", a=np.array([Evil()], dtype=object))
     assert "are damaged" in refusal(tmp_path / "evil.npz")
     assert not (tmp_path / "was_run").exists()
@@ -413,6 +415,7 @@ HUB = """
 import sys
 from vit_jax import weights
 from vit_jax.weights.load import FORMATS
+from vit_jax.weights.timm import timm_config
 try:
     loaded = weights.load(sys.argv[1])
     print(loaded.image_shape, loaded.class_names)
@@ -474,3 +477,84 @@ def test_channels_are_adapted_as_by_timm(channels):
         expected = kernel[:, :, cycle] * np.float32(3 / channels)
         expected = kernel if channels == 3 else expected
     np.testing.assert_allclose(adapted, expected, rtol=1e-6)
+
+
+def test_a_smaller_image_size_is_refused(vit):
+    with pytest.raises(ValueError, match=r"image_size must have as many patches as in"):
+        weights.load(_state(vit), num_heads=2, image_size=(4, 4))
+
+
+def test_what_timm_has_beyond_us_is_named(vit):
+    state = _state(vit)
+    with pytest.raises(ValueError, match="a distilled DeiT"):
+        weights.load(state | {"dist_token": np.ones((1, 1, 16))}, num_heads=2)
+    gated = {"blocks.0.mlp.fc2.weight": np.ones((16, 32), np.float32)}
+    with pytest.raises(ValueError, match=r"gated MLPs \(SwiGLU\)"):
+        weights.load(state | gated, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "resnetaa50"}, "'resnetaa50', whose strides are blurred"),
+        ({"model_args": {"aa_layer": "blurpool"}}, "with aa_layer 'blurpool' is none"),
+    ],
+)
+def test_resnets_that_timm_computes_otherwise_are_refused(config, message):
+    model = resnet_jax.ResNet(2, (1,), width=8)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    state = weight_files.to_theirs(torch_layout.table(model), variables)
+    source = weight_files.Source("a", state, config)
+    with pytest.raises(ValueError, match=message):
+        resnet_jax.weights.load(source)
+
+
+def test_a_model_with_parameters_of_its_own_is_not_saved_without_them(tmp_path):
+    model = resnet_jax.ResNet(2, (1,), width=8)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    more = variables["params"] | {"gate": {"kernel": jnp.ones((2, 2))}}
+    pretrained = Pretrained(model, {**variables, "params": more}, (32, 32, 3))
+    with pytest.raises(ValueError, match="the model has 'params/gate/kernel', unlike"):
+        resnet_jax.weights.save(tmp_path / "a.safetensors", pretrained, format="timm")
+
+
+def test_weights_within_a_checkpoint_are_found(vit):
+    expected = weights.load(_state(vit), num_heads=2)
+    averaged = {f"module.{name}": x for name, x in _state(vit).items()}
+    other = {name: x * 0 for name, x in _state(vit).items()}
+    checkpoint = {"state_dict": other, "state_dict_ema": averaged, "epoch": 3}
+    loaded = weights.load(checkpoint, num_heads=2)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, expected.variables)
+    with pytest.raises(ValueError, match="must be a state dict, of tensors alone; 'ep"):
+        weights.load({"epoch": 3}, num_heads=2)
+
+
+def test_objects_beside_the_tensors_are_named(tmp_path):
+    pytorch = pytest.importorskip("torch")
+    content = {"state_dict": {}, "args": argparse.Namespace(lr=1)}
+    pytorch.save(content, tmp_path / "a.pth")
+    assert "pickled with other objects than tensors" in refusal(tmp_path / "a.pth")
+
+
+def test_the_hidden_width_survives_timm_s_rounding(vit):
+    for hidden in (43, 240, 488):
+        model = vit.model.clone(mlp_ratio=hidden / 16)
+        config = timm_config(model, (8, 8, 3))
+        assert int(16 * config["mlp_ratio"]) == hidden
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [({"size": {"longest_edge": 512}}, "must be a height and a width, or a shortest")],
+)
+def test_sizes_that_cannot_be_read(preprocessing, message):
+    with pytest.raises(ValueError, match=message):
+        preprocessing_of(weight_files.Source("a", {}, {}, preprocessing))
+
+
+def test_preprocessing_without_normalisation_and_names_by_number():
+    preprocessing = {"image_mean": [0.5], "image_std": [0.5], "do_normalize": False}
+    names = {"label_names": {"1": "b", "0": "a"}}
+    found = preprocessing_of(weight_files.Source("a", {}, names, preprocessing))
+    assert found["mean"] == (0.0,) and found["std"] == (1.0,)
+    assert found["class_names"] == ("a", "b")

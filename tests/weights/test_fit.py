@@ -10,7 +10,7 @@ import vit_jax.weights
 from resnet_jax import ResNet
 from tests.modules import normal
 from vit_jax import ViT
-from weight_files import Pretrained
+from weight_files import Pretrained, adapt_channels
 
 IMAGE_BHWC = normal(2, 8, 8, 3)
 
@@ -24,6 +24,22 @@ def pretrained(model):
 @pytest.fixture(scope="module")
 def vit():
     return pretrained(ViT(3, patch_size=4, width=16, depth=2, num_heads=2))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_convolutional_stem_is_fitted_to_other_channels(channels):
+    model = ViT(3, patch_size=4, width=16, depth=1, num_heads=2, stem="conv")
+    whole = pretrained(model)
+    fitted = vit_jax.weights.fit(whole, model, (8, 8, channels))
+    old = whole.variables["params"]["stem"]["conv_0"]["kernel"]
+    kernel = fitted["params"]["stem"]["conv_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, adapt_channels(old, channels))
+    image_BHWC = jnp.ones((1, 8, 8, channels))
+    expected = model.apply(whole.variables, IMAGE_BHWC[:1] * 0 + 1)
+    if channels < 5:  # a grey image's sum is that of its three equal channels
+        np.testing.assert_allclose(
+            model.apply(fitted, image_BHWC), expected, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.fixture(scope="module")

@@ -95,11 +95,7 @@ def test_what_is_written_is_read_again(name, tmp_path):
             assert "has no ViT with" in str(error)
             assert not path.exists()
             continue
-        fields = (
-            {"num_heads": 4} if format == "torchvision" and package is vit_jax else {}
-        )
-        size = loaded.image_shape[:2]
-        again = package.weights.load(path, image_size=size, **fields)
+        again = package.weights.load(path, image_size=loaded.image_shape[:2])
         jax.tree.map(np.testing.assert_array_equal, again.variables, loaded.variables)
         assert again.image_shape == loaded.image_shape
         written.append(format)

@@ -64,9 +64,11 @@ def fit(
         if grids[0] != grids[1]:
             resized = resize_position_embedding(params["pos_embedding"], *grids)
             params["pos_embedding"] = np.asarray(resized)
-    params["embedding"] = _adapt_embedding(
-        params["embedding"], pretrained.image_shape[2], image_shape[2]
-    )
+    channels = (pretrained.image_shape[2], image_shape[2])
+    if model.stem == "conv":
+        params["stem"] = _adapt_stem(params["stem"], *channels)
+    else:
+        params["embedding"] = _adapt_embedding(params["embedding"], *channels)
     fitted = {**variables, "params": params}
     check_variables(fitted, model, image_shape)
     return fitted
@@ -75,10 +77,21 @@ def fit(
 def _adapt_embedding(
     embedding: Mapping[str, Any], old_channels: int, channels: int
 ) -> Mapping[str, Any]:
-    """Fit the kernel (P·P·C, D) to other channels; a convolutional stem has none."""
-    if "kernel" not in embedding or channels == old_channels:
+    """Fit the kernel (P·P·C, D) to other channels."""
+    if channels == old_channels:
         return embedding
     kernel = np.asarray(embedding["kernel"])
     width = kernel.shape[-1]
     kernel = adapt_channels(kernel.reshape(1, -1, old_channels, width), channels)
     return {**embedding, "kernel": kernel.reshape(-1, width)}
+
+
+def _adapt_stem(
+    stem: Mapping[str, Any], old_channels: int, channels: int
+) -> Mapping[str, Any]:
+    """Fit the first kernel, (3, 3, C, F), to other channels."""
+    if channels == old_channels:
+        return stem
+    first = stem["conv_0"]
+    kernel = adapt_channels(np.asarray(first["kernel"]), channels)
+    return {**stem, "conv_0": {**first, "kernel": kernel}}

@@ -29,6 +29,11 @@ def _read_fields(source: Source) -> dict[str, Any]:
     arrays = source.arrays
     arguments = source.config.get("model_args", {})
     width, channels, patch_size, _ = arrays["patch_embed.proj.weight"].shape
+    hidden = len(arrays["blocks.0.mlp.fc1.weight"])
+    if arrays["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
+        raise ValueError("a ViT with gated MLPs (SwiGLU) cannot be expressed")
+    if "dist_token" in arrays:
+        raise ValueError("a distilled DeiT, of two heads, cannot be expressed")
     pool = "cls" if "cls_token" in arrays else "mean"
     if "fc_norm.weight" in arrays:
         pool = "mean"
@@ -49,7 +54,7 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "width": width,
         "depth": count_blocks(arrays, "blocks."),
         **guess_num_heads(width, arguments),
-        "mlp_ratio": arrays["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "mlp_ratio": hidden / width,
         "activation": arguments.get("act_layer") or "gelu",
         "pool": pool,
         "num_registers": num_registers,
@@ -74,6 +79,12 @@ def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
     )
     if not own_1TD.shape[1]:
         own_1TD = np.zeros_like(tokens_1TD)
+    if own_1TD.shape != tokens_1TD.shape:
+        raise ValueError(
+            f"image_size must have as many patches as in the training, got one with "
+            f"{num_patches} patches for {arrays['pos_embed'].shape[1]} places; "
+            "`weights.fit` resizes them"
+        )
     if model.pool == "cls":
         arrays["cls_token"] = tokens_1TD[:, :1]
         places_1TD = np.concatenate([own_1TD[:, :1], places_1TD], axis=1)
@@ -176,7 +187,9 @@ def timm_config(model: ViT, image_shape: tuple[int, int, int]) -> dict[str, Any]
         "embed_dim": model.width,
         "depth": model.depth,
         "num_heads": model.num_heads,
-        "mlp_ratio": model.mlp_ratio,
+        # timm rounds down: from the ratio itself it could make one feature less.
+        "mlp_ratio": model.mlp_ratio
+        and (round(model.mlp_ratio * model.width) + 0.5) / model.width,
         "class_token": model.pool == "cls",
         "reg_tokens": model.num_registers,
         "init_values": model.layer_scale,

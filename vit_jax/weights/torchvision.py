@@ -48,7 +48,7 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "patch_size": patch_size,
         "width": width,
         "depth": count_blocks(arrays, _BLOCK),
-        **guess_num_heads(width, {}),
+        **guess_num_heads(width, source.config.get("model_args", {})),
         "mlp_ratio": len(arrays[f"{_BLOCK}0.mlp.0.weight"]) / width,
         "activation": "gelu",
         "representation_size": None if features is None else len(features),
