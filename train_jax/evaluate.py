@@ -22,6 +22,7 @@ from train_jax import data
 from train_jax.cli import command
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data.split import first_change
 from train_jax.data.streamed import Source, StreamedImages
 from train_jax.devices import policy, sharding
 from train_jax.devices.folders import local_path
@@ -147,15 +148,12 @@ def _check_unchanged(split: ImageSplit | SequenceSplit, task: Task, name: str) -
     """Raise ValueError if the training's data set now has other classes or images."""
     if not isinstance(split, ImageSplit) or not isinstance(task, Classification):
         return
-    for what, now, then in (
-        ("classes", split.class_names, task.class_names),
-        ("an image shape", split.image_BHWC.shape[1:], task.image_shape),
-    ):
-        if tuple(now) != tuple(then):
-            raise ValueError(
-                f"dataset {name!r} has {what} of {tuple(now)}, in the training it had "
-                f"{tuple(then)}"
-            )
+    change = first_change(task.class_names, split.class_names)
+    change = change or first_change(task.image_shape, split.image_BHWC.shape[1:])
+    if change:
+        raise ValueError(
+            f"dataset {name!r} is not that of the training, which had {change}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

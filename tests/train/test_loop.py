@@ -255,7 +255,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, name):
         names = tuple(reversed(train.class_names))
         train = dataclasses.replace(train, class_names=names)
     monkeypatch.setattr(setup, "load_splits", lambda *_, **__: (train, val, test))
-    with pytest.raises(Failed, match=f"checkpoint {step} is of other data: {name} was"):
+    with pytest.raises(Failed, match=f"checkpoint {step} is of other data: {name} had"):
         train_tiny(tmp_path, CHANGES)
 
 

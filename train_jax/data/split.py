@@ -1,9 +1,10 @@
 """Splits as arrays in memory; parse the syntax of slices, "train[:90%]"."""
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -154,3 +155,11 @@ def check_split_name(base: str, known: Iterable[str], name: str) -> None:
             f"dataset {name!r} has no split {base!r}; it has: "
             f"{', '.join(known) or 'none'}"
         )
+
+
+def first_change(before: Sequence[Any], now: Sequence[Any]) -> str | None:
+    """Say where two lists first differ: "'cat', now 'kitten'"; None if nowhere."""
+    for old, new in itertools.zip_longest(before, now):
+        if old != new:
+            return f"{old!r}, now {new!r}"
+    return None

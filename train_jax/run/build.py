@@ -219,7 +219,8 @@ def _make_rule(
             f"config.{section}.cooldown_epochs must leave room for the warm-up, got "
             f"{cooldown_steps} and {warmup_steps} of {length} steps"
         )
-    if rule.schedule == "steps" and round(rule.milestones[0] * length) < warmup_steps:
+    first = min(rule.milestones, default=1.0)
+    if rule.schedule == "steps" and round(first * length) < warmup_steps:
         raise ValueError(
             f"config.{section}.milestones must come after the warm-up, got "
             f"{rule.milestones} and {warmup_steps} of {length} steps"

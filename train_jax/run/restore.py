@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from train_jax import tasks
+from train_jax.data.split import first_change
 from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
@@ -55,10 +56,11 @@ def read_progress(
     now = {"num_examples": list(sizes)} | tasks.to_json(task)
     before = {"num_examples": metadata.get("num_examples")} | metadata["task"]
     for name in ("num_examples", "class_names"):
-        if before.get(name) and list(before[name]) != list(now[name]):
+        change = before.get(name) and first_change(before[name], now[name])
+        if change:
             raise CheckpointError(
-                f"checkpoint {step} is of other data: {name} was {before[name]}, now "
-                f"{list(now[name])}; restore the data, or start anew (--overwrite)"
+                f"checkpoint {step} is of other data: {name} had {change}; restore the "
+                "data, or start anew (--overwrite)"
             )
     return metadata
 
