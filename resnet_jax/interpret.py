@@ -54,7 +54,7 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     weight_BF = jnp.matmul(one_hot_BY, kernel_FY.T, precision="highest")
     weight_BF /= height * width
     feature_BHWF = feature_BHWF.astype(float32_or_wider(feature_BHWF.dtype))
-    map_BHW = (feature_BHWF * weight_BF[:, None, None]).sum(axis=-1)
+    map_BHW = jnp.einsum("BHWF,BF->BHW", feature_BHWF, weight_BF, precision="highest")
     chex.assert_shape(map_BHW, (batch, height, width))
     return jax.nn.relu(map_BHW)
 

@@ -114,7 +114,9 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
     for weights_BNTT in layers:
         step_BTT = (weights_BNTT.mean(axis=1) + identity_TT[None]) / 2
         step_BTT /= step_BTT.sum(axis=-1, keepdims=True)
-        rollout_BTT = jnp.matmul(step_BTT, rollout_BTT, precision="highest")
+        rollout_BTT = jnp.einsum(
+            "btu,bus->bts", step_BTT, rollout_BTT, precision="highest"
+        )
     chex.assert_shape(rollout_BTT, (batch, num_tokens, num_tokens))
     return rollout_BTT
 
@@ -195,7 +197,9 @@ def mean_attention_distance(
     row_T, column_T = (x.ravel() for x in np.indices(grid))
     distance_TT = np.hypot(row_T[:, None] - row_T, column_T[:, None] - column_T)
     distance_TT = jnp.asarray(distance_TT, weights_BNTT.dtype)
-    distance_BNT = (weights_BNTT * distance_TT[None, None]).sum(axis=-1)
+    distance_BNT = jnp.einsum(
+        "bnts,ts->bnt", weights_BNTT, distance_TT, precision="highest"
+    )
     distance_N = distance_BNT.mean(axis=(0, 2))
     chex.assert_shape(distance_N, weights_BNTT.shape[1:2])
     return distance_N

@@ -33,7 +33,6 @@ EXEMPT = {
     "train_jax.learning.optim.make_schedule": "takes numbers",
     "train_jax.learning.optim.sgd": "takes numbers",
     "train_jax.learning.state.count_parameters": "takes a tree of any shapes",
-    "train_jax.learning.state.has_finite_params": "takes a tree of any shapes",
     "train_jax.learning.state.kernel_checksums": "takes a tree of any shapes",
     "train_jax.tasks.from_json": "takes no arrays",
     "train_jax.tasks.to_json": "takes no arrays",

@@ -130,9 +130,10 @@ class ViTExplainer:
         """
         # A few at a time: all layers' weights of many images may not fit into memory.
         parts = np.split(image_BHWC, range(_NUM_AT_ONCE, len(image_BHWC), _NUM_AT_ONCE))
-        distance_LN = sum(
-            len(part_BHWC) / len(image_BHWC) * self._distances(part_BHWC)
-            for part_BHWC in parts
+        distance_LN = np.average(
+            [self._distances(part_BHWC) for part_BHWC in parts],
+            axis=0,
+            weights=[len(part_BHWC) for part_BHWC in parts],
         )
         names = ["attention_distance.png"]
         attention_plots.plot_attention_distance(distance_LN, folder / names[0])

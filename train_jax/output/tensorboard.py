@@ -36,12 +36,14 @@ class EventLog:
             return
         import_tensorboardx()
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto import event_pb2
 
+        self._messages: Any = event_pb2
         self._folder = LocalFolder(folder)
         self._folder.path.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(self._folder.path / "events"))
-        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+        start = self._messages.SessionLog(status=self._messages.SessionLog.START)
+        self._write(first_step, session_log=start)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write numbers of a step, and flush them to the disk or the object store."""
@@ -61,7 +63,6 @@ class EventLog:
             self._folder.close()
 
     def _write(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
         assert self._writer is not None
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+        event = self._messages.Event(wall_time=time.time(), step=step, **content)
+        self._writer.write_event(event)
