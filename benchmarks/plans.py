@@ -20,7 +20,7 @@ PAGE = _ROOT / "docs" / "plan.md"
 _CONFIGS = (
     *("vit_digits", "vit_mnist", "vit_mnist_reference", "vit_mnist_best"),
     *("resnet18_mnist", "resnet18_cifar10", "resnet20_cifar10", "fast_cifar10:2000"),
-    *("vit_cifar10", "vit_conv_cifar10:256"),
+    *("vit_cifar10", "vit_conv_cifar10:256", "vit_patches_cifar10:256"),
     *("finetune_vit_cifar10", "vit_s16_imagenet"),
     "transformer_reverse",
     "ablation_vit_mnist",

@@ -40,6 +40,7 @@ EXPECTED = {
     "vit_mnist_best": (509_195, MNIST),
     "vit_cifar10": (2_697_226, CIFAR10),
     "vit_conv_cifar10": (1_909_259, CIFAR10),
+    "vit_patches_cifar10": (1_806_347, CIFAR10),
     "finetune_vit_cifar10": (
         21_669_514,
         Classification((224, 224, 3), DIGITS, mean=(0.5,) * 3, std=(0.5,) * 3),

@@ -1,0 +1,48 @@
+"""A small ViT with plain patches on CIFAR-10, trained by Muon in 36 epochs.
+
+    python train.py --config configs/vit_patches_cifar10.py
+
+88.24 % test accuracy (seed 0) after 2.42 hours of training on two CPU cores of an AMD
+EPYC with AVX512_BF16, with other work beside some of it: an epoch alone takes 225 to
+230 s. It was trained on 48,000 images.
+
+1.8 million parameters, for a CPU: `vit_conv_cifar10` with patches of 4×4 pixels in
+place of the convolutional stem. `vit_patches_cifar10.py:256` has batches of 256, which
+four or more devices can share.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(batch_size: str = "250") -> ConfigDict:
+    return ConfigDict(
+        {
+            "model": {
+                "name": "vit",
+                "patch_size": 4,
+                "width": 192,
+                "depth": 6,
+                "num_heads": 6,
+                "mlp_ratio": 2.0,
+                "pool": "sequence",
+            },
+            "dataset": {
+                "name": "cifar10",
+                "train_split": "train[:48000]",
+                "val_split": "train[48000:]",
+            },
+            "augment": {"crop_padding": 4, "flip": "random", "trivial_augment": True},
+            "optimizer": {
+                "name": "muon",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup_epochs": 1,
+                "weight_decay": 0.1,
+            },
+            "batch_size": int(batch_size),
+            "eval_batch_size": 1000,
+            "num_epochs": 36,
+            "label_smoothing": 0.1,
+            "dtype": "auto",
+        }
+    )
