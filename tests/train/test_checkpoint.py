@@ -84,6 +84,15 @@ def test_state_and_metadata_come_back(directory):
         assert checkpoint.read_metadata(directory, step) == {"epoch": step / 5}
 
 
+def test_a_state_of_another_structure_is_named(directory):
+    other = {"something_else": jax.ShapeDtypeStruct((), jnp.float32)}
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.restore(directory, 5, other)
+    message = str(error.value)
+    assert message.startswith("checkpoint 5 does not fit this version of the program")
+    assert "\n" not in message
+
+
 def test_state_saved_from_many_devices_is_restored_to_one(tmp_path):
     sharded = sharding.batch_sharding(sharding.make_mesh())
     state = make_state(3)

@@ -99,6 +99,26 @@ def test_pictures_of_chosen_images_and_of_the_model(run, capsys):
         assert matplotlib.image.imread(path).std() > 0.01
 
 
+def test_attention_distances_of_a_few_images_at_a_time(
+    run, image_MHWC, tmp_path, monkeypatch
+):
+    found = []
+    monkeypatch.setattr(
+        attention_plots, "plot_attention_distance", lambda *args: found.append(args[0])
+    )
+    explainer = explainers.make_explainer(load_model(run))
+    sizes, distances = [], explainer._distances
+
+    def spy(image_BHWC):
+        sizes.append(len(image_BHWC))
+        return distances(image_BHWC)
+
+    monkeypatch.setattr(explainer, "_distances", spy)
+    explainer.draw_model(tmp_path, image_MHWC[:19])
+    assert sizes == [8, 8, 3]
+    np.testing.assert_allclose(found[0], distances(image_MHWC[:19]), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "titles"),
     [

@@ -24,6 +24,7 @@ from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Failed, Stopped
 from train_jax.run.saving import SaveSchedule
 from train_jax.run.splits import load_splits
+from train_jax.tasks import Classification
 
 
 def records(workdir):
@@ -241,6 +242,27 @@ def test_the_test_split_is_read_with_the_best_checkpoint(tmp_path, monkeypatch):
         checkpoint.find(folder, "12")
     assert "must be last, best or the step of one of those" in str(caught.value)
     assert "(10, 15), got '12'" in str(caught.value)
+
+
+def test_of_several_runs_the_best_one_that_was_tested_is_drawn(tmp_path, monkeypatch):
+    changes = {"num_epochs": 2, "num_seeds": 2, "test_checkpoint": "best"}
+    parts = make_tiny(changes)
+    evaluate, accuracies = Evaluator.__call__, iter(([0.9, 0.5], [0.1, 0.2]))
+    drawn = []
+
+    def pretend(evaluator, variables, split):
+        result = evaluate(evaluator, variables, split)
+        if len(split) == len(parts.val):
+            accuracy_R = np.array(next(accuracies))
+            result = dataclasses.replace(result, accuracy_R=accuracy_R)
+        return result
+
+    monkeypatch.setattr(Evaluator, "__call__", pretend)
+    monkeypatch.setattr(Classification, "plot", lambda *args: drawn.append(args[2]))
+    summary = train_tiny(tmp_path, changes, has_plots=True)
+    assert summary["test_step"] == 5
+    best = checkpoint.restore(tmp_path / wd.CHECKPOINTS, 5, parts.abstract_state)
+    chex.assert_trees_all_equal(drawn[0], parts.runs.select(best.eval_variables, 0))
 
 
 @pytest.mark.parametrize("name", ["num_examples", "class_names"])

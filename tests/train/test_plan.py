@@ -216,6 +216,38 @@ def test_the_largest_batch_may_hold_all_examples(monkeypatch):
     assert found is not None and found.batch_size == 320
 
 
+def test_a_batch_that_the_config_refuses_ends_the_search(monkeypatch):
+    real = plan.make_plan(tiny_config(), CPUS)
+
+    def make_plan(config, topology):
+        if config.batch_size < 64:
+            raise ValueError("config.optimizer.warmup_epochs must be shorter")
+        return dataclasses.replace(real, batch_size=config.batch_size, fits=False)
+
+    monkeypatch.setattr(plan_command, "make_plan", make_plan)
+    config = tiny_config({"batch_size": 80})
+    assert plan_command._find_largest(config, CPUS, make_plan(config, CPUS)) is None
+
+
+def test_an_automatic_batch_begins_with_one_that_divides(monkeypatch, capsys):
+    real, tried = plan.make_plan(tiny_config(), CPUS), []
+
+    def make_plan(config, topology):
+        tried.append(config.batch_size)
+        size = config.batch_size
+        return dataclasses.replace(real, batch_size=size, num_runs=2, fits=size <= 64)
+
+    monkeypatch.setattr(plan_command, "make_plan", make_plan)
+    monkeypatch.setattr(plan_command, "make_topology", lambda _: CPUS)
+    arguments = ["--config", "vit_digits", "--config.batch_size=60"]
+    arguments += ["--topology", "cpu:8", "--batch_size", "auto"]
+    assert plan_command.main(arguments) == 0
+    assert tried[0] == 56 and all(size % 8 == 0 for size in tried)
+    # 8 devices share two runs' batches of 64.
+    out = capsys.readouterr().out
+    assert "8 devices of cpu:8, batch 64 of each of 2 runs (16 each)" in out
+
+
 WRONG = [
     ("v5e", "--topology must be KIND:SIZE"),
     ("v7x:2x2", "with a kind of v4, v5e, v5p, v6e, cpu"),

@@ -41,6 +41,19 @@ def test_confusion_matrix(tmp_path, num_classes):
     check(tmp_path / "confusion.png")
 
 
+def test_names_with_dollar_signs_are_no_formulas(tmp_path):
+    names, probability_MY = ("$$", "$_$"), np.eye(2)
+    label_M, path = np.array([1, 0]), tmp_path / "picture.png"
+    plots.plot_confusion(label_M, label_M, names, path)
+    image_MHWC = draw_image(2, 8, 8, 1)
+    plots.plot_misclassified(image_MHWC, label_M, probability_MY, names, path)
+    relevance = {"head": GENERATOR.random((2, 2))}
+    attention_plots.plot_explanation(
+        image_MHWC[0], probability_MY[0], names, relevance, path, patch_size=4
+    )
+    check(path)
+
+
 @pytest.mark.parametrize("num_wrong", [0, 3, 30])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_misclassified(tmp_path, num_wrong, channels):

@@ -471,6 +471,31 @@ for name in ("train_jax", "vit_jax", "resnet_jax", "weight_files"):
         write_space(folder, run, **how)
 
 
+def test_a_space_that_cannot_be_written_leaves_nothing(run, tmp_path, monkeypatch):
+    folder, how = tmp_path / "space", {"step": 60, "run": 0, "title": "vit on digits"}
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", missing)
+        with pytest.raises(ValueError, match="--space needs gradio to be installed"):
+            write_space(folder, run, **how)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.1.0")
+    with pytest.raises(OSError):
+        write_space(folder, run, **how | {"step": 7})
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_device_without_memory_is_one_line(run, monkeypatch, capsys):
+    def evaluate_all(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(evaluate, "evaluate", evaluate_all)
+    call(evaluate, "--workdir", run, code=1)
+    assert "the device has too little memory" in capsys.readouterr().err
+
+
 WRONG = {
     "evaluate": [
         ("", "one of the arguments --workdir --weights is required"),
@@ -493,6 +518,11 @@ WRONG = {
         ("--weights RESNET --run 1", "--run is for --workdir alone"),
         ("--weights RESNET --dataset digits --mean 0.5", "--mean must have 3 values"),
         ("--weights RESNET --dataset digits --std x", "--std: must be numbers as in"),
+        ("--weights RESNET --dataset digits --mean 125,123,114", "--mean must be a tu"),
+        (
+            "--weights RESNET --dataset digits --mean 0,0,0 --std 0,0,0",
+            "--std must be a tuple of numbers in (0, 1]",
+        ),
         ("--weights RESNET --image_size 3", "must be height and width as in"),
         ("--weights RESNET --class_names a,b --dataset digits", "10 classes, but 2"),
         ("--workdir RUN --out README.md", "File exists"),
