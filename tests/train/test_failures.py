@@ -59,12 +59,15 @@ def test_divergence_is_traced_to_its_step(tmp_path, accumulation_steps):
 
 
 def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
-    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e30}
+    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e38}
+    changes |= {"freeze": "backbone", "accumulation_steps": 4, "debug_nans": True}
+    seen = []
     monkeypatch.setattr(
-        "train_jax.run.diagnose.find_first_nonfinite", lambda *_, **__: None
+        diagnose, "find_first_nonfinite", lambda *_, **how: seen.append(how)
     )
     with pytest.raises(Diverged, match="when it is repeated, all of it is finite"):
-        train_tiny(tmp_path, changes | {"debug_nans": True})
+        train_tiny(tmp_path, changes)
+    assert seen[-1] == {"accumulation_steps": 4, "train": False}
 
 
 def test_what_jax_raises_is_not_hidden(tmp_path, monkeypatch):

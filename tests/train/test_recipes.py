@@ -133,8 +133,8 @@ def test_a_group_may_be_called_freeze():
         ),
         (
             {"groups.head.schedule": "steps", "groups.head.warmup_epochs": 0.6},
-            r"config\.groups\.head\.milestones must come after the warm-up, got "
-            r"\(0\.5, 0\.75\) and 3 of 5 steps",
+            r"config\.groups\.head\.milestones must come after the warm-up of 3 steps, "
+            r"got 2 steps",
         ),
         (
             {"dataset.val_split": None, "test_checkpoint": "best"},

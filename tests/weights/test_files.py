@@ -536,11 +536,11 @@ def test_objects_beside_the_tensors_are_named(tmp_path):
     assert "pickled with other objects than tensors" in refusal(tmp_path / "a.pth")
 
 
-def test_the_hidden_width_survives_timm_s_rounding(vit):
-    for hidden in (43, 240, 488):
-        model = vit.model.clone(mlp_ratio=hidden / 16)
-        config = timm_config(model, (8, 8, 3))
-        assert int(16 * config["mlp_ratio"]) == hidden
+@pytest.mark.parametrize(("hidden", "width"), [(240, 176), (240, 208), (64, 16)])
+def test_the_hidden_width_survives_timm_s_rounding(vit, hidden, width):
+    model = vit.model.clone(width=width, mlp_ratio=hidden / width)
+    config = timm_config(model, (8, 8, 3))
+    assert int(width * config["mlp_ratio"]) == hidden
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,9 @@ def make_schedule(
         "linear": lambda: optax.linear_schedule(1.0, 0.0, decay_steps),
         "rsqrt": lambda: _reciprocal_root(max(warmup_steps, 1)),
         "steps": lambda: _steps(
-            [round(share * total_steps) - warmup_steps for share in milestones],
+            [round(share * total_steps) for share in milestones],
             drop_factor,
+            warmup_steps,
         ),
     }
     if name not in schedules:
@@ -85,11 +86,16 @@ def make_schedule(
     return schedule
 
 
-def _steps(boundaries: Sequence[int], factor: float) -> optax.Schedule:
-    """Multiply by the factor after each boundary, also where two of them are equal."""
-    if min(boundaries, default=0) < 0:
-        raise ValueError("the milestones must come after the warm-up")
-    factors = {step: factor ** boundaries.count(step) for step in boundaries}
+def _steps(boundaries: list[int], factor: float, warmup_steps: int) -> optax.Schedule:
+    """Multiply by the factor at each step named, as often as it is named."""
+    if any(step < warmup_steps for step in boundaries):
+        raise ValueError(
+            f"milestones must come after the warm-up of {warmup_steps} steps, got "
+            f"{min(boundaries)} steps"
+        )
+    factors = {
+        step - warmup_steps: factor ** boundaries.count(step) for step in boundaries
+    }
     return optax.piecewise_constant_schedule(1.0, factors)
 
 

@@ -219,20 +219,17 @@ def _make_rule(
             f"config.{section}.cooldown_epochs must leave room for the warm-up, got "
             f"{cooldown_steps} and {warmup_steps} of {length} steps"
         )
-    first = min(rule.milestones, default=1.0)
-    if rule.schedule == "steps" and round(first * length) < warmup_steps:
-        raise ValueError(
-            f"config.{section}.milestones must come after the warm-up, got "
-            f"{rule.milestones} and {warmup_steps} of {length} steps"
+    try:
+        schedule = optim.make_schedule(
+            rule.schedule,
+            total_steps=length,
+            warmup_steps=warmup_steps,
+            cooldown_steps=cooldown_steps,
+            milestones=rule.milestones,
+            drop_factor=rule.drop_factor,
         )
-    schedule = optim.make_schedule(
-        rule.schedule,
-        total_steps=length,
-        warmup_steps=warmup_steps,
-        cooldown_steps=cooldown_steps,
-        milestones=rule.milestones,
-        drop_factor=rule.drop_factor,
-    )
+    except ValueError as error:  # it begins with the field's name
+        raise ValueError(f"config.{section}.{error}") from error
     if length < total_steps:
         parts = [schedule, optax.constant_schedule(0.0)]
         schedule = optax.join_schedules(parts, [length])
