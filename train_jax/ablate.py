@@ -30,7 +30,7 @@ from train_jax.config.fields import Config
 from train_jax.devices import compiler, processes
 from train_jax.output import lock
 from train_jax.output import workdir as wd
-from train_jax.output.tiles import make_figure, without_maths
+from train_jax.output.tiles import escape_dollars, make_figure
 from train_jax.run import experiment
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.failures import Diverged, Failed, Stopped
@@ -249,7 +249,7 @@ def _plot(names: Sequence[str], results: Sequence[Result], path: pathlib.Path) -
         accuracies, mean = _accuracies(result), 100 * result["test_accuracy"]
         axis.plot(accuracies, [row] * len(accuracies), "o", color="C0", alpha=0.5)
         axis.plot(mean, row, "|", color="black", ms=14)
-    axis.set_yticks(range(len(names)), list(map(without_maths, names)))
+    axis.set_yticks(range(len(names)), list(map(escape_dollars, names)))
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("test accuracy (%): each run, and their mean")
     axis.grid(axis="x", alpha=0.3)

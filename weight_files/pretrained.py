@@ -171,7 +171,7 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _height_and_width(size: Any) -> tuple[int, int]:
-    """Read a size as a config writes it: a number, one or two of them, or named."""
+    """Parse an image size: a number, a list of one or two, or named sides."""
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         height, width = size.get("height", edge), size.get("width", edge)

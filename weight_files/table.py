@@ -124,12 +124,12 @@ def to_theirs(table: Iterable[Entry], variables: Mapping[str, Any]) -> dict[str,
     table = list(table)
     flat: Any = flax.traverse_util.flatten_dict(dict(variables), sep="/")
     known = {path for entry in table for path in entry.ours}
-    for names, fault in ((known - set(flat), "lacks"), (set(flat) - known, "has")):
+    for names, fault in (
+        (known - set(flat), "needs"),
+        (set(flat) - known, "has no place for"),
+    ):
         if names:
-            raise ValueError(
-                f"the model {fault} {first_three(names)}, unlike those that can be "
-                "written"
-            )
+            raise ValueError(f"the format {fault} {first_three(names)}")
     return {
         entry.theirs: np.ascontiguousarray(
             entry.write(*(np.asarray(flat[path]) for path in entry.ours))

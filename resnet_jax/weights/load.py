@@ -87,11 +87,13 @@ def _check_architecture(source: Source) -> None:
     arguments = source.config.get("model_args", {})
     for name in ("aa_layer", "output_stride", "act_layer"):
         if name in arguments:
-            raise ValueError(f"a model with {name} {arguments[name]!r} is none of ours")
+            raise ValueError(
+                f"a model with {name} {arguments[name]!r} is not supported"
+            )
     architecture = source.config.get("architecture", "")
     if architecture.startswith(("resnetaa", "resnetblur")):
         raise ValueError(
-            f"{architecture!r}, whose strides are blurred, is none of ours"
+            f"{architecture!r}, whose strides are blurred, is not supported"
         )
 
 

@@ -102,17 +102,17 @@ def test_the_limit_of_a_container(tmp_path, limit, used, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
     for name, text in ((limit, "1000"), (used, "700"), ("memory.stat", "anon 5")):
         (tmp_path / folder / name).write_text(text + "\n")
-    assert memory.free_in_groups(tmp_path) == 300
+    assert memory.free_in_cgroups(tmp_path) == 300
     # The job of a cluster has a group of its own, below.
     own = tmp_path / "cgroup"
     own.write_text("0::/job/step\n" if folder == "." else "9:memory:/job/step\n")
     (tmp_path / folder / "job" / "step").mkdir(parents=True)
     for name, text in ((limit, "300"), (used, "250"), ("memory.stat", "anon 5")):
         (tmp_path / folder / "job" / name).write_text(text + "\n")
-    assert memory.free_in_groups(tmp_path, own) == 50
+    assert memory.free_in_cgroups(tmp_path, own) == 50
     statistics = "active_file 9\ninactive_file 200\nunevictable 0\n"
     (tmp_path / folder / "memory.stat").write_text(statistics)
-    assert memory.free_in_groups(tmp_path) == 500
+    assert memory.free_in_cgroups(tmp_path) == 500
     (tmp_path / folder / limit).write_text("max\n")
-    assert memory.free_in_groups(tmp_path) == float("inf")
-    assert memory.free_in_groups(tmp_path / "missing") == float("inf")
+    assert memory.free_in_cgroups(tmp_path) == float("inf")
+    assert memory.free_in_cgroups(tmp_path / "missing") == float("inf")

@@ -480,7 +480,9 @@ def test_channels_are_adapted_as_by_timm(channels):
 
 
 def test_a_smaller_image_size_is_refused(vit):
-    with pytest.raises(ValueError, match=r"image_size must have as many patches as in"):
+    with pytest.raises(
+        ValueError, match="image_size gives 1 patches, which do not fit the 5 "
+    ):
         weights.load(_state(vit), num_heads=2, image_size=(4, 4))
 
 
@@ -497,7 +499,7 @@ def test_what_timm_has_beyond_us_is_named(vit):
     ("config", "message"),
     [
         ({"architecture": "resnetaa50"}, "'resnetaa50', whose strides are blurred"),
-        ({"model_args": {"aa_layer": "blurpool"}}, "with aa_layer 'blurpool' is none"),
+        ({"model_args": {"aa_layer": "blurpool"}}, "with aa_layer 'blurpool' is not"),
     ],
 )
 def test_resnets_that_timm_computes_otherwise_are_refused(config, message):
@@ -514,7 +516,7 @@ def test_a_model_with_parameters_of_its_own_is_not_saved_without_them(tmp_path):
     variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
     more = variables["params"] | {"gate": {"kernel": jnp.ones((2, 2))}}
     pretrained = Pretrained(model, {**variables, "params": more}, (32, 32, 3))
-    with pytest.raises(ValueError, match="the model has 'params/gate/kernel', unlike"):
+    with pytest.raises(ValueError, match="the format has no place for 'params/gate/k"):
         resnet_jax.weights.save(tmp_path / "a.safetensors", pretrained, format="timm")
 
 

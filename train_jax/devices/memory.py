@@ -19,7 +19,7 @@ def room_for_data() -> float:
     In several processes all come to the same: the least of them.
     """
     on_devices = map(_free_on_device, jax.local_devices())
-    room = SHARE * min(_free_on_host(), free_in_groups(), *on_devices)
+    room = SHARE * min(_free_on_host(), free_in_cgroups(), *on_devices)
     if jax.process_count() == 1:
         return room
     rooms = multihost_utils.process_allgather(jax.numpy.float32(room))
@@ -38,7 +38,7 @@ def _free_on_host() -> float:
         return float("inf")
 
 
-def free_in_groups(
+def free_in_cgroups(
     root: pathlib.Path = pathlib.Path("/sys/fs/cgroup"),
     own: pathlib.Path = pathlib.Path("/proc/self/cgroup"),
 ) -> float:

@@ -12,7 +12,7 @@ from train_jax.run.trained_model import TrainedModel, require_images
 
 
 def fit_image(trained: TrainedModel, image_HWC: np.ndarray) -> np.ndarray:
-    """Bring a picture to a model's input, as those of its training were.
+    """Resize a picture to a model's input size, as in its training.
 
     Args:
         trained: the model.

@@ -8,9 +8,9 @@ import numpy as np
 
 from train_jax.output.tiles import (
     draw_tiles,
+    escape_dollars,
     make_figure,
     show_image,
-    without_maths,
 )
 
 
@@ -139,7 +139,7 @@ def _draw_probabilities(
 ) -> None:
     """Draw bars of the most probable classes."""
     best = np.argsort(-probability_Y)[:count]
-    names = [without_maths(class_names[int(y)]) for y in best]
+    names = [escape_dollars(class_names[int(y)]) for y in best]
     bars = axis.barh(names, probability_Y[best])
     axis.bar_label(bars, [f"{p:.1%}" for p in probability_Y[best]], padding=2)
     axis.invert_yaxis()

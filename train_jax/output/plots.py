@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train_jax.output.tiles import draw_tiles, make_figure, without_maths
+from train_jax.output.tiles import draw_tiles, escape_dollars, make_figure
 
 
 def plot_curves(
@@ -79,7 +79,7 @@ def plot_confusion(
     axis.set_ylabel("true class")
     if num_classes <= 40:
         ticks = range(num_classes)
-        names = list(map(without_maths, class_names))
+        names = list(map(escape_dollars, class_names))
         axis.set_xticks(ticks, names, rotation=90)
         axis.set_yticks(ticks, names)
     if num_classes <= 20:

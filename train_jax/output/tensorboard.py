@@ -22,7 +22,7 @@ def import_tensorboardx() -> Any:
 
 
 class EventLog:
-    """The events of a run, written when they are logged: no thread may lose them."""
+    """TensorBoard's event file of a run; what is logged is on the disk at once."""
 
     def __init__(self, folder: Path, *, first_step: int):
         """Open a file of events; process 0 alone writes.

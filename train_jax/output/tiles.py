@@ -47,7 +47,7 @@ def draw_tiles(
         axis.add_patch(frame)
     for title, (left, _, _, top) in zip(titles, extents, strict=False):
         where = {"ha": "center", "va": "bottom", "fontsize": 9}
-        axis.text(left + 0.5, top - 0.03, without_maths(title), **where)
+        axis.text(left + 0.5, top - 0.03, escape_dollars(title), **where)
     if extents:
         axis.set_xlim(-0.02, 1.08 * columns)
         axis.set_ylim(extents[-1][2] + 0.02, -above)
@@ -61,6 +61,6 @@ def show_image(axis: Any, image: np.ndarray, **style: Any) -> None:
     axis.imshow(image, **style)
 
 
-def without_maths(text: str) -> str:
-    """Let Matplotlib draw a dollar sign as one, not as the begin of a formula."""
+def escape_dollars(text: str) -> str:
+    """Escape dollar signs, between which Matplotlib would read a formula."""
     return text.replace("$", r"\$")

@@ -52,7 +52,7 @@ class TrainedModel:
 
     @property
     def resize(self) -> Resize:
-        """How pictures of other proportions are brought to its input."""
+        """How images of other proportions are resized: "crop", "pad" or "stretch"."""
         return "crop" if self.dataset is None else self.dataset.resize
 
     def load_test(self) -> ImageSplit | SequenceSplit:

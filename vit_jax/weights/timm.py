@@ -31,9 +31,9 @@ def _read_fields(source: Source) -> dict[str, Any]:
     width, channels, patch_size, _ = arrays["patch_embed.proj.weight"].shape
     hidden = len(arrays["blocks.0.mlp.fc1.weight"])
     if arrays["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
-        raise ValueError("a ViT with gated MLPs (SwiGLU) cannot be expressed")
+        raise ValueError("a ViT with gated MLPs (SwiGLU) is not supported")
     if "dist_token" in arrays:
-        raise ValueError("a distilled DeiT, of two heads, cannot be expressed")
+        raise ValueError("a distilled DeiT, which has two heads, is not supported")
     pool = "cls" if "cls_token" in arrays else "mean"
     if "fc_norm.weight" in arrays:
         pool = "mean"
@@ -81,9 +81,9 @@ def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
         own_1TD = np.zeros_like(tokens_1TD)
     if own_1TD.shape != tokens_1TD.shape:
         raise ValueError(
-            f"image_size must have as many patches as in the training, got one with "
-            f"{num_patches} patches for {arrays['pos_embed'].shape[1]} places; "
-            "`weights.fit` resizes them"
+            f"image_size gives {num_patches} patches, which do not fit the "
+            f"{arrays['pos_embed'].shape[1]} positions of the weights; load them "
+            "without it, and resize them by `weights.fit`"
         )
     if model.pool == "cls":
         arrays["cls_token"] = tokens_1TD[:, :1]
