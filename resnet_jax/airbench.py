@@ -125,7 +125,7 @@ def _unit_uniform(key: Array, shape: Sequence[int], dtype: Any) -> Array:
 class AirbenchNet(nn.Module):
     """Classify images of about 32×32 pixels, without shortcuts.
 
-    A frozen convolution whitens patches of 2×2 pixels; then three groups follow, each
+    A fixed convolution, made to whiten patches of 2×2 pixels; then three groups, each
     of a 3×3 convolution, a max-pool, BatchNorm, GELU, and convolutions, BatchNorm and
     GELU without pooling. It is made to be trained by Muon, in few epochs.
 
@@ -140,12 +140,16 @@ class AirbenchNet(nn.Module):
         group_depth: number of convolutions in each group, 2 or 3. With three, as in
             the wider networks of the paper, a shortcut leads around the last two.
         momentum: share of the old value in BatchNorm's running averages.
-        whitening_init: initialiser of the frozen convolution; the one it is made for
-            returns the `whitening_kernel` of the training images.
+        whitening_init: initialiser of the first convolution. It whitens only if this
+            returns the `whitening_kernel` of the training images:
+            `whitening_init=lambda *_: kernel`. No gradient reaches it; leave the
+            parameter `whitening` out of weight decay.
         dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: function that computes the convolutions; see `ResNet`.
 
-    References: arXiv:2404.00498, section 3 and listing 4.
+    References: arXiv:2404.00498, section 3 and listing 4; the head:
+    airbench94_muon.py of github.com/KellerJordan/cifar10-airbench, whose GELU is exact,
+    not the tanh form.
     """
 
     num_classes: int | None

@@ -5,7 +5,7 @@ References: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import chex
 import flax.linen as nn
@@ -130,6 +130,10 @@ class ResidualBlock(nn.Module):
         """
         chex.assert_rank(x_BHWC, 4)
         check_at_least_1(features=self.features, stride=self.stride)
+        if self.shortcut not in (allowed := get_args(Shortcut)):
+            raise ValueError(
+                f"shortcut must be one of {allowed}, got {self.shortcut!r}"
+            )
         conv = functools.partial(
             make_conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )

@@ -14,12 +14,12 @@ Array = jax.Array
 
 
 def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -> Array:
-    """Compute where the features lie that speak for a class.
+    """Compute the Grad-CAM map of a class.
 
-    The last feature map, its channels weighted by their mean gradient of the class's
-    logit, what is negative set to 0. After it there are only average pooling and a
-    linear layer, so that the gradient is the layer's kernel, divided by the number of
-    positions: no backward pass is needed.
+    The channels of the last feature map are weighted by the mean gradient of the
+    class's logit and summed; negative values are set to 0. Only average pooling and a
+    linear layer follow, so the gradient is the layer's kernel divided by the number of
+    positions, and no backward pass is needed.
 
     >>> model = ResNet(10, stage_sizes=(1, 1), width=4)
     >>> image_BHWC, label_B = jnp.ones((1, 8, 8, 3)), jnp.zeros(1, int)

@@ -29,6 +29,9 @@ def dot_product_attention(
 ) -> Array | tuple[Array, Array]:
     """Compute softmax(QKᵀ/√d_k)V, over any number of leading batch axes.
 
+    Heads are a leading axis, (B, N, T, K). `jax.nn.dot_product_attention` and
+    `flax.linen.dot_product_attention`, in contrast, take (B, T, N, K).
+
     >>> query, key = jnp.ones((2, 3, 8)), jnp.ones((2, 5, 8))
     >>> dot_product_attention(query, key, value=key).shape
     (2, 3, 8)
@@ -45,8 +48,9 @@ def dot_product_attention(
 
     Returns:
         The output (..., T, K), K as in `value`, in the query's dtype; if asked for, the
-        weights (..., T, S) before dropout, whose rows sum to 1. Products and softmax
-        run in float32 or wider.
+        weights (..., T, S) before dropout, whose rows sum to 1. QKᵀ and the softmax
+        are computed in float32 or wider; the weights are then rounded to the query's
+        dtype, so that in bfloat16 the sum of a row may be off by a percent.
 
     Raises:
         ValueError: if S or K is 0.

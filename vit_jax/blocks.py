@@ -265,6 +265,7 @@ class DecoderBlock(TransformerModule, kw_only=True):
         mask: Array | None = None,
         memory_mask: Array | None = None,
         *,
+        angle: Array | None = None,
         train: bool = False,
         decode: bool = False,
     ) -> Array:
@@ -274,6 +275,7 @@ class DecoderBlock(TransformerModule, kw_only=True):
             memory_BSD: the encoder's output; without it there is no cross-attention.
             mask: for self-attention, see `MultiHeadAttention`.
             memory_mask: for cross-attention.
+            angle: for self-attention, see `MultiHeadAttention`.
             decode: see `MultiHeadAttention`.
         """
         inputs = [x_BTD] if memory_BSD is None else [x_BTD, memory_BSD]
@@ -285,7 +287,8 @@ class DecoderBlock(TransformerModule, kw_only=True):
         flags: dict[str, Any] = {"train": train, "decode": decode}
 
         def attend(y_BTD: Array) -> Array:
-            return self._attention("attention")(y_BTD, mask=mask, **flags)
+            attention = self._attention("attention")
+            return attention(y_BTD, mask=mask, angle=angle, **flags)
 
         def cross_attend(y_BTD: Array) -> Array:
             attention = self._attention("cross_attention")

@@ -28,6 +28,7 @@ def attention_weights(
     variables: Any,
     *inputs: Array,
     where: str = "*encoder/block*/attention",
+    **arguments: Any,
 ) -> list[Array]:
     """Capture the attention weights of every layer in one forward pass.
 
@@ -45,6 +46,7 @@ def attention_weights(
         where: pattern for the paths of the attention modules, by default those of an
             encoder. "*decoder/block_*/cross_attention" selects a decoder's,
             "block_*/attention" those of an `Encoder` alone.
+        **arguments: of the model, by name: a mask for instance.
 
     Returns:
         weights_BNTS of each layer, the first layer first; empty for a model without
@@ -54,13 +56,7 @@ def attention_weights(
         ValueError: if the model has attention, but none that matches the pattern.
     """
     chex.assert_shape(inputs, (None, ...))
-    variables = {k: v for k, v in variables.items() if k != "intermediates"}
-    captured: Any = model.apply(
-        variables, *inputs, train=False, mutable=["intermediates"]
-    )[1]
-    leaves: dict[str, Any] = flax.traverse_util.flatten_dict(
-        captured.get("intermediates", {}), sep="/"
-    )
+    leaves = _capture(model, variables, *inputs, **arguments)
     # The path of each attention module, "" if the model is one itself → its calls.
     modules = {
         path.removesuffix("attention_weights").rstrip("/"): calls
@@ -77,6 +73,51 @@ def attention_weights(
     weights = list(itertools.chain(*by_layer))
     chex.assert_rank(weights, 4)
     return weights
+
+
+def pool_weights(model: nn.Module, variables: Any, image_BHWC: Array) -> Array:
+    """Compute the weight with which each patch enters what a ViT classifies.
+
+    >>> from vit_jax import ViT
+    >>> model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2, pool="sequence")
+    >>> image_BHWC = jnp.ones((1, 8, 8, 1))
+    >>> variables = model.init(jax.random.key(0), image_BHWC)
+    >>> pool_weights(model, variables, image_BHWC).shape
+    (1, 4)
+
+    Args:
+        model: a `ViT` with the pool "sequence" or "map".
+        variables: its variables.
+        image_BHWC: normalised images.
+
+    Returns:
+        weight_BT: sums to 1 over the patches; of "map" the mean over the heads; float32
+        or wider.
+
+    Raises:
+        ValueError: if the model has no such pool.
+    """
+    chex.assert_rank(image_BHWC, 4)
+    leaves = _capture(model, variables, image_BHWC)
+    if "pool/pool_weights" in leaves:
+        weight_BT = leaves["pool/pool_weights"][0]
+    elif "pool/attention/attention_weights" in leaves:
+        weight_BT = _widen(leaves["pool/attention/attention_weights"][0]).mean(1)[:, 0]
+    else:
+        raise ValueError("model must have the pool 'sequence' or 'map'")
+    chex.assert_shape(weight_BT, (image_BHWC.shape[0], None))
+    return weight_BT
+
+
+def _capture(
+    model: nn.Module, variables: Any, *inputs: Array, **arguments: Any
+) -> dict[str, Any]:
+    """Call a model, and return its intermediates by their paths."""
+    variables = {k: v for k, v in variables.items() if k != "intermediates"}
+    captured: Any = model.apply(
+        variables, *inputs, **arguments, mutable=["intermediates"]
+    )[1]
+    return flax.traverse_util.flatten_dict(captured.get("intermediates", {}), sep="/")
 
 
 def attention_rollout(layers: Sequence[Array]) -> Array:
@@ -122,11 +163,16 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
 
 
 def patch_relevance(
-    map_BTT: Array, *, has_class_token: bool, num_registers: int = 0
+    map_BTT: Array,
+    *,
+    has_class_token: bool,
+    num_registers: int = 0,
+    weight_BT: Array | None = None,
 ) -> Array:
     """Compute how much each patch contributes to the classifier's input.
 
-    That input is the class token, or the mean over all tokens.
+    That input is the class token, or the mean of the patches, weighted by `weight_BT`
+    if that is given.
 
     >>> patch_relevance(jnp.full((1, 5, 5), 0.2), has_class_token=True)
     Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
@@ -135,6 +181,8 @@ def patch_relevance(
         map_BTT: an `attention_rollout`, or one head's weights.
         has_class_token: whether token 0 is the class token.
         num_registers: number of tokens behind the patches, which are left out.
+        weight_BT: weight of each patch without a class token, see `pool_weights`; None
+            for equal ones.
 
     Returns:
         relevance_BT: one value for each patch; sums to 1, or is 0 where no patch
@@ -150,6 +198,11 @@ def patch_relevance(
     num_tokens = map_BTT.shape[1] - num_registers
     map_BTT = _widen(map_BTT[:, :num_tokens, :num_tokens])
     relevance_BT = map_BTT[:, 0, 1:] if has_class_token else map_BTT.mean(axis=1)
+    if weight_BT is not None:
+        chex.assert_shape(weight_BT, (map_BTT.shape[0], num_tokens))
+        relevance_BT = jnp.einsum(
+            "bt,bts->bs", _widen(weight_BT), map_BTT, precision="highest"
+        )
     relevance_BT = _divide(relevance_BT, relevance_BT.sum(axis=-1, keepdims=True))
     num_patches = num_tokens - has_class_token
     chex.assert_shape(relevance_BT, (map_BTT.shape[0], num_patches))

@@ -58,7 +58,9 @@ def merged_dot_general(
         raise ValueError(f"expected {contraction}, got {dimension_numbers}")
     merged = lhs.reshape(math.prod(lhs.shape[:-1]), lhs.shape[-1])
     numbers = (((1,), (0,)), ((), ()))
-    out = dot_general(merged, rhs, numbers, precision=precision, **kwargs)
+    if precision is not None:  # else `dot_general` may have one of its own
+        kwargs["precision"] = precision
+    out = dot_general(merged, rhs, numbers, **kwargs)
     chex.assert_shape(out, (merged.shape[0], rhs.shape[-1]))
     return out.reshape(*lhs.shape[:-1], rhs.shape[-1])
 
@@ -66,7 +68,7 @@ def merged_dot_general(
 def make_dense(
     features: int, *, dot_general: DotGeneral = jax.lax.dot_general, **fields: Any
 ) -> nn.Dense:
-    """Make a dense layer with Xavier's initialisation, which merges all other axes.
+    """Make a Dense layer with Xavier initialisation that merges all leading axes.
 
     >>> make_dense(5).init_with_output(jax.random.key(0), jnp.ones((2, 3, 4)))[0].shape
     (2, 3, 5)
@@ -179,7 +181,8 @@ def stochastic_depth(key: Array, y_BTD: Array, rate: Array | float) -> Array:
     Returns:
         out_BTD: in the dtype given; its expectation is y_BTD.
 
-    References: arXiv:1603.09382, eq. 2; scaled in training instead of in evaluation.
+    References: arXiv:1603.09382, eq. 2; drawn for each example and sublayer instead of
+    for each batch and block, and scaled in training instead of in evaluation.
     """
     chex.assert_rank([key, y_BTD, rate], [{0, 1}, 3, 0])
     dtype = float32_or_wider(y_BTD.dtype)

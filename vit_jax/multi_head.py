@@ -41,11 +41,11 @@ class MultiHeadAttention(nn.Module):
     Attributes:
         num_heads: number of heads N; divides the width D.
         dropout_rate: dropout on the attention weights, drawn from the rng "dropout".
-        attention_implementation: "own", `dot_product_attention` of this module, or an
-            implementation of `jax.nn.dot_product_attention`: "cudnn" (FlashAttention,
-            for bfloat16 on NVIDIA GPUs) or "xla". JAX's return no weights, so "own" is
-            used where weights are captured or dropped, and in decoding; likewise for
-            float64 and under strict dtype promotion, which they do not support.
+        attention_implementation: "own": `dot_product_attention` of this package;
+            "cudnn" (FlashAttention, bfloat16 on NVIDIA GPUs) and "xla": those of
+            `jax.nn.dot_product_attention`. The last two cannot return or drop weights,
+            so "own" is used whenever weights are captured, dropout is active or
+            `decode` is set; also for float64 and strict dtype promotion.
         dtype: dtype of the computation; parameters stay float32, the softmax runs in
             float32 or wider.
         dot_general: multiplies the matrices; on a CPU with instructions for bfloat16,
@@ -78,7 +78,8 @@ class MultiHeadAttention(nn.Module):
             mask: bool, True where a query may attend: (T, S) for all alike, or four
                 axes that broadcast to (B, N, T, S).
             angle: rotary position embedding, radians (S, K / 2), see `rotate`; the
-                query tokens are the first T of the S. None for none.
+                query tokens are the first T of the S. With `decode`, the rows of the
+                new tokens alone. None for none.
             train: whether dropout is active.
             decode: whether to use the collection `cache`, see the class.
 

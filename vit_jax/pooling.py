@@ -19,6 +19,9 @@ Array = jax.Array
 class SequencePool(nn.Module):
     """Average the tokens with weights that a dense layer gives them.
 
+    The weights (B, T) of each call are appended to a tuple in the collection
+    `intermediates`, `pool_weights`, when that collection is mutable.
+
     >>> x_BTD = jnp.ones((2, 3, 4))
     >>> SequencePool().init_with_output(jax.random.key(0), x_BTD)[0].shape
     (2, 4)
@@ -28,7 +31,7 @@ class SequencePool(nn.Module):
             runs in float32 or wider.
 
     References: "Escaping the Big Data Paradigm with Compact Transformers",
-    arXiv:2104.05704, section 3.2.
+    arXiv:2104.05704, "SeqPool".
     """
 
     dtype: Any = jnp.float32
@@ -40,6 +43,7 @@ class SequencePool(nn.Module):
         score_BT1 = make_dense(1, dtype=self.dtype, name="score")(x_BTD)
         wide = float32_or_wider(self.dtype)
         weight_BT1 = nn.softmax(score_BT1.astype(wide), axis=1)
+        self.sow("intermediates", "pool_weights", weight_BT1[..., 0])
         out_BD = (weight_BT1 * x_BTD.astype(wide)).sum(axis=1)
         chex.assert_shape(out_BD, (x_BTD.shape[0], x_BTD.shape[2]))
         return out_BD.astype(self.dtype)
@@ -57,16 +61,18 @@ class AttentionPool(nn.Module):
         num_heads: number of attention heads; divides the width.
         mlp_dim: width of the MLP's hidden layer; None for no MLP.
         activation: the MLP's nonlinearity.
+        mlp_bias_init: initialiser of the MLP's biases.
         norm_epsilon: added to the variance in LayerNorm.
         dtype: dtype of the computation; parameters stay float32.
 
     References: Set Transformer, arXiv:1810.00825, section 3.2; in ViT: "Scaling Vision
-    Transformers", arXiv:2106.04560, section 2.
+    Transformers", arXiv:2106.04560, "Saving memory by removing [class] token".
     """
 
     num_heads: int
     mlp_dim: int | None
     activation: Callable[[Array], Array] = nn.gelu
+    mlp_bias_init: nn.initializers.Initializer = nn.initializers.zeros
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
@@ -85,7 +91,11 @@ class AttentionPool(nn.Module):
         if self.mlp_dim is not None:
             norm = LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")
             mlp = MlpBlock(
-                self.mlp_dim, activation=self.activation, dtype=self.dtype, name="mlp"
+                self.mlp_dim,
+                activation=self.activation,
+                bias_init=self.mlp_bias_init,
+                dtype=self.dtype,
+                name="mlp",
             )
             y_B1D += mlp(norm(y_B1D))
         out_BD = y_B1D[:, 0]

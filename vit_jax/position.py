@@ -102,10 +102,11 @@ def rotary_angles(
 
 
 def rotate(x_BNTK: Array, angle: Array) -> Array:
-    """Turn pairs of a query's or a key's channels: rotary position embedding.
+    """Apply a rotary position embedding (RoPE): rotate pairs of channels by an angle.
 
     Channels k and k + K / 2 are the two coordinates of a point. The product of a query
-    and a key then depends on the difference of their positions alone.
+    and a key then depends on the difference of their positions alone. The paper pairs
+    neighbouring channels, which is the same but for the order of the channels.
 
     >>> rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[jnp.pi / 2]])).round(3)
     Array([[[[-0.,  1.]]]], dtype=float32)

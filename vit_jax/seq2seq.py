@@ -56,6 +56,9 @@ def sinusoidal_position(
 class Seq2SeqTransformer(nn.Module):
     """Predict target tokens from source tokens with a Transformer.
 
+    Unlike in the paper, the output layer has weights of its own, and LayerNorm comes
+    first; `norm="post"` is the paper's order.
+
     Source and target share one vocabulary and one embedding. A token outside it is a
     ValueError where its value is known; under jit the logits of its sequence are NaN.
 
@@ -105,7 +108,6 @@ class Seq2SeqTransformer(nn.Module):
             encoder_depth=self.encoder_depth,
             decoder_depth=self.decoder_depth,
             norm=self.norm,
-            final_norm=self.norm == "pre",
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             dtype=self.dtype,

@@ -35,8 +35,9 @@ class Encoder(TransformerModule, kw_only=True):
         num_outputs: number of tokens to return, from the first on; the last block
             computes no others. None for all.
         final_norm: whether a LayerNorm follows the last block.
-        stochastic_depth_rate: share of the examples in which the last block's sublayers
-            are left out in training; it grows from 0 in the first block.
+        stochastic_depth_rate: rate of the last block: the share of the examples for
+            which each of its sublayers is skipped in training. The rate rises linearly
+            from 0 in the first block, as in timm; a single block has rate 0.
         remat: whether the backward pass recomputes each block's activations instead of
             storing them: less memory, more time.
         scan: whether one block is compiled and run L times, for a deep model: its
@@ -143,6 +144,7 @@ class Decoder(TransformerModule, kw_only=True):
         mask: Array | None = None,
         memory_mask: Array | None = None,
         *,
+        angle: Array | None = None,
         train: bool = False,
         decode: bool = False,
     ) -> Array:
@@ -152,6 +154,7 @@ class Decoder(TransformerModule, kw_only=True):
             memory_BSD: the encoder's output; without it there is no cross-attention.
             mask: for self-attention, joined with the causal one.
             memory_mask: for cross-attention.
+            angle: for self-attention, see `MultiHeadAttention`.
             train: whether dropout is active.
             decode: whether to use the cache, see `MultiHeadAttention`.
 
@@ -165,22 +168,23 @@ class Decoder(TransformerModule, kw_only=True):
         check_at_least(0, depth=self.depth)
         check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
+        flags = {"train": train, "decode": decode}
         if self.causal and not decode:
             mask = combine_masks(causal_mask(x_BTD.shape[1]), mask)
         for layer in range(self.depth):
             block = DecoderBlock(**self._shared_fields(), name=f"block_{layer}")
-            x_BTD = block(
-                x_BTD, memory_BSD, mask, memory_mask, train=train, decode=decode
-            )
+            x_BTD = block(x_BTD, memory_BSD, mask, memory_mask, angle=angle, **flags)
         out_BTD = self._normalize("norm", x_BTD) if self.final_norm else x_BTD
         chex.assert_shape(out_BTD, (batch, num_tokens, width))
         return out_BTD
 
 
 class Transformer(TransformerModule, kw_only=True):
-    """Encode a source and decode a target; the defaults are those of the paper.
+    """Encode a source and decode a target.
 
-    The argument `dropout` of `torch.nn.Transformer` sets both rates of this class.
+    The defaults are those of the paper, except that dropout is also applied inside the
+    MLPs, as in PyTorch. The argument `dropout` of `torch.nn.Transformer` sets both
+    rates of this class.
 
     >>> model = Transformer(num_heads=2, mlp_dim=8, encoder_depth=1, decoder_depth=1)
     >>> source_BSD, target_BTD = (jax.numpy.ones((2, n, 4)) for n in (5, 3))
@@ -191,8 +195,9 @@ class Transformer(TransformerModule, kw_only=True):
         encoder_depth: number of blocks of the encoder.
         decoder_depth: number of blocks of the decoder.
         causal: whether the decoder's self-attention is causal.
-        final_norm: whether encoder and decoder end in a LayerNorm. PyTorch's do; the
-            paper's, whose blocks end in one already, do not.
+        final_norm: whether encoder and decoder end in a LayerNorm; None: exactly if
+            `norm` is "pre". PyTorch's always do; the paper's, whose blocks end in one
+            already, do not.
 
     References: arXiv:1706.03762, figure 1.
     """
@@ -205,13 +210,14 @@ class Transformer(TransformerModule, kw_only=True):
     encoder_depth: int = 6
     decoder_depth: int = 6
     causal: bool = True
-    final_norm: bool = False
+    final_norm: bool | None = None
 
     def setup(self) -> None:
         """Make encoder and decoder, which can also be called separately."""
         depths = (self.encoder_depth, self.decoder_depth)
         check_at_least(0, encoder_depth=depths[0], decoder_depth=depths[1])
-        fields = {**self._shared_fields(), "final_norm": self.final_norm}
+        final_norm = self.norm == "pre" if self.final_norm is None else self.final_norm
+        fields = {**self._shared_fields(), "final_norm": final_norm}
         self.encoder = Encoder(depth=self.encoder_depth, **fields)
         self.decoder = Decoder(depth=self.decoder_depth, causal=self.causal, **fields)
 
@@ -230,9 +236,11 @@ class Transformer(TransformerModule, kw_only=True):
         Args:
             source_BSD: embedded tokens.
             target_BTD: embedded tokens, shifted by one so that none sees its successor.
-            source_mask: (S, S) or (B, N, S, S), True where a token may attend.
-            target_mask: (T, T) or (B, N, T, T), joined with the causal one.
-            memory_mask: (T, S) or (B, N, T, S), from the target to the source.
+            source_mask: (S, S), or four axes that broadcast to (B, N, S, S), True where
+                a token may attend.
+            target_mask: likewise to (B, N, T, T), joined with the causal one.
+            memory_mask: likewise to (B, N, T, S), from the target to the source. A
+                padding mask of the source has to be given here, too.
             train: whether dropout is active.
 
         Returns:

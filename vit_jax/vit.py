@@ -65,8 +65,9 @@ class ViT(nn.Module):
             (FlashAttention, bfloat16 on NVIDIA GPUs) or "xla".
         embedding_dropout_rate: dropout on the embedded tokens. In the paper it equals
             `dropout_rate`, and the attention weights have no dropout.
-        stochastic_depth_rate: share of the examples in which the last block's sublayers
-            are left out in training; it grows from 0 in the first block.
+        stochastic_depth_rate: rate of the last block: the share of the examples for
+            which each of its sublayers is skipped in training. The rate rises linearly
+            from 0 in the first block, as in timm; a single block has rate 0.
         layer_scale: initial factor of each sublayer's output, a parameter for each
             channel; None for no such factor.
         pool: "cls" classifies the class token. Without one, "mean" classifies the mean
@@ -250,7 +251,7 @@ class ViT(nn.Module):
 
     def _pool(self, x_BTD: Array, num_patches: int) -> Array:
         """Reduce the tokens to what is classified: x_BD."""
-        fields = {"dtype": self.dtype, "name": "pool"}
+        fields: dict[str, Any] = {"dtype": self.dtype, "name": "pool"}
         patches_BTD = x_BTD[:, :num_patches]
         if self.pool == "cls":
             x_BD = x_BTD[:, 0]
@@ -261,6 +262,7 @@ class ViT(nn.Module):
         else:
             activation = ACTIVATIONS[self.activation]
             fields |= {"activation": activation, "norm_epsilon": self.norm_epsilon}
+            _, fields["mlp_bias_init"], _ = INITIALIZATIONS[self.initialization]
             pool = AttentionPool(self.num_heads, self._mlp_dim(), **fields)
             x_BD = pool(patches_BTD)
         if self.norm is None or not self.norm_after_pool:

@@ -26,7 +26,8 @@ class Pretrained:
         model: the module.
         variables: its variables.
         image_shape: height, width and channels of its input.
-        mean: of each channel, of pixels in [0, 1]; None where the source does not say.
+        mean: of each channel, of pixels in [0, 1]; None where neither the source nor
+            the custom of its library says.
         std: likewise.
         class_names: a name for each class; None where the source does not say.
         crop_fraction: an image is resized so that its shorter side is the model's
@@ -139,8 +140,8 @@ def _find_mismatch(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str |
         if given[path].shape != wanted[path].shape
     }
     for names, fault in (
-        (wanted.keys() - given.keys(), "lack what the model calls"),
-        (given.keys() - wanted.keys(), "have what the model has not:"),
+        (wanted.keys() - given.keys(), "lack the parameters"),
+        (given.keys() - wanted.keys(), "have parameters that the model does not have:"),
         (wrong, "have other shapes than the model:"),
     ):
         if names:

@@ -82,7 +82,7 @@ def open_source(source: Weights) -> Source:
             texts = {key: _read_json(path / file) for key, file in _CONFIGS.items()}
             return Source(name, _read_folder(path), **texts)
         if not path.is_file():
-            raise ValueError(f"weights {name!r} are not there")
+            raise ValueError(f"weights {name!r} do not exist")
         return Source(name, _read_file(path), config=_read_note(path))
     except OSError as error:
         reason = error.strerror or error
@@ -198,10 +198,12 @@ def _unwrap(content: Any, name: str) -> dict[str, Any]:
     others = [key for key, array in arrays.items() if not hasattr(array, "shape")]
     if others:
         raise ValueError(
-            f"weights {name!r} must be a state dict, of tensors alone; {others[0]!r} "
-            "is none"
+            f"weights {name!r} must be a state dict of tensors only; {others[0]!r} is "
+            "not a tensor"
         )
-    return {str(key).removeprefix("module."): x for key, x in arrays.items()}
+    # Of models that were wrapped by DataParallel or torch.compile.
+    wrapped = re.compile(r"^(module\.|_orig_mod\.)+")
+    return {wrapped.sub("", str(key)): x for key, x in arrays.items()}
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -7,5 +7,6 @@ prepares it for other images or classes.
 from resnet_jax.weights.fit import fit
 from resnet_jax.weights.load import is_resnet, load
 from resnet_jax.weights.save import save
+from weight_files import Pretrained
 
-__all__ = ["fit", "is_resnet", "load", "save"]
+__all__ = ["Pretrained", "fit", "is_resnet", "load", "save"]

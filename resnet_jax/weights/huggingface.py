@@ -47,6 +47,8 @@ def read_fields(arrays: Arrays, config: Mapping[str, Any]) -> dict[str, Any]:
                 f"config.json has {field} {config[field]!r}; a ResNet of this project "
                 f"has {' or '.join(map(repr, values))}"
             )
+    if "depths" not in config:
+        raise ValueError("config.json lacks 'depths', the numbers of blocks")
     logits = arrays.get("classifier.1.weight")
     return {
         "num_classes": None if logits is None else len(logits),

@@ -64,7 +64,7 @@ def load(
     opened = open_source(source)
     if not is_resnet(opened):
         raise ValueError(
-            f"weights {opened.name!r} are no ResNet of torchvision, timm or Hugging "
+            f"weights {opened.name!r} are not a ResNet of torchvision, timm or Hugging "
             "Face; their first names are "
             f"{', '.join(map(repr, list(opened.arrays)[:3])) or 'none'}"
         )
@@ -78,7 +78,8 @@ def load(
         return _load(opened, read, found, image_size, fields, layout=huggingface)
     except WRONG_CONTENT as error:
         raise ValueError(
-            f"weights {opened.name!r} are no complete ResNet: {describe_error(error)}"
+            f"weights {opened.name!r} are not a complete ResNet: "
+            f"{describe_error(error)}"
         ) from error
 
 

@@ -86,6 +86,14 @@ def _attention_weights(*inputs: Any) -> Any:
     return resolve("vit_jax.interpret.attention_weights")(_vit, variables, *inputs)
 
 
+_pooled = _vit.clone(pool="sequence")
+
+
+def _pool_weights(image_BHWC: Any) -> Any:
+    variables = modules.variables(_pooled, *IMAGE.shape)
+    return resolve("vit_jax.interpret.pool_weights")(_pooled, variables, image_BHWC)
+
+
 def _dropout(x: Any) -> Any:
     return Dropout(0.5, deterministic=False).apply({}, x, rngs={"dropout": KEY})
 
@@ -146,6 +154,13 @@ CONTRACTS = {
         "flax.traverse_util.flatten_dict",
         _attention_weights,
         misshape=lambda x: x[None, None],  # one more is the axis of a scan
+    ),
+    "vit_jax.interpret.pool_weights": Contract(
+        (IMAGE,),
+        (IMAGE[0],),
+        "vit_jax.interpret._capture",
+        _pool_weights,
+        misshape=lambda x: x[:1],
     ),
     "vit_jax.interpret.attention_rollout": Contract(
         ([WEIGHTS],), ([WEIGHTS[0]],), "jax.numpy.einsum"

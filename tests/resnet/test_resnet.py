@@ -235,3 +235,11 @@ def test_resnet_rejects_unknown_fields():
 def test_resnet_rejects_images_of_other_rank(module, shape):
     with pytest.raises(AssertionError, match="rank"):
         modules.shapes(module, *shape)
+
+
+def test_a_block_alone_refuses_an_unknown_shortcut():
+    block = BasicBlock(8, shortcut="pad")  # type: ignore
+    with pytest.raises(
+        ValueError, match=r"one of \('projection', 'padding'\), got 'pa"
+    ):
+        block.init(jax.random.key(0), jnp.ones((1, 4, 4, 4)))

@@ -177,13 +177,16 @@ def _fail(run, capsys, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"init_from": "no/such"}, "config.init_from 'no/such': weights 'no/such' are"),
+        ({"init_from": "no/such"}, "config.init_from 'no/such': weights 'no/such' do"),
         ({"init_from": "s3://b/x"}, "config.init_from 's3://b/x': it must be a path"),
         ({"init_from": "hf://x"}, "must be hf://owner/name"),
         ({"init_from": "README.md"}, "must be a file of: .npz"),
         ({"model.width": 32}, "have other shapes than the model: 'params/cls"),
-        ({"model.depth": 2}, "lack what the model calls 'params/encoder/block_1"),
-        ({"model.pool": "mean"}, "have what the model has not: 'params/cls'"),
+        ({"model.depth": 2}, "lack the parameters 'params/encoder/block_1"),
+        (
+            {"model.pool": "mean"},
+            "the model does not have: 'params/cls'",
+        ),
         (
             {"model.num_heads": 4},
             "config.init_from: model.num_heads must be 2, as in",

@@ -14,6 +14,7 @@ from vit_jax.interpret import (
     attention_weights,
     mean_attention_distance,
     patch_relevance,
+    pool_weights,
     position_similarity,
 )
 
@@ -105,6 +106,65 @@ def test_the_weights_of_a_decoder_are_found_by_their_path():
 def _weights(*shape, seed=0):
     """Random attention weights."""
     return jax.nn.softmax(2 * modules.normal(*shape, seed=seed), axis=-1)
+
+
+def test_the_weights_of_a_module_without_the_argument_train():
+    x_BTD = modules.normal(2, 4, 8)
+
+    class Mixer(nn.Module):
+        @nn.compact
+        def __call__(self, x_BTD, mask):
+            return MultiHeadAttention(2, name="attention")(x_BTD, mask=mask)
+
+    mask = jnp.eye(4, dtype=bool)
+    variables = Mixer().init(jax.random.key(0), x_BTD, mask)
+    (weights_BNTT,) = attention_weights(
+        Mixer(), variables, x_BTD, where="attention", mask=mask
+    )
+    np.testing.assert_array_equal(weights_BNTT, np.broadcast_to(mask, (2, 2, 4, 4)))
+
+
+@pytest.mark.parametrize("pool", ["sequence", "map"])
+def test_relevance_is_weighted_as_the_patches_are_pooled(pool):
+    fields = {"patch_size": 4, "width": 8, "depth": 1, "num_heads": 2}
+    model = ViT(3, **fields, pool=pool, num_registers=1)
+    variables = modules.variables(model, *IMAGE_BHWC.shape)
+    weight_BT = pool_weights(model, variables, IMAGE_BHWC)
+    np.testing.assert_allclose(weight_BT.sum(axis=1), 1, atol=1e-6)
+    encoder = Encoder(depth=1, num_heads=2, mlp_dim=32)
+    params = jax.tree.map(np.asarray, variables["params"])
+    x_BTD = np.asarray(patchify(IMAGE_BHWC, 4)) @ params["embedding"]["kernel"]
+    x_BTD += params["embedding"]["bias"] + params["pos_embedding"]
+    registers = np.broadcast_to(params["registers"], (2, 1, 8))
+    x_BTD = np.concatenate([x_BTD, registers], axis=1)
+    out_BTD = np.asarray(encoder.apply({"params": params["encoder"]}, x_BTD))[:, :4]
+    part = params["pool"]
+    if pool == "sequence":
+        score_BT1 = out_BTD @ part["score"]["kernel"] + part["score"]["bias"]
+        expected_BT = jax.nn.softmax(score_BT1[..., 0], axis=1)
+    else:
+        part = part["attention"] | {"probe": part["probe"]}
+        query = part["probe"] @ part["query"]["kernel"] + part["query"]["bias"]
+        key = out_BTD @ part["key"]["kernel"] + part["key"]["bias"]
+        heads = [slice(0, 4), slice(4, 8)]
+        logits = [(query[..., h] * key[..., h]).sum(-1) / 2 for h in heads]
+        expected_BT = sum(jax.nn.softmax(x, axis=1) for x in logits) / 2
+    np.testing.assert_allclose(weight_BT, expected_BT, atol=1e-5)
+
+    map_BTT = _weights(2, 5, 5)
+    relevance_BT = patch_relevance(
+        map_BTT, has_class_token=False, num_registers=1, weight_BT=weight_BT
+    )
+    expected_BT = np.einsum("bt,bts->bs", weight_BT, map_BTT[:, :4, :4])
+    expected_BT /= expected_BT.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(relevance_BT, expected_BT, atol=1e-6)
+
+
+def test_a_class_token_is_not_pooled():
+    model = ViT(3, patch_size=4, width=8, depth=1, num_heads=2)
+    variables = modules.variables(model, *IMAGE_BHWC.shape)
+    with pytest.raises(ValueError, match="the pool 'sequence' or 'map'"):
+        pool_weights(model, variables, IMAGE_BHWC)
 
 
 def test_rollout_of_attention_to_oneself_is_the_identity():

@@ -1,5 +1,7 @@
 """Blocks and stacks: residuals, order of tokens, masks, dropout, causality."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -328,20 +330,20 @@ def test_scanned_blocks_drop_each_their_own():
     assert counts.min() > X_BTD.size / 8
 
 
-@pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "num_outputs"),
     [
-        {},
-        {"norm": "post"},
-        {"norm": None, "residual": False},
-        {"mlp_dim": None},
-        {"remat": True},
-        {"attention_implementation": "xla"},
-        {"scan": True},
-        {"depth": 0},
+        ({}, 1),
+        ({}, 3),
+        ({"norm": "post"}, 3),
+        ({"norm": None, "residual": False}, 3),
+        ({"mlp_dim": None}, 3),
+        ({"remat": True}, 3),
+        ({"attention_implementation": "xla"}, 3),
+        ({"scan": True}, 3),
+        ({"depth": 0}, 3),
     ],
-    ids=lambda fields: "-".join(fields) if isinstance(fields, dict) else None,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_tokens_that_nobody_asks_for_are_not_computed(fields, num_outputs):
     everything = Encoder(**(STACK | fields))
@@ -376,3 +378,31 @@ def test_the_last_block_multiplies_for_the_tokens_asked_for_alone():
         return lowered.cost_analysis()["flops"]
 
     assert flops(1) < 0.75 * flops(None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, False),  # the paper's
+        ({"norm": "pre"}, True),
+        ({"norm": "pre", "final_norm": False}, False),
+        ({"final_norm": True}, True),  # PyTorch's
+    ],
+)
+def test_a_transformer_ends_in_a_norm_where_its_blocks_do_not(fields, expected):
+    model = Transformer(
+        num_heads=2, mlp_dim=8, encoder_depth=1, decoder_depth=1, **fields
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X_BTD, X_BTD)
+    for part in ("encoder", "decoder"):
+        assert ("norm" in shapes["params"][part]) == expected
+
+
+def test_a_precision_of_the_products_reaches_all_of_them():
+    """That of `nn.Dense`, None, does not take its place."""
+    multiply = functools.partial(jax.lax.dot_general, precision="highest")
+    module, variables = _block(dot_general=multiply)
+    jaxpr = jax.make_jaxpr(module.apply)(variables, X_BTD)
+    products = str(jaxpr).count("dot_general[")
+    assert products == 8
+    assert str(jaxpr).count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 8

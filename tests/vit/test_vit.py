@@ -329,6 +329,13 @@ def test_presets_start_as_the_authors_code_does():
         np.testing.assert_allclose(largest, bound, rtol=0.01)
 
 
+def test_the_authors_initialisation_reaches_the_pool():
+    model = _vit(width=64, pool="map", initialization="authors")
+    params = jax.jit(model.init)(jax.random.key(0), IMAGE_BHWC)["params"]
+    bias = params["pool"]["mlp"]["hidden"]["bias"]
+    np.testing.assert_allclose(bias.std(), 1e-6, rtol=0.2)
+
+
 @pytest.mark.parametrize(
     ("activation", "expected"),
     [

@@ -45,7 +45,7 @@ def refusal(source) -> str:
 
 
 def test_missing_and_unknown_files(tmp_path):
-    assert "are not there" in refusal(tmp_path / "no.npz")
+    assert "do not exist" in refusal(tmp_path / "no.npz")
     (tmp_path / "a.txt").write_text("")
     assert "must be a file of: .npz, .safetensors, .pth" in refusal(tmp_path / "a.txt")
     assert "must be a folder with one of model.safetensors" in refusal(tmp_path)
@@ -115,6 +115,20 @@ def _state(vit):
 def test_num_heads_must_be_given_where_nothing_tells_it(vit):
     with pytest.raises(ValueError, match="num_heads must be given for a width of 16"):
         weights.load(_state(vit))
+
+
+@pytest.mark.parametrize("layout", ["timm", "hf", "torchvision"])
+def test_a_known_width_alone_does_not_tell_the_heads(layout):
+    """A ViT as wide as Ti/16, but not as deep, has any number of heads."""
+    model = vit_jax.ViT(
+        3, patch_size=4, width=192, depth=1, num_heads=6, activation="gelu"
+    )
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+    state = weight_files.to_theirs(FORMATS[layout].table(model), variables)
+    with pytest.raises(ValueError, match="num_heads must be given for a width of 192"):
+        weights.load(state)
+    assert weights.load(state, num_heads=6).model.num_heads == 6
 
 
 def test_image_size_must_be_given_where_the_patches_form_no_square():
@@ -368,7 +382,7 @@ def test_config_json_that_does_not_fit(vit, tmp_path):
     for old, new, message in (
         ('"gelu"', '"silu"', "has the hidden_act 'silu'"),
         ('"qkv_bias": true', '"qkv_bias": false', "has qkv_bias false"),
-        ('"num_attention_heads"', '"other"', "lacks 'num_attention_heads'"),
+        ('"num_attention_heads"', '"other"', "num_heads must be given"),
         ("{", "[", "are damaged"),
     ):
         (tmp_path / "config.json").write_text(text.replace(old, new, 1))
@@ -525,9 +539,13 @@ def test_weights_within_a_checkpoint_are_found(vit):
     averaged = {f"module.{name}": x for name, x in _state(vit).items()}
     other = {name: x * 0 for name, x in _state(vit).items()}
     checkpoint = {"state_dict": other, "state_dict_ema": averaged, "epoch": 3}
-    loaded = weights.load(checkpoint, num_heads=2)
-    jax.tree.map(np.testing.assert_array_equal, loaded.variables, expected.variables)
-    with pytest.raises(ValueError, match="must be a state dict, of tensors alone; 'ep"):
+    compiled = {f"_orig_mod.module.{name}": x for name, x in _state(vit).items()}
+    for content in (checkpoint, compiled):
+        loaded = weights.load(content, num_heads=2)
+        jax.tree.map(
+            np.testing.assert_array_equal, loaded.variables, expected.variables
+        )
+    with pytest.raises(ValueError, match="must be a state dict of tensors only; 'epo"):
         weights.load({"epoch": 3}, num_heads=2)
 
 

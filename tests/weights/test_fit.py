@@ -113,7 +113,10 @@ def test_a_larger_image_has_positions_in_between(vit):
         ({"num_heads": 4}, "model.num_heads must be 2, as in the weights, got 4"),
         ({"position_embedding": "rope"}, "model.position_embedding must be 'learned'"),
         ({"width": 32}, "the weights have other shapes than the model"),
-        ({"pool": "mean"}, "the weights have what the model has not: 'params/cls'"),
+        (
+            {"pool": "mean"},
+            "parameters that the model does not have: 'params/cls'",
+        ),
     ],
 )
 def test_a_model_of_another_meaning_is_refused(vit, fields, message):

@@ -18,6 +18,7 @@ from vit_jax.interpret import (
     attention_weights,
     mean_attention_distance,
     patch_relevance,
+    pool_weights,
     position_similarity,
 )
 from vit_jax.vit import ViT
@@ -76,6 +77,7 @@ class ViTExplainer:
         height, width, _ = task.image_shape
         self._grid = (height // model.patch_size, width // model.patch_size)
         self._attend = compiler.fast_jit(functools.partial(attention_weights, model))
+        self._pool = compiler.fast_jit(functools.partial(pool_weights, model))
         self._classify = compiler.fast_jit(functools.partial(model.apply, train=False))
 
     def draw_image(self, image_HWC: np.ndarray, path: pathlib.Path) -> None:
@@ -88,14 +90,16 @@ class ViTExplainer:
         input_BHWC = self._task.normalize(jnp.asarray(image_HWC[None]))
         probability_Y = jax.nn.softmax(self._classify(self._variables, input_BHWC))[0]
         layers = self._attend(self._variables, input_BHWC)
+        tokens = self._tokens
+        if self._model.pool in ("sequence", "map"):
+            weight_BT = self._pool(self._variables, input_BHWC)
+            tokens = {**tokens, "weight_BT": weight_BT}
         maps = {"rollout": attention_rollout(layers)}
         for number in self._heads:
             title = f"layer {self._layer}, head {number}"
             maps[title] = layers[self._layer - 1][:, number - 1]
         relevance = {
-            title: np.asarray(patch_relevance(map_BTT, **self._tokens)[0]).reshape(
-                self._grid
-            )
+            title: np.asarray(patch_relevance(map_BTT, **tokens)[0]).reshape(self._grid)
             for title, map_BTT in maps.items()
         }
         attention_plots.plot_explanation(

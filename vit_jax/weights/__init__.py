@@ -14,9 +14,11 @@ from vit_jax.weights.torch_transformer import (
     load_transformer,
     transformer_state,
 )
+from weight_files import Pretrained
 
 __all__ = [
     "FORMATS",
+    "Pretrained",
     "fit",
     "load",
     "load_encoder",

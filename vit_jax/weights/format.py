@@ -11,8 +11,8 @@ from weight_files import Entry, Source
 
 Arrays = dict[str, np.ndarray]
 
-# Width → heads, of the models that have a name; files in PyTorch's layout don't say.
-_NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+# Width and depth → heads, of the models that have a name: Ti, S, B, L and H.
+_NUM_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,12 @@ def count_blocks(names: Mapping[str, Any], prefix: str) -> int:
     return len({text.partition(".")[0].partition("/")[0] for text in rest})
 
 
-def guess_num_heads(width: int, config: Mapping[str, Any]) -> dict[str, int]:
-    """Find the number of heads: the config's, or that of the known model as wide."""
-    heads = config.get("num_heads", _NUM_HEADS.get(width))
+def find_num_heads(width: int, depth: int, config: Mapping[str, Any]) -> dict[str, int]:
+    """Find the number of heads, which files in PyTorch's layout don't say.
+
+    It is the config's, or that of the known model of this width and depth.
+    """
+    heads = config.get("num_heads", _NUM_HEADS.get((width, depth)))
     return {} if heads is None else {"num_heads": heads}
 
 

@@ -59,25 +59,26 @@ def _read_fields(source: Source) -> dict[str, Any]:
     arrays, config = _simplify(source.arrays), source.config
     kernel = arrays[f"{_EMBEDDINGS}.patch_embeddings.projection.weight"]
     width, channels, patch_size, _ = kernel.shape
-    if "num_attention_heads" not in config:
-        raise ValueError("config.json lacks 'num_attention_heads'")
     activation = config.get("hidden_act", "gelu")
     if activation not in _ACTIVATIONS:
         raise ValueError(
-            f"config.json has the hidden_act {activation!r}, which a ViT of this "
-            f"project has not; it has {', '.join(_ACTIVATIONS)}"
+            f"config.json has the hidden_act {activation!r}, which is not supported; "
+            f"supported are {', '.join(_ACTIVATIONS)}"
         )
     if not config.get("qkv_bias", True):
         raise ValueError("config.json has qkv_bias false; a ViT here has these biases")
     logits = arrays.get("classifier.weight")
     hidden = arrays[f"{_BLOCK}0.intermediate.dense.weight"]
     side = square_side(arrays[f"{_EMBEDDINGS}.position_embeddings"].shape[1] - 1)
+    told = {}
+    if "num_attention_heads" in config:
+        told["num_heads"] = config["num_attention_heads"]
     return {
+        **told,
         "num_classes": None if logits is None else len(logits),
         "patch_size": patch_size,
         "width": width,
         "depth": count_blocks(arrays, _BLOCK),
-        "num_heads": config["num_attention_heads"],
         "mlp_ratio": len(hidden) / width,
         "activation": _ACTIVATIONS[activation],
         "norm_epsilon": config.get("layer_norm_eps", 1e-12),

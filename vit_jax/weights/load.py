@@ -70,14 +70,14 @@ def load(
     else:
         libraries = ", ".join(it.library for it in FORMATS.values())
         raise ValueError(
-            f"weights {opened.name!r} are no ViT of {libraries}; their first names are "
-            f"{', '.join(map(repr, list(opened.arrays)[:3])) or 'none'}"
+            f"weights {opened.name!r} are not a ViT of {libraries}; their first names "
+            f"are {', '.join(map(repr, list(opened.arrays)[:3])) or 'none'}"
         )
     try:
         return _load(opened, layout, image_size, fields)
     except WRONG_CONTENT as error:
         raise ValueError(
-            f"weights {opened.name!r} are no complete ViT of {layout.library}: "
+            f"weights {opened.name!r} are not a complete ViT of {layout.library}: "
             f"{describe_error(error)}"
         ) from error
 

@@ -12,7 +12,7 @@ from vit_jax.weights.format import (
     Format,
     check_plain,
     count_blocks,
-    guess_num_heads,
+    find_num_heads,
     patch_embedding,
     square_side,
 )
@@ -42,6 +42,7 @@ def _read_fields(source: Source) -> dict[str, Any]:
     if named := source.config.get("global_pool"):
         check_choice("global_pool", named, tuple(_POOLS))
         pool = _POOLS[named]
+    depth = count_blocks(arrays, "blocks.")
     registers = arrays["reg_token"].shape[1] if "reg_token" in arrays else 0
     # A class token that isn't classified is one more register.
     num_registers = registers + ("cls_token" in arrays and pool != "cls")
@@ -52,8 +53,8 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "num_classes": len(arrays["head.weight"]) if "head.weight" in arrays else None,
         "patch_size": patch_size,
         "width": width,
-        "depth": count_blocks(arrays, "blocks."),
-        **guess_num_heads(width, arguments),
+        "depth": depth,
+        **find_num_heads(width, depth, arguments),
         "mlp_ratio": hidden / width,
         "activation": arguments.get("act_layer") or "gelu",
         "pool": pool,

@@ -10,7 +10,7 @@ from vit_jax.weights.format import (
     Format,
     check_plain,
     count_blocks,
-    guess_num_heads,
+    find_num_heads,
     patch_embedding,
     square_side,
 )
@@ -38,6 +38,7 @@ def _simplify(arrays: Arrays) -> Arrays:
 def _read_fields(source: Source) -> dict[str, Any]:
     arrays = _simplify(source.arrays)
     width, channels, patch_size, _ = arrays["conv_proj.weight"].shape
+    depth = count_blocks(arrays, _BLOCK)
     features = arrays.get("heads.pre_logits.weight")
     logits = arrays.get("heads.head.weight")
     rows = square_side(arrays["encoder.pos_embedding"].shape[1] - 1)
@@ -47,8 +48,8 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "num_classes": None if logits is None else len(logits),
         "patch_size": patch_size,
         "width": width,
-        "depth": count_blocks(arrays, _BLOCK),
-        **guess_num_heads(width, source.config.get("model_args", {})),
+        "depth": depth,
+        **find_num_heads(width, depth, source.config.get("model_args", {})),
         "mlp_ratio": len(arrays[f"{_BLOCK}0.mlp.0.weight"]) / width,
         "activation": "gelu",
         "representation_size": None if features is None else len(features),
