@@ -26,8 +26,12 @@ _CONFIGS = (
     "ablation_vit_mnist",
 )
 _SMALL_SLICES = ("v5e:2x2", "v5e:4x4")
-# On few images, as all of them are in each device's memory, of 224 pixels; in bfloat16.
-_LARGE = ("init_from=None", "dataset.train_split=train[:1024]")
+# On few images of 224 pixels, which are in each device's memory; in bfloat16.
+_LARGE = (
+    "init_from=None",
+    "dataset.train_split=train[:1024]",
+    "dataset.streaming=False",
+)
 _VARIANTS = {
     "fsdp, scan, remat": ("fsdp=True", "model.scan=True", "model.remat=True"),
     "scan, remat": ("model.scan=True", "model.remat=True"),

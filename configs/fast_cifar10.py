@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 def get_config(batch_size: str = "1000") -> ConfigDict:
     size = int(batch_size)
-    # Sums over a batch of the paper's rates for 2,000 images, hence times the size.
+    # The rates of airbench94_muon.py for sums over batches of 2,000 images, hence times
+    # the size.
     bias_rate, head_rate, decay = 0.053 * size, 0.67 * size, 2e-6 * size
     sgd = {"name": "sgd", "momentum": 0.85, "weight_decay_mask": "all"}
     bias = {**sgd, "learning_rate": bias_rate, "weight_decay": decay / bias_rate}

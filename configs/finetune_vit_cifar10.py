@@ -6,7 +6,8 @@ The argument names other weights of a ViT-S/16 in timm's layout, for example a f
 
     python train.py --config configs/finetune_vit_cifar10.py:vit_small.safetensors
 
-It needs the extra [hub], a GPU or TPU, and 6.3 GiB of its memory for the images.
+It needs the extra [hub], and a GPU or TPU. The images are 8.4 GiB; a device with less
+than 21 GiB of free memory gets them batch by batch.
 It has not been run yet, so that nothing is claimed.
 """
 

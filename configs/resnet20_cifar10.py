@@ -2,7 +2,8 @@
 
     python train.py --config configs/resnet20_cifar10.py
 
-45,000 images, 64,000 steps of SGD; the rate falls to a tenth after 32,000 and 48,000.
+45,000 images, 64,000 steps of SGD; the rate is divided by 10 after 32,000 and again
+after 48,000 steps.
 Not yet trained to its end.
 """
 

@@ -8,6 +8,8 @@ import tempfile
 import jax
 import pytest
 
+from train_jax.devices import compiler
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = ["--xla_force_host_platform_device_count=8"]
 if os.environ["JAX_PLATFORMS"] == "cpu":
@@ -15,6 +17,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     # flags the suite takes twice as long. Commands in processes of their own are
     # compiled as usual.
     _flags += ["--xla_backend_optimization_level=0"]
+    compiler._LLVM_LEVEL = 0
     # A device that has to wait for a processor is not stuck: XLA would abort.
     _flags += ["--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"]
     _flags += ["--xla_cpu_collective_call_terminate_timeout_seconds=600"]
@@ -40,6 +43,26 @@ def pytest_configure(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")
     if not is_worker and os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         os.environ["PYTHONPYCACHEPREFIX"] = folder
+
+
+# The files that take longest, so that no worker is left with one of them at the end.
+_FIRST = (
+    *("train/test_processes.py", "test_benchmarks.py", "train/store/test_runs.py"),
+    *("train/test_commands.py", "train/test_faults.py", "train/test_streaming.py"),
+    *("resnet/test_weights.py", "train/test_runs.py", "test_examples.py"),
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the slowest files first."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        found = (i for i, name in enumerate(_FIRST) if path.endswith(f"tests/{name}"))
+        return next(found, len(_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="module", autouse=True)

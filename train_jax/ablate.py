@@ -25,8 +25,9 @@ import rich.table
 
 from train_jax.cli import arguments as cli
 from train_jax.cli.signals import StopRequest
-from train_jax.config.config import load_config, read_config_file, to_json
+from train_jax.config.config import load_config, to_json
 from train_jax.config.fields import Config
+from train_jax.config.files import read_config_file
 from train_jax.devices import compiler, processes
 from train_jax.output import lock
 from train_jax.output import workdir as wd
@@ -34,7 +35,7 @@ from train_jax.output.tiles import escape_dollars, make_figure
 from train_jax.run import experiment
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.failures import Diverged, Failed, Stopped
-from train_jax.run.splits import load_splits
+from train_jax.run.splits import load_dataset
 
 LOG, TABLE, PICTURE = "log.txt", "ablation.csv", "ablation.png"
 
@@ -66,6 +67,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     cli.prepare_output()
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     cli.add_workdir_flag(parser)
+    cli.add_start_flags(parser)
     options, overrides = cli.parse(parser, arguments)
     cli.silence_libraries()
     workdir = options.workdir
@@ -75,7 +77,13 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         with stop_request.interrupting():
             processes.check_devices()
             compiler.enable_compilation_cache()
-            variants = list_variants(options.config, overrides, workdir)
+            variants = list_variants(
+                options.config,
+                overrides,
+                workdir,
+                overwrite=options.overwrite,
+                extend=options.extend,
+            )
             held = _lock(workdir)
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
@@ -86,7 +94,11 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     try:
         with contextlib.closing(held):
             for variant in variants:  # before hours have gone by
-                wd.prepare_workdir(variant.folder, to_json(variant.config))
+                wd.prepare_workdir(
+                    variant.folder,
+                    to_json(variant.config),
+                    overwrite=options.overwrite,
+                )
             results = [
                 _train_and_print(variant, f"{number}/{len(variants)}", stop_request)
                 for number, variant in enumerate(variants, start=1)
@@ -104,18 +116,26 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
 
 def _lock(workdir: pathlib.Path) -> lock.Lock:
     """Lock the folder; raises ValueError if it is in use or cannot be written."""
-    try:
+    with wd.naming_workdir(workdir, " cannot be written"):
         return lock.acquire(workdir)
-    except OSError as error:
-        raise ValueError(
-            f"--workdir {str(workdir)!r} cannot be written: {error.strerror or error}"
-        ) from error
 
 
 def list_variants(
-    config_path: str, overrides: Mapping[str, str], workdir: pathlib.Path
+    config_path: str,
+    overrides: Mapping[str, str],
+    workdir: pathlib.Path,
+    *,
+    overwrite: bool = False,
+    extend: bool = False,
 ) -> list[Variant]:
     """List every variant with its complete config.
+
+    Args:
+        config_path: see `load_config`.
+        overrides: likewise.
+        workdir: has a folder for each variant.
+        overwrite: see `check_workdir`.
+        extend: likewise.
 
     Raises:
         ValueError: naming the variant and what is wrong with it; also if the data are
@@ -137,12 +157,13 @@ def list_variants(
             if not label:
                 raise ValueError("its name must have a letter or a digit")
             config = load_config(config_path, {**overrides, **changed})
-            config = choose_dtype(config, folder, overwrite=False)
-            wd.check_free(folder)
-            wd.check_workdir(folder, to_json(config), overwrite=False)
+            config = choose_dtype(config, folder, overwrite=overwrite)
+            wd.check_unlocked(folder)
+            how = {"overwrite": overwrite, "extend": extend}
+            wd.check_workdir(folder, to_json(config), **how)
             crops = config.augment.crop_area is not None
             if (config.dataset, crops) not in datasets:
-                load_splits(config.dataset, crops=crops)
+                load_dataset(config.dataset, crops=crops)
                 datasets.append((config.dataset, crops))
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from error
@@ -157,7 +178,7 @@ def list_variants(
     return variants
 
 
-def train(
+def train_variant(
     variant: Variant, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     """Train a variant, unless that is done; an error of its own is its result.
@@ -188,7 +209,7 @@ def _train_and_print(
     """Train a variant, and print a line with its result."""
     is_finished = wd.read_summary(variant.folder, to_json(variant.config)) is not None
     started = time.monotonic()
-    result = train(variant, should_stop)
+    result = train_variant(variant, should_stop)
     took = "done before" if is_finished else f"{time.monotonic() - started:.0f} s"
     outcome = result.get("error") or f"test accuracy {result['test_accuracy']:.2%}"
     print(f"{position}  {variant.name}: {outcome} ({took})", flush=True)

@@ -19,6 +19,7 @@ from train_jax.inference import flags
 from train_jax.inference.borders import has_opposite_border
 from train_jax.inference.classifier import Classifier, fit_image
 from train_jax.inference.explainers import make_explainer
+from train_jax.inference.model_card import describe_data
 from train_jax.inference.space import write_space
 from train_jax.run.trained_model import TrainedModel
 
@@ -34,32 +35,39 @@ def main(arguments: list[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.space is not None and options.workdir is None:
         raise ValueError("--space takes a model by --workdir, not by --weights")
-    trained = flags.load(options)
+    trained = flags.load_named_model(options)
     page = make_page(trained)
     if options.space is None:
-        page.launch(server_name=options.host, server_port=options.port, share=False)
+        page.launch(
+            server_name=options.host, server_port=options.port, share=options.share
+        )
         return 0
-    assert trained.step is not None and trained.dataset is not None
+    assert trained.step is not None
     folder = local_path(options.space, "--space")
     write_space(
         folder,
         local_path(options.workdir, "--workdir"),
         step=trained.step,
         run=options.run,
-        title=f"{trained.name} on {trained.dataset.name}",
+        title=f"{trained.name} on {describe_data(trained.dataset)[0]}",
     )
     print(f"put it on the hub: hf upload OWNER/NAME {folder} --repo-type space")
     return 0
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = flags.make_parser(
+    parser = flags.make_model_parser(
         _PROGRAM, "Serve a web page on which a trained model tells what it sees."
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1)"
     )
     parser.add_argument("--port", type=int, help="port (default: a free one from 7860)")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="also serve it at a public address of gradio.live, as is needed on Colab",
+    )
     parser.add_argument(
         "--space",
         metavar="FOLDER",

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,8 +24,7 @@ from train_jax.cli import command
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.split import first_change
-from train_jax.data.streamed import Source, StreamedImages
-from train_jax.devices import policy, sharding
+from train_jax.data.streamed import StreamedImages
 from train_jax.devices.folders import local_path
 from train_jax.inference import flags
 from train_jax.inference.classifier import fit_image
@@ -34,9 +34,11 @@ from train_jax.inference.scores import (
     top_k_accuracy,
 )
 from train_jax.output import plots
-from train_jax.run.evaluate import Evaluation, Evaluator
-from train_jax.run.splits import load
-from train_jax.run.trained_model import TrainedModel
+from train_jax.run.evaluate import Evaluation
+from train_jax.run.runs import Runs
+from train_jax.run.setup import make_evaluator
+from train_jax.run.splits import load_named_splits
+from train_jax.run.trained_model import TrainedModel, require_images
 from train_jax.tasks import Classification, Task
 
 _PROGRAM = "python -m train_jax.evaluate"
@@ -51,17 +53,19 @@ def _run(options: argparse.Namespace) -> int:
     out = None if options.out is None else local_path(options.out, "--out")
     if options.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {options.batch_size}")
-    trained = flags.load(options)
-    name, split = _load_split(options, trained)
+    trained = flags.load_named_model(options)
+    name, cut, split = _load_split(options, trained)
     if out is not None and not isinstance(split, ImageSplit):
         raise ValueError(f"--out is for images, which {name!r} has not")
     evaluation = evaluate(trained, split, batch_size=options.batch_size)
+    if not np.isfinite(evaluation.loss_R).all():
+        raise ValueError(f"the loss of {trained.name!r} is not finite")
     result = {
         "model": trained.name,
         "step": trained.step,
         "dataset": name,
-        "split": options.split,
-        **summarise(split, evaluation),
+        "split": cut,
+        **compute_scores(split, evaluation),
     }
     if out is not None and isinstance(split, ImageSplit):
         out.mkdir(parents=True, exist_ok=True)
@@ -77,14 +81,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = flags.make_parser(
+    parser = flags.make_model_parser(
         _PROGRAM, "Evaluate a trained model on a split of a data set."
     )
     parser.add_argument(
         "--dataset", metavar="NAME", help="data set (default: that of the training)"
     )
     parser.add_argument(
-        "--split", default="test", help='a split, or one slice of it (default: "test")'
+        "--split",
+        help="a split, or one slice of it (default: dataset.test_split of the "
+        'training, "test" of another set)',
     )
     parser.add_argument("--data_dir", help="folder of prepared TFDS sets")
     parser.add_argument(
@@ -99,8 +105,11 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _load_split(
     options: argparse.Namespace, trained: TrainedModel
-) -> tuple[str, ImageSplit | SequenceSplit]:
+) -> tuple[str, str, ImageSplit | SequenceSplit]:
     """Load the split, its images of the size that the model takes.
+
+    Returns:
+        The set's name, the split's, and the split.
 
     Raises:
         ValueError: if the model has another number of classes.
@@ -111,17 +120,18 @@ def _load_split(
             raise ValueError("--dataset must name a data set, as weights don't say one")
         given = own.name
     name = data.canonical_name(given)
-    if own is not None and name == data.canonical_name(own.name):
+    if own is not None and name == own.name:
         data_dir = options.data_dir or own.data_dir
         own = dataclasses.replace(own, data_dir=data_dir)
-        (split,) = load(own, options.split)
+        cut = options.split or own.test_split
+        (split,) = load_named_splits(own, cut)
         _check_unchanged(split, trained.task, name)
-        return name, split
-    task = trained.task
+        return name, cut, split
+    task, cut = trained.task, options.split or "test"
     # The pictures of a folder may be of many sizes.
     streaming = True if data.is_folder(name) else "auto"
     dataset = DatasetConfig(name=name, data_dir=options.data_dir, streaming=streaming)
-    (split,) = load(dataset, options.split)
+    (split,) = load_named_splits(dataset, cut)
     if not isinstance(split, ImageSplit) or not isinstance(task, Classification):
         raise ValueError(f"--dataset {name!r} and the model must be of images")
     if split.num_classes != task.num_classes:
@@ -135,13 +145,7 @@ def _load_split(
             f"as {split.class_names[0]!r} and {task.class_names[0]!r}",
             file=sys.stderr,
         )
-    images: Any = split.image_BHWC
-    if split.is_streamed:
-        source = _Fitted(trained, images.source)
-        images = StreamedImages(source, images.place_M, task.image_shape, resize=None)
-    elif images.shape[1:] != task.image_shape:
-        images = np.stack([fit_image(trained, image_HWC) for image_HWC in images])
-    return name, dataclasses.replace(split, image_BHWC=images)
+    return name, cut, fit_split(trained, split)
 
 
 def _check_unchanged(split: ImageSplit | SequenceSplit, task: Task, name: str) -> None:
@@ -156,41 +160,50 @@ def _check_unchanged(split: ImageSplit | SequenceSplit, task: Task, name: str) -
         )
 
 
+def fit_split(trained: TrainedModel, split: ImageSplit) -> ImageSplit:
+    """Bring images to the size that a model takes, when they are asked for.
+
+    In that size all of them may need more memory than there is.
+    """
+    images: Any = split.image_BHWC
+    shape = require_images(trained).image_shape
+    if split.is_streamed:
+        read, place_M = images.source.read_image, images.place_M
+    elif images.shape[1:] == shape:
+        return split
+    else:
+        read, place_M = images.__getitem__, np.arange(len(images))
+    source: Any = _Fitted(trained, read)  # labels are those of the split
+    images = StreamedImages(source, place_M, shape, resize=None)
+    return dataclasses.replace(split, image_BHWC=images)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Fitted:
-    """Images brought to the size that a model takes, see `Source`."""
+    """Images brought to the size that a model takes, see `StreamedImages`."""
 
     trained: TrainedModel
-    source: Source
+    read: Callable[[int], np.ndarray]
 
     def read_image(self, place: int) -> np.ndarray:
         """Read an image, and fit it."""
-        return fit_image(self.trained, self.source.read_image(place))
-
-    def read_label(self, place: int) -> int:
-        """Read the label of an image."""
-        return self.source.read_label(place)
+        return fit_image(self.trained, self.read(place))
 
 
 def evaluate(
     trained: TrainedModel, split: ImageSplit | SequenceSplit, *, batch_size: int = 256
 ) -> Evaluation:
     """Evaluate a model on a split of the examples it takes; see `Evaluator`."""
-    eval_step = trained.task.make_eval_step(trained.model)
-
-    def with_run_axis(variables: Any, examples: Any) -> Any:
-        return jax.tree.map(lambda x: x[None], eval_step(variables, *examples))
-
-    evaluator = Evaluator(
-        with_run_axis,
+    evaluator = make_evaluator(
+        trained.model,
+        trained.task,
+        Runs.combine([0], {}, devices=jax.devices()[:1]),
         batch_size=min(batch_size, len(split)),
-        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
-        jit=policy.jit_of_model(trained.model, platform=jax.default_backend()),
     )
     return evaluator(jax.device_put(trained.variables), split)
 
 
-def summarise(
+def compute_scores(
     split: ImageSplit | SequenceSplit, evaluation: Evaluation
 ) -> dict[str, Any]:
     """Turn an evaluation of one model into values for JSON."""

@@ -21,7 +21,6 @@ from train_jax.inference.explainers import make_explainer
 from train_jax.inference.pictures import PictureReader, add_input_flags, list_files
 from train_jax.output import workdir as wd
 from train_jax.output.files import open_folder
-from train_jax.run.trained_model import TrainedModel
 
 _PROGRAM = "python -m train_jax.explain"
 
@@ -36,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     out = _out_folder(options)
-    trained = flags.load(options)
+    trained = flags.load_named_model(options)
     explainer = make_explainer(trained, layer=options.layer, head=options.head)
     reader = PictureReader(
         trained, background=options.background, invert=options.invert
@@ -47,7 +46,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.inputs:
         images = _read(reader, list_files(options.inputs))
     else:
-        test_BHWC = _load_test(trained)
+        test: Any = trained.load_test()  # of images, as the model takes them
+        test_BHWC = test.image_BHWC
         images = _select_images(test_BHWC, options.images)
     names = [f"explain_{name}.png" for name in images]
     try:
@@ -75,14 +75,6 @@ def _out_folder(options: argparse.Namespace) -> Path:
     if options.workdir is not None:
         return any_path(options.workdir, "--workdir") / wd.PLOTS
     raise ValueError("--out must name a folder for the pictures of --weights")
-
-
-def _load_test(trained: TrainedModel) -> np.ndarray:
-    """Load the test images of the training."""
-    if trained.dataset is None:
-        raise ValueError("pictures must be named, as weights have no test images")
-    split: Any = trained.load_test()  # of images, as the model takes them
-    return split.image_BHWC
 
 
 def _read(reader: PictureReader, files: list[pathlib.Path]) -> dict[str, np.ndarray]:
@@ -138,7 +130,7 @@ def _temporary_folder(out: Path) -> Iterator[pathlib.Path]:
 
 def _make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = flags.make_parser(
+    parser = flags.make_model_parser(
         _PROGRAM,
         "Draw what a trained model looks at: the attention of a ViT, Grad-CAM of a "
         "ResNet.",

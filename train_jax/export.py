@@ -1,6 +1,7 @@
 """Export a trained model for other programs: python -m train_jax.export."""
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -16,20 +17,11 @@ from train_jax.devices.folders import local_path
 from train_jax.devices.store import Path, any_path
 from train_jax.inference import flags, model_card, program
 from train_jax.output import workdir as wd
-from train_jax.output.files import open_folder, replace_file
+from train_jax.output.files import open_folder, read_json, replace_file
 from train_jax.run.trained_model import TrainedModel
 from vit_jax.vit import ViT
 
 _PROGRAM = "python -m train_jax.export"
-
-# Format → name of the file or folder.
-_NAMES = {
-    "stablehlo": "model.stablehlo",
-    "safetensors": "model.safetensors",
-    "npz": "model.npz",
-    "hf": "hf",
-    "savedmodel": "savedmodel",
-}
 
 
 def main(arguments: list[str]) -> int:
@@ -39,10 +31,11 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     path = _out_path(options)
-    trained = flags.load(options)
+    trained = flags.load_named_model(options)
     start = time.perf_counter()
     with open_folder(path.parent) as folder:
-        files = _FORMATS[options.format](trained, folder / path.name)
+        _, write = _FORMATS[options.format]
+        files = write(trained, folder / path.name)
         if options.format == "hf":
             files.append(_write_card(trained, options, folder / path.name))
         size = sum(file.stat().st_size for file in files)
@@ -62,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = flags.make_parser(
+    parser = flags.make_model_parser(
         _PROGRAM,
         "Write a trained model for other programs: stablehlo, the whole computation "
         "from uint8 pixels to probabilities, for any batch size, on CPU, CUDA and TPU; "
@@ -70,7 +63,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "for timm (a ResNet's for torchvision as well); hf, a folder for transformers; "
         "npz, for the ViT authors' code.",
     )
-    parser.add_argument("--format", required=True, choices=tuple(_NAMES))
+    parser.add_argument("--format", required=True, choices=tuple(_FORMATS))
     parser.add_argument(
         "--out", help="file or folder to write (default: in the workdir's export/)"
     )
@@ -89,16 +82,12 @@ def _out_path(options: argparse.Namespace) -> Path:
     if options.workdir is None:
         raise ValueError("--out must say where to write what --weights hold")
     folder = any_path(options.workdir, "--workdir") / wd.EXPORT
-    return folder / _NAMES[options.format]
+    return folder / _FORMATS[options.format][0]
 
 
 def _write_stablehlo(trained: TrainedModel, path: pathlib.Path) -> list[pathlib.Path]:
     replace_file(path, program.export_stablehlo(trained))
     return [path]
-
-
-def _write_savedmodel(trained: TrainedModel, path: pathlib.Path) -> list[pathlib.Path]:
-    return program.export_savedmodel(trained, path)
 
 
 def _write_weights(
@@ -125,16 +114,16 @@ def _write_weights(
     return library.weights.save(path, pretrained, format=format)
 
 
-def _writer(format: str) -> Callable[[TrainedModel, pathlib.Path], list[pathlib.Path]]:
-    return lambda trained, path: _write_weights(trained, path, format=format)
-
-
-_FORMATS: dict[str, Callable[[TrainedModel, pathlib.Path], list[pathlib.Path]]] = {
-    "stablehlo": _write_stablehlo,
-    "savedmodel": _write_savedmodel,
-    "safetensors": _writer("timm"),
-    "npz": _writer("npz"),
-    "hf": _writer("hf"),
+# Format → name of the file or folder, and what writes it.
+_FORMATS: dict[str, tuple[str, Callable[..., list[pathlib.Path]]]] = {
+    "stablehlo": ("model.stablehlo", _write_stablehlo),
+    "safetensors": (
+        "model.safetensors",
+        functools.partial(_write_weights, format="timm"),
+    ),
+    "npz": ("model.npz", functools.partial(_write_weights, format="npz")),
+    "hf": ("hf", functools.partial(_write_weights, format="hf")),
+    "savedmodel": ("savedmodel", program.export_savedmodel),
 }
 
 
@@ -146,7 +135,7 @@ def _write_card(
     if options.workdir is not None:
         file = any_path(options.workdir, "--workdir") / wd.SUMMARY
         if file.is_file():
-            summary = json.loads(file.read_text(encoding="utf-8"))
+            summary = read_json(file)
     # The summary is of the last or the best checkpoint, and of all runs in the folder.
     is_its = summary.get("test_step") == trained.step and "runs" not in summary
     card = folder / "README.md"

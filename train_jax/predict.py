@@ -33,8 +33,8 @@ def _run(options: argparse.Namespace) -> int:
                 f"--{name} must be at least 1, got {getattr(options, name)}"
             )
     files = list_files(options.inputs)
-    trained = flags.load(options)
-    batch_size = min(options.batch_size, max(len(files), 1))
+    trained = flags.load_named_model(options)
+    batch_size = min(options.batch_size, len(files))
     classifier = Classifier(trained, batch_size=batch_size)
     reader = PictureReader(
         trained, background=options.background, invert=options.invert
@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = flags.make_parser(
+    parser = flags.make_model_parser(
         _PROGRAM, "Tell the classes of pictures, with their probabilities."
     )
     add_input_flags(parser)

@@ -92,16 +92,7 @@ def _make_parser() -> "argparse.ArgumentParser":
 
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     cli.add_workdir_flag(parser)
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument(
-        "--overwrite", action="store_true", help="delete the run that lies there first"
-    )
-    start.add_argument(
-        "--extend",
-        action="store_true",
-        help="train a run on to a larger num_epochs or num_steps, with the schedule of "
-        "that length",
-    )
+    cli.add_start_flags(parser)
     cli.add_process_flags(parser)
     return parser
 

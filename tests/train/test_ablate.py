@@ -221,6 +221,26 @@ def test_a_folder_in_use_is_left_alone(arguments, tmp_path, capsys, monkeypatch)
     locks[0].close()
 
 
+def test_a_longer_or_another_training_may_be_asked_for(
+    arguments, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(experiment, "train_and_evaluate", _pretend)
+    assert ablate.main(arguments) == 0
+    longer = [*arguments, "--config.num_epochs=2"]
+    assert ablate.main(longer) == 2
+    assert "--extend trains it on" in capsys.readouterr().err
+    folder = tmp_path / "out" / "baseline"
+    assert ablate.main([*longer, "--extend"]) == 0
+    config = read_json(folder / wd.CONFIG)
+    assert config["num_epochs"] == 2
+    assert config[wd.HISTORY][0]["num_epochs"] == 1
+    other = [*arguments, "--config.batch_size=32"]
+    assert ablate.main(other) == 2
+    assert ablate.main([*other, "--overwrite"]) == 0
+    config = read_json(folder / wd.CONFIG)
+    assert config["batch_size"] == 32 and wd.HISTORY not in config
+
+
 def test_results_of_another_config_are_left_alone(arguments, tmp_path, capsys):
     folder = tmp_path / "out" / "baseline"
     folder.mkdir(parents=True)

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from train_jax.cli import arguments as cli
-from train_jax.config.config import load_config, read_config_file
+from train_jax.config.config import load_config
 from train_jax.config.fields import TABLE
-from train_jax.config.files import bundled_configs, split_argument
+from train_jax.config.files import bundled_configs, read_config_file, split_argument
 
 
 def parse(*arguments):

@@ -95,6 +95,7 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 def test_only_on_a_cpu_llvm_makes_less_effort(monkeypatch):
     options = []
+    monkeypatch.setattr(compiler, "_LLVM_LEVEL", 2)
     monkeypatch.setattr(jax, "jit", lambda f, **kwargs: options.append(kwargs))
     for backend in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)

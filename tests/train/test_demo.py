@@ -1,5 +1,6 @@
 """The demo: what the page answers, and what is said where it can't be served."""
 
+import dataclasses
 import sys
 import types
 
@@ -9,6 +10,7 @@ import pytest
 
 import vit_jax
 from train_jax import demo
+from train_jax.config.fields import DatasetConfig
 from train_jax.inference.classifier import Classifier
 from train_jax.inference.explainers import make_explainer
 from train_jax.run.trained_model import TrainedModel
@@ -47,6 +49,30 @@ def test_a_dark_drawing_on_white_is_inverted(trained, monkeypatch):
 def test_an_empty_canvas_is_said(pixels, trained, monkeypatch):
     with pytest.raises(RuntimeError, match="Draw something, or drop a picture"):
         answer(trained, pixels, monkeypatch)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_page_is_shared_if_that_is_asked_for(trained, monkeypatch, share):
+    served = []
+    page = types.SimpleNamespace(launch=lambda **how: served.append(how))
+    monkeypatch.setattr(demo, "make_page", lambda _: page)
+    monkeypatch.setattr(demo.flags, "load_named_model", lambda _: trained)
+    assert demo.main(["--workdir", "run", *(["--share"] if share else [])]) == 0
+    assert served[0]["share"] == share
+
+
+def test_a_space_does_not_name_a_folder_of_this_machine(trained, monkeypatch, tmp_path):
+    dataset = DatasetConfig(name="folder:/home/me/pets")
+    ours = dataclasses.replace(trained, dataset=dataset, step=3)
+    monkeypatch.setattr(demo.flags, "load_named_model", lambda _: ours)
+    monkeypatch.setattr(demo, "make_page", lambda _: None)
+    titles = []
+    monkeypatch.setattr(
+        demo, "write_space", lambda *_, title, **__: titles.append(title)
+    )
+    space = ["--space", str(tmp_path / "space")]
+    assert demo.main(["--workdir", "run", *space]) == 0
+    assert titles == ["vit on a folder of pictures"]
 
 
 def test_gradio_is_asked_for(trained, monkeypatch):

@@ -1,5 +1,7 @@
 """One program on any number of devices: the same losses, however it is laid out."""
 
+import types
+
 import chex
 import jax
 import numpy as np
@@ -11,6 +13,31 @@ from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 
 VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
+
+
+def _devices(platform, *slices, **attributes):
+    """Describe devices, a tuple of numbers for each slice."""
+    return [
+        types.SimpleNamespace(
+            platform=platform, slice_index=index, id=number, **attributes
+        )
+        for index, numbers in enumerate(slices)
+        for number in numbers
+    ]
+
+
+def test_devices_of_several_slices_are_arranged_slice_by_slice():
+    for platform in ("gpu", "cpu", "tpu"):
+        devices = _devices(platform, (5, 0), (3, 2))
+        arranged = sharding._arrange(devices[::-1], (1, 4))
+        assert [each.id for each in arranged[0]] == [0, 5, 2, 3], platform
+
+
+def test_tpus_that_cannot_be_arranged_along_their_links_are_taken_in_order():
+    # The two cores of a chip have the same coordinates.
+    how = {"device_kind": "TPU v4", "coords": (0, 0, 0), "core_on_chip": 1}
+    arranged = sharding._arrange(_devices("tpu", (1, 0), **how), (2, 1))
+    assert [each.id for each in arranged[:, 0]] == [0, 1]
 
 
 @pytest.mark.slow  # compiles for three numbers of devices

@@ -333,9 +333,7 @@ def test_a_checkpoint_of_version_0_1(run, tmp_path, capsys):
     folder = workdir / wd.CHECKPOINTS / "5"
     (folder / "metadata").rename(folder / "about")
     line = _fail(["--workdir", workdir], capsys)
-    expected = (
-        f"checkpoint {folder} was written by version 0.1; --overwrite starts anew"
-    )
+    expected = f"checkpoint {folder} was written by version 0.1"
     assert line == f"python -m train_jax.explain: error: {expected}"
 
 

@@ -58,6 +58,23 @@ def test_divergence_is_traced_to_its_step(tmp_path, accumulation_steps):
     assert message.endswith(where)
 
 
+def test_a_test_loss_that_is_not_finite_repeats_no_step(tmp_path, monkeypatch):
+    evaluate = Evaluator.__call__
+
+    def spoil(evaluator, variables, split):
+        result = evaluate(evaluator, variables, split)
+        factor = np.nan if len(split) == 50 else 1.0
+        return dataclasses.replace(result, loss_R=result.loss_R * factor)
+
+    monkeypatch.setattr(Evaluator, "__call__", spoil)
+    changes = {"dataset.test_split": "test[:50]", "debug_nans": True}
+    with pytest.raises(Diverged) as caught:
+        train_tiny(tmp_path, changes)
+    message = str(caught.value)
+    assert message.startswith("the test loss is not finite after step ")
+    assert "repeated" not in message
+
+
 def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e38}
     changes |= {"freeze": "backbone", "accumulation_steps": 4, "debug_nans": True}
@@ -111,7 +128,7 @@ def test_a_validation_loss_that_is_not_finite_fails_the_run(tmp_path, monkeypatc
         return dataclasses.replace(result, loss_R=result.loss_R * np.nan)
 
     monkeypatch.setattr(Evaluator, "__call__", spoil)
-    with pytest.raises(Diverged, match="not finite in step 5"):
+    with pytest.raises(Diverged, match="validation loss is not finite after step 5"):
         train_tiny(tmp_path)
 
 
@@ -123,7 +140,7 @@ def test_a_loss_that_is_not_finite_after_the_last_step_fails_the_run(
     changes = {"num_steps": 1, "dataset.val_split": val_split, **rates}
     if val_split is None:
         changes["test_checkpoint"] = "last"
-    with pytest.raises(Diverged, match="not finite in step 1"):
+    with pytest.raises(Diverged, match=r"not finite (in|after) step 1"):
         train_tiny(tmp_path, changes)
     assert not (tmp_path / wd.SUMMARY).exists()
 
@@ -136,6 +153,10 @@ def test_training_that_changes_nothing_is_told(tmp_path, capsys, changes):
     assert warning.startswith("warning: the first epoch has not changed embedding/kern")
     assert warning.count("\n") == 1
     train_tiny(tmp_path / "other", changes)
+    assert capsys.readouterr().err == ""
+    # The first step of a warm-up has a rate of 0.
+    changes |= {"batch_size": 320, "num_epochs": 3, "optimizer.warmup_epochs": 2}
+    train_tiny(tmp_path / "warm", changes)
     assert capsys.readouterr().err == ""
 
 
@@ -189,6 +210,6 @@ def test_a_state_with_a_parameter_that_is_not_finite_is_not_saved(tmp_path):
     changes = {"dataset.val_split": None}
     with (
         mock.patch.object(loop, "has_finite_params", lambda state: False),
-        pytest.raises(Diverged, match=r"in step 6; .* there is no checkpoint yet$"),
+        pytest.raises(Diverged, match=r"after step 5; .* there is no checkpoint yet$"),
     ):
         train_tiny(tmp_path, changes)

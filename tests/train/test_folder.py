@@ -67,7 +67,7 @@ def test_any_slice_has_its_share_of_each_class(digits):
 
 def test_a_folder_trains_to_the_same_metrics(digits, tmp_path, monkeypatch):
     """In one order, and with the same mean and deviation, to the same bits."""
-    load, metrics = splits.load, {}
+    load, metrics = splits.load_named_splits, {}
 
     def load_sorted(*args, **how):
         for split in (loaded := load(*args, **how)):
@@ -75,7 +75,7 @@ def test_a_folder_trains_to_the_same_metrics(digits, tmp_path, monkeypatch):
             split.image_BHWC[:], split.label_B[:] = (x[order] for x in split.examples)
         return loaded
 
-    monkeypatch.setattr(splits, "load", load_sorted)
+    monkeypatch.setattr(splits, "load_named_splits", load_sorted)
     for name in ("digits", f"folder:{digits}"):
         fields = {"dataset.name": name, "dataset.mean": (0.3,), "dataset.std": (0.4,)}
         fields |= {

@@ -23,7 +23,7 @@ from train_jax.run import build, epoch, experiment, setup
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Failed, Stopped
 from train_jax.run.saving import SaveSchedule
-from train_jax.run.splits import load_splits
+from train_jax.run.splits import load_dataset
 from train_jax.tasks import Classification
 
 
@@ -270,13 +270,13 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, name):
     with pytest.raises(Stopped):
         train_tiny(tmp_path, CHANGES, should_stop=AfterSteps(2))
     step = checkpoint.find(tmp_path / wd.CHECKPOINTS, "last")
-    train, val, test = load_splits(tiny_config(CHANGES).dataset)
+    train, val, test = load_dataset(tiny_config(CHANGES).dataset)
     if name == "num_examples":
         test = test[:80]
     else:
         names = tuple(reversed(train.class_names))
         train = dataclasses.replace(train, class_names=names)
-    monkeypatch.setattr(setup, "load_splits", lambda *_, **__: (train, val, test))
+    monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: (train, val, test))
     with pytest.raises(Failed, match=f"checkpoint {step} is of other data: {name} had"):
         train_tiny(tmp_path, CHANGES)
 

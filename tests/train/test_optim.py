@@ -176,6 +176,16 @@ def test_an_optimiser_of_optax_has_its_own_arguments():
     assert not np.allclose(*(w["layer"]["kernel"] for w in weights))
 
 
+def test_a_number_of_optax_is_known_by_any_name_of_its_type():
+    kind = inspect.Parameter.KEYWORD_ONLY
+    for annotation in ("jax.typing.ArrayLike | None", float | None, "Any"):
+        parameter = inspect.Parameter(
+            "momentum", kind, default=None, annotation=annotation
+        )
+        expected = None if annotation == "Any" else float | None
+        assert aliases._type_of(parameter) == expected
+
+
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_weight_decay_spares_the_bias(name):
     plain, decayed = _update(name), _update(name, weight_decay=0.1)

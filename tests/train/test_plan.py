@@ -25,6 +25,12 @@ from train_jax.run.initial_state import make_runs
 CPUS = Topology(jax.devices(), None)
 
 
+@pytest.fixture(scope="module")
+def real():
+    """The plan of the tiny config."""
+    return plan.make_plan(tiny_config(), CPUS)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -148,11 +154,10 @@ def test_collectives_are_counted_as_often_as_they_run():
     }
 
 
-def test_data_parallel_training_exchanges_its_gradient_once():
-    found = plan.make_plan(tiny_config(), CPUS)
-    sizes = [each.size for each in found.collectives if each.kind == "all-reduce"]
-    (metrics,) = {sum(sizes) - found.memory["parameters"]}
-    assert 0 <= metrics <= 8 and len(found.collectives) == len(sizes)
+def test_data_parallel_training_exchanges_its_gradient_once(real):
+    sizes = [each.size for each in real.collectives if each.kind == "all-reduce"]
+    (metrics,) = {sum(sizes) - real.memory["parameters"]}
+    assert 0 <= metrics <= 8 and len(real.collectives) == len(sizes)
 
 
 def test_a_fully_sharded_step_gathers_no_more_than_one_kernel_at_once():
@@ -165,18 +170,17 @@ def test_a_fully_sharded_step_gathers_no_more_than_one_kernel_at_once():
     assert {each.times for each in large} == {4} and len(large) >= 4
 
 
-def test_bounds_are_those_of_the_slowest_part():
-    found = plan.make_plan(tiny_config(), CPUS)
-    assert found.bounds(None).step is None
+def test_bounds_are_those_of_the_slowest_part(real):
+    assert real.bounds(None).step is None
     chip = CHIPS["v5e"]
-    bounds = found.bounds(chip)
-    assert bounds.products == found.flops / chip.flops
+    bounds = real.bounds(chip)
+    assert bounds.products == real.flops / chip.flops
     assert bounds.step == max(bounds.products, bounds.traffic, bounds.exchange)
-    assert bounds.mfu == pytest.approx(found.model_flops / chip.flops / bounds.step)
+    assert bounds.mfu == pytest.approx(real.model_flops / chip.flops / bounds.step)
 
 
 def test_well_known_sets_need_not_be_there(monkeypatch):
-    monkeypatch.setattr(plan, "load", None)
+    monkeypatch.setattr(plan, "load_dataset", None)
     dataset = tiny_config(
         {"dataset.name": "mnist", "dataset.train_split": "train[:90%]"}
     )
@@ -187,8 +191,26 @@ def test_well_known_sets_need_not_be_there(monkeypatch):
         plan.describe_examples(known)
 
 
-def test_a_batch_that_fits_is_looked_for(monkeypatch):
-    tried, real = [], plan.make_plan(tiny_config(), CPUS)
+def test_a_plan_streams_what_a_training_would_stream():
+    fields = {"dataset.name": "cifar10", "dataset.train_split": "train[:100]"}
+    fields |= {"dataset.test_split": "test", "dataset.val_split": None}
+    dataset = tiny_config(fields).dataset
+    num_bytes = 60_000 * 32 * 32 * 3  # of both splits, which are loaded whole
+    for room, expected in ((num_bytes, False), (num_bytes - 1, True)):
+        train = plan.describe_examples(dataset, room=room)
+        assert train.is_streamed == expected and len(train) == 100
+    photos = {"dataset.name": "imagenet2012", "dataset.image_size": 8}
+    photos["dataset.test_split"] = "validation"
+    assert plan.describe_examples(tiny_config(photos).dataset).is_streamed
+    digits = tiny_config().dataset
+    assert len(plan.describe_examples(digits)) == 320
+    wrong = dataclasses.replace(dataset, test_split="validation")
+    with pytest.raises(ValueError, match="'cifar10' has no split 'validation'"):
+        plan.describe_examples(wrong)
+
+
+def test_a_batch_that_fits_is_looked_for(monkeypatch, real):
+    tried = []
 
     def make_plan(config, topology):
         size = config.batch_size
@@ -203,9 +225,7 @@ def test_a_batch_that_fits_is_looked_for(monkeypatch):
     assert all(size % 8 == 0 for size in tried)
 
 
-def test_the_largest_batch_may_hold_all_examples(monkeypatch):
-    real = plan.make_plan(tiny_config(), CPUS)
-
+def test_the_largest_batch_may_hold_all_examples(monkeypatch, real):
     def make_plan(config, topology):
         size = config.batch_size
         return dataclasses.replace(real, batch_size=size, num_examples=323)
@@ -216,9 +236,7 @@ def test_the_largest_batch_may_hold_all_examples(monkeypatch):
     assert found is not None and found.batch_size == 320
 
 
-def test_a_batch_that_the_config_refuses_ends_the_search(monkeypatch):
-    real = plan.make_plan(tiny_config(), CPUS)
-
+def test_a_batch_that_the_config_refuses_ends_the_search(monkeypatch, real):
     def make_plan(config, topology):
         if config.batch_size < 64:
             raise ValueError("config.optimizer.warmup_epochs must be shorter")
@@ -229,8 +247,8 @@ def test_a_batch_that_the_config_refuses_ends_the_search(monkeypatch):
     assert plan_command._find_largest(config, CPUS, make_plan(config, CPUS)) is None
 
 
-def test_an_automatic_batch_begins_with_one_that_divides(monkeypatch, capsys):
-    real, tried = plan.make_plan(tiny_config(), CPUS), []
+def test_an_automatic_batch_begins_with_one_that_divides(monkeypatch, capsys, real):
+    tried = []
 
     def make_plan(config, topology):
         tried.append(config.batch_size)

@@ -38,6 +38,16 @@ def compiled(tmp_path_factory):
         yield
 
 
+# A process that hangs is noticed sooner than usual.
+TRAIN = """
+import sys
+from train_jax import train
+from train_jax.devices import processes
+processes._HEARTBEAT_SECONDS = 8
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
 def start(workdir, output, *, index, port, changes):
     """Start one of two processes of a run, each on two devices."""
     fields = [f"--config.{k}={v}" for k, v in (TINY | changes).items()]
@@ -47,7 +57,7 @@ def start(workdir, output, *, index, port, changes):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    command = [sys.executable, "train.py", "--config", CONFIG]
+    command = [sys.executable, "-c", TRAIN, "--config", CONFIG]
     command += ["--workdir", str(workdir), *fields]
     with output.open("w") as file:
         return subprocess.Popen(
@@ -117,28 +127,34 @@ def test_two_processes_start_from_the_weights_of_a_run(tmp_path):
     np.testing.assert_allclose(found["test_loss"], expected["test_loss"], rtol=1e-5)
 
 
-@pytest.mark.slow  # two processes
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_when_one_process_hangs_the_other_ends_and_the_run_is_intact(tmp_path, stopped):
-    workdir = tmp_path / "run"
+@pytest.mark.slow  # twice two processes
+def test_when_one_process_hangs_the_other_ends_and_the_run_is_intact(tmp_path):
     changes = {"num_epochs": 100_000, "checkpoint.every_epochs": 2} | SIMPLE
-    outputs, both = start_two(workdir, tmp_path, changes)
-    # By then the first of its checkpoints is complete.
-    wait_for_epochs(workdir, 9, both)
-    before = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
-    both[stopped].send_signal(signal.SIGSTOP)
-    other = 1 - stopped
+    runs = []
+    for stopped in (0, 1):
+        folder = tmp_path / f"{stopped}_stops"
+        folder.mkdir()
+        outputs, both = start_two(folder / "run", folder, changes)
+        # By then the first of its checkpoints is complete.
+        wait_for_epochs(folder / "run", 9, both)
+        before = checkpoint.find(folder / "run" / wd.CHECKPOINTS, "last")
+        both[stopped].send_signal(signal.SIGSTOP)
+        runs.append((folder / "run", before, both, 1 - stopped, outputs[1 - stopped]))
     try:
-        assert both[other].wait(timeout=120) != 0
+        for _, _, both, other, _ in runs:
+            assert both[other].wait(timeout=120) != 0
     finally:
-        for process in both:
+        for process in (process for _, _, both, _, _ in runs for process in both):
             process.kill()
             process.wait()
-    said = outputs[other].read_text()
-    assert "another task died" in said or "another process of the run was lost" in said
-    step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
-    assert step is not None and before is not None and step >= before
-    assert len(results(workdir)) >= 9
+    for workdir, before, _, _, output in runs:
+        said = output.read_text()
+        assert (
+            "another task died" in said or "another process of the run was lost" in said
+        )
+        step = checkpoint.find(workdir / wd.CHECKPOINTS, "last")
+        assert step is not None and before is not None and step >= before
+        assert len(results(workdir)) >= 9
 
 
 @pytest.mark.slow  # six processes
@@ -286,6 +302,52 @@ def test_a_cluster_is_recognised(monkeypatch, environment, expected):
     monkeypatch.setattr(processes, "_initialize", lambda *a: calls.append(a))
     processes.join(None, None, None)
     assert calls == ([()] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        # One process on each of two nodes; four on each.
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, True),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_NODES": "2"}, False),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+        # Each process was given one GPU, or sees all of them.
+        ({"CUDA_VISIBLE_DEVICES": "3"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, False),
+        ({"CUDA_VISIBLE_DEVICES": "3", "JAX_LOCAL_DEVICE_IDS": "0"}, False),
+    ],
+)
+def test_which_gpus_a_process_uses(monkeypatch, environment, expected):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    given = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: given.append(how))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    processes.join("auto", None, None)
+    # JAX leaves out of an empty list nothing; without a list it decides itself.
+    assert given[0]["local_device_ids"] == ([] if expected else None)
+
+
+def test_a_host_of_a_slice_is_told_to_join_the_others(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match=r"one of 4 hosts .* with --coordinator auto"):
+        processes.join(None, None, None)
+
+
+def test_an_error_without_a_text_is_raised_in_all_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    broadcast = processes.multihost_utils
+    monkeypatch.setattr(broadcast, "broadcast_one_to_all", lambda x: x)
+
+    def fail():
+        raise FileNotFoundError
+
+    with pytest.raises(ValueError, match="FileNotFoundError"):
+        processes.call_on_main(fail)
 
 
 def test_auto_asks_the_cluster(monkeypatch):

@@ -7,7 +7,9 @@ import pytest
 from benchmarks import trace
 from tests.train.tiny import make_tiny, tiny_config, train_tiny
 from train_jax.config.config import load_config
+from train_jax.devices import processes
 from train_jax.output import workdir as wd
+from train_jax.run import profiler
 
 
 def test_a_trace_is_recorded_and_changes_nothing(tmp_path, capsys):
@@ -31,6 +33,14 @@ def test_a_trace_is_recorded_and_changes_nothing(tmp_path, capsys):
     assert trace.main([str(run)]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert "operation" in head and len(rows) > 10
+
+
+def test_the_first_of_several_processes_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "is_main", lambda: False)
+    with profiler.Profiler(tmp_path, (0, 1)) as recorder:
+        recorder.reach(0)
+        recorder.reach(1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trace_that_is_cut_off_is_written(tmp_path):

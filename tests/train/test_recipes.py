@@ -12,7 +12,7 @@ from train_jax.config.config import resolve, to_json
 from train_jax.run.build import check_groups, groups_of
 from train_jax.run.failures import Stopped
 from train_jax.run.setup import set_up
-from train_jax.run.splits import load_splits
+from train_jax.run.splits import load_dataset
 
 GROUPS = {
     "optimizer.name": "muon",
@@ -153,6 +153,6 @@ def test_what_does_not_fit_is_named(changes, message):
 
 def test_splits_without_validation_do_not_overlap(capsys):
     config = resolve({"model.name": "resnet18", "dataset.val_split": None})
-    train, val, test = load_splits(config.dataset)
+    train, val, test = load_dataset(config.dataset)
     assert val is None and len(train) and len(test)
     assert not capsys.readouterr().err

@@ -21,6 +21,7 @@ from train_jax.output import workdir as wd
 from train_jax.run.failures import Diverged
 from train_jax.run.initial_state import make_runs
 from train_jax.run.trained_model import load_model
+from train_jax.tasks import Classification
 
 EVERYTHING = {
     "model.dropout_rate": 0.1,
@@ -171,6 +172,17 @@ def test_a_run_that_diverges_leaves_the_others_alone(tmp_path, capsys):
     assert lines(workdir)[-1]["train_loss"][1] is None
     report.print_summary(summary, workdir)
     assert "diverged in step" in " ".join(capsys.readouterr().out.split())
+
+
+def test_pictures_are_of_a_run_that_did_not_diverge(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Classification, "plot", lambda *arguments: drawn.append(arguments[-2])
+    )
+    changes = {"optimizer.name": "sgd", "num_epochs": 1, "dataset.val_split": None}
+    changes["sweep.optimizer.learning_rate"] = (1e30, 0.1)
+    train_tiny(tmp_path, changes, has_plots=True)
+    assert np.isfinite(drawn[0]).all()
 
 
 def test_when_all_runs_diverge_it_is_over(tmp_path):

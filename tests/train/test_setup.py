@@ -22,7 +22,7 @@ from train_jax.output import workdir as wd
 from train_jax.run import build, pixels
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.setup import set_up
-from train_jax.run.splits import load_splits
+from train_jax.run.splits import load_dataset
 from train_jax.run.trained_model import TrainedModel, load_model
 from vit_jax import bfloat16
 
@@ -51,7 +51,7 @@ MEANT = "if that is meant, say so by config.dataset.allow_overlap=True\n"
 )
 def test_splits_with_examples_in_common_are_told(capsys, changes, warnings):
     fields = {f"dataset.{name}": value for name, value in changes.items()}
-    load_splits(tiny_config(fields).dataset)
+    load_dataset(tiny_config(fields).dataset)
     lines = capsys.readouterr().err.splitlines(keepends=True)
     assert len(lines) == len(warnings)
     for line, warning in zip(lines, warnings, strict=True):
@@ -201,6 +201,22 @@ def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch):
     assert model.dot_general is jax.lax.dot_general
     assert model.dtype == jnp.float32
     assert policy.fastest_dtype(vit_jax.ViT_S16) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ("7.5", "float32"),
+        ("8.0", "bfloat16"),
+        ("10.0", "bfloat16"),
+        ("gfx942", "bfloat16"),
+    ],
+)
+def test_gpus_with_bfloat16_use_it(monkeypatch, capability, expected):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert policy.fastest_dtype(vit_jax.ViT_S16) == expected
 
 
 @pytest.mark.usefixtures("single_cpu")

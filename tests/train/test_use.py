@@ -100,6 +100,36 @@ def test_evaluate_gives_the_summary_s_numbers(run, capsys):
     assert hits / 90 == pytest.approx(result["accuracy"])
 
 
+def test_evaluate_takes_the_test_split_of_the_training(run, capsys):
+    call(evaluate, "--workdir", run, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["split"], result["num_examples"]) == ("test[:90]", 90)
+
+
+def test_images_are_resized_when_they_are_asked_for():
+    task = Classification((4, 4, 1), ("a",), (0.5,), (0.5,))
+    trained = TrainedModel(task, vit_jax.ViT(1, 1, 1, 1, 1), {}, "vit")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    split = data.ImageSplit(images, np.zeros(3, np.int32), ("a",))
+    fitted = evaluate.fit_split(trained, split)
+    assert fitted.is_streamed and fitted.image_BHWC.shape == (3, 4, 4, 1)
+    expected = [fit_image(trained, image_HWC) for image_HWC in images]
+    np.testing.assert_array_equal(fitted.image_BHWC[np.arange(3)], expected)
+    assert evaluate.fit_split(trained, fitted[:0]).image_BHWC.shape == (0, 4, 4, 1)
+    same = dataclasses.replace(split, image_BHWC=images[:, :4, :4])
+    assert evaluate.fit_split(trained, same) is same
+
+
+def test_a_model_that_diverged_has_no_scores(run, capsys, monkeypatch):
+    trained = load_model(run)
+    broken = jax.tree.map(lambda x: x * np.nan, trained.variables)
+    broken = dataclasses.replace(trained, variables=broken)
+    monkeypatch.setattr(model_flags, "load_model", lambda *_, **__: broken)
+    call(evaluate, "--workdir", run, code=2)
+    captured = capsys.readouterr()
+    assert captured.out == "" and "the loss of 'vit' is not finite" in captured.err
+
+
 def test_evaluate_draws_and_prints_a_table(run, capsys, tmp_path):
     call(evaluate, "--workdir", run, "--out", tmp_path / "new")
     captured = capsys.readouterr()
@@ -145,6 +175,11 @@ def test_a_picture_is_brought_to_the_input_as_in_the_training():
         np.testing.assert_array_equal(fitted, expected)
         seen.add(fitted.tobytes())
     assert len(seen) == 3
+
+
+def test_equal_probabilities_are_ranked_as_by_argmax():
+    probability_MY = np.full((4, 4), 0.25)
+    assert top_k_accuracy(probability_MY, np.arange(4), 3) == 0.75
 
 
 def test_scores_by_hand():
@@ -327,8 +362,8 @@ def test_stablehlo_is_opened_without_this_project(kind, run, resnet, tmp_path):
     flags = ["--workdir", run] if kind == "vit" else ["--weights", resnet]
     file = tmp_path / "model.stablehlo"
     call(export, *flags, "--format", "stablehlo", "--out", file)
-    options = model_flags.make_parser("", "").parse_args(list(map(str, flags)))
-    trained = model_flags.load(options)
+    options = model_flags.make_model_parser("", "").parse_args(list(map(str, flags)))
+    trained = model_flags.load_named_model(options)
     shape = (256, *trained.task.image_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -394,14 +429,14 @@ def test_weights_are_written_and_used_again(format, run, tmp_path, capsys):
 
 
 def test_a_set_that_has_changed_since_the_training_is_refused(run, capsys, monkeypatch):
-    load = evaluate.load
+    load = evaluate.load_named_splits
 
     def load_renamed(*args):
         (split,) = load(*args)
         names = ("kitten", *split.class_names[1:])
         return [dataclasses.replace(split, class_names=names)]
 
-    monkeypatch.setattr(evaluate, "load", load_renamed)
+    monkeypatch.setattr(evaluate, "load_named_splits", load_renamed)
     call(evaluate, "--workdir", run, code=2)
     error = capsys.readouterr().err
     assert "'digits' is not that of the training, which had '0', now 'kitten'" in error
@@ -510,7 +545,7 @@ WRONG = {
         ("--workdir RUN --run 1", "--run must be in [0, 0], got 1"),
         ("--workdir RUN --mean 0.5", "--mean is for --weights alone"),
         ("--workdir gs://a", "--workdir must be gs://BUCKET/FOLDER, got 'gs://a'"),
-        ("--weights nothing.npz --dataset digits", "'nothing.npz' are not there"),
+        ("--weights nothing.npz --dataset digits", "'nothing.npz' do not exist"),
         ("--weights README.md --dataset digits", "must be a file of: .npz"),
         ("--weights hf://x --dataset digits", "must be hf://owner/name"),
         ("--weights RESNET", "--dataset must name a data set"),
@@ -525,6 +560,7 @@ WRONG = {
         ),
         ("--weights RESNET --image_size 3", "must be height and width as in"),
         ("--weights RESNET --class_names a,b --dataset digits", "10 classes, but 2"),
+        ("--weights RESNET --num_heads 4 --dataset digits", "a ResNet has no heads"),
         ("--workdir RUN --out README.md", "File exists"),
     ],
     "demo": [

@@ -59,6 +59,7 @@ def test_a_newer_field_of_a_group_is_as_in_the_optimizer():
 
 def test_when_to_save_and_what_to_warn_of_may_change():
     changes = {"checkpoint.every_steps": 5, "dataset.allow_overlap": True}
+    changes["eval_batch_size"] = 7
     assert wd.differences(tiny_fields(), tiny_fields(changes)) == []
 
 

@@ -316,10 +316,12 @@ FIELDS = {
         "400"
     ),
     "batch_size=60": (
-        ".batch_size must be divisible by 8 (8 devices × 1 accumulation_steps), got 60"
+        ".batch_size must be divisible by 8 (8 devices × 1 accumulation_steps), such "
+        "as 56 or 64, got 60"
     ),
     "accumulation_steps=3": (
-        ".batch_size must be divisible by 24 (8 devices × 3 accumulation_steps), got 64"
+        ".batch_size must be divisible by 24 (8 devices × 3 accumulation_steps), such "
+        "as 48 or 72, got 64"
     ),
     "eval_batch_size=0": ".eval_batch_size must be an integer, at least 1, got 0",
     "num_epochs=0": ".num_epochs must be an integer in [1, 2147483647], got 0",
@@ -541,9 +543,7 @@ def test_a_folder_without_a_complete_checkpoint(tmp_path, capsys):
     assert refuse(explain.main, arguments, capsys) == expected
     folder = tmp_path / wd.CHECKPOINTS / "10"
     folder.mkdir(parents=True)
-    expected = (
-        f"all checkpoints in '{folder.parent}' are damaged; --overwrite starts anew"
-    )
+    expected = f"all checkpoints in '{folder.parent}' are damaged"
     shutil.copy(CONFIG, folder)
     assert explain.main(arguments) == 2
     *_, warning, line = capsys.readouterr().err.splitlines()

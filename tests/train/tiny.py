@@ -18,7 +18,7 @@ from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
 from train_jax.run.setup import Parts, make_parts
-from train_jax.run.splits import load_splits
+from train_jax.run.splits import load_dataset
 
 TINY = {
     "model.name": "vit",
@@ -86,7 +86,7 @@ def make_tiny(
     """
     changes = ({"optimizer.name": "sgd"} if has_noise else {}) | (changes or {})
     config = tiny_config(changes)
-    train, val, test = load_splits(config.dataset)
+    train, val, test = load_dataset(config.dataset)
     if has_noise:
         noise = np.random.default_rng(0).integers(0, 256, train.image_BHWC.shape)
         train = dataclasses.replace(train, image_BHWC=noise.astype(np.uint8))

@@ -56,6 +56,20 @@ def add_workdir_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_start_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for what to do with a run that lies in the folder."""
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--overwrite", action="store_true", help="delete the run that lies there first"
+    )
+    start.add_argument(
+        "--extend",
+        action="store_true",
+        help="train a run on to a larger num_epochs or num_steps, with the schedule of "
+        "that length",
+    )
+
+
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags for training with several processes."""
     group = parser.add_argument_group(

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import RequiredValueError
 
 from train_jax.config.fields import SECTIONS, TABLE, Config
-from train_jax.config.files import read_config_file as read_config_file
-from train_jax.config.files import split_argument as split_argument
+from train_jax.config.files import read_config_file
 from train_jax.config.groups import resolve_groups, suggest
 from train_jax.config.optimizer_fields import GroupConfig
 from train_jax.config.options import Option

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,12 @@ from train_jax.data.split import count_shared as count_shared
 from train_jax.data.split import parse_split as parse_split
 from train_jax.devices.folders import local_path
 from train_jax.devices.store import Path, any_path
+
+# Sets that are made in memory, not read from files: name → what makes a split.
+_MAKERS: dict[str, Callable[[str], ImageSplit | SequenceSplit]] = {
+    "digits": load_digits,
+    "reverse": load_reverse,
+}
 
 
 def load(
@@ -91,16 +97,15 @@ def load_splits(
         how: Any = {"image_size": image_size, "resize": resize}
         how |= {"split_seed": split_seed, "room": room}
         loaded = load_folder(root, *names, **how)
-    elif not is_in_memory(name) and _exceeds(
-        room, name, names, data_dir, manual_dir, image_size
-    ):
+    elif is_in_memory(name):
+        loaded = [_resize(_MAKERS[name](it), image_size, resize) for it in names]
+    else:
         folder = find_or_prepare(name, data_dir, manual_dir)
         how = {"image_size": image_size, "resize": resize}
-        loaded = [tfds_stream.stream_prepared(folder, it, **how) for it in names]
-    else:
-        loaded = [_load_whole(name, it, data_dir, manual_dir) for it in names]
-        if image_size is not None:
-            loaded = [_resize(split, image_size, resize) for split in loaded]
+        if _exceeds(room, folder, names, image_size):
+            loaded = [tfds_stream.stream_prepared(folder, it, **how) for it in names]
+        else:
+            loaded = [_resize(_read_whole(folder, it), **how) for it in names]
     whole = dict(zip(names, loaded, strict=True))
     return [
         whole[base][absolute_slice(split, len(whole[base]))]
@@ -109,13 +114,15 @@ def load_splits(
 
 
 def _resize(
-    split: ImageSplit | SequenceSplit, image_size: int, resize: Resize
+    split: ImageSplit | SequenceSplit, image_size: int | None, resize: Resize
 ) -> ImageSplit | SequenceSplit:
-    """Bring the images of a split to a size.
+    """Bring the images of a split to a size, if one is given.
 
     Raises:
         ValueError: for a set of sequences.
     """
+    if image_size is None:
+        return split
     if not isinstance(split, ImageSplit):
         raise ValueError(
             "config.dataset.image_size must be None for a set without images, got "
@@ -137,17 +144,11 @@ def _resize(
 
 
 def _exceeds(
-    room: float,
-    name: str,
-    bases: Iterable[str],
-    data_dir: str | None,
-    manual_dir: str | None,
-    image_size: int | None,
+    room: float, folder: pathlib.Path, bases: Iterable[str], image_size: int | None
 ) -> bool:
-    """Whether the images of splits of a TFDS set need more than `room` bytes."""
+    """Whether the images of splits of a prepared set need more than `room` bytes."""
     if room in (0, math.inf):
         return room == 0
-    folder = find_or_prepare(name, data_dir, manual_dir)
     sizes = []
     for base in bases:
         cached = _cache_path(folder, base)
@@ -160,7 +161,7 @@ def _exceeds(
 
 def is_in_memory(name: str) -> bool:
     """Whether a dataset is made in memory, not read from files."""
-    return name in ("digits", "reverse")
+    return name in _MAKERS
 
 
 def is_sequences(name: str) -> bool:
@@ -173,15 +174,8 @@ def is_folder(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def _load_whole(
-    name: str, base: str, data_dir: str | None, manual_dir: str | None
-) -> ImageSplit | SequenceSplit:
-    """Load a whole split; one of TFDS from the cache, else from the prepared set."""
-    if name == "digits":
-        return load_digits(base)
-    if name == "reverse":
-        return load_reverse(base)
-    folder = find_or_prepare(name, data_dir, manual_dir)
+def _read_whole(folder: pathlib.Path, base: str) -> ImageSplit:
+    """Read a split of a prepared set, from the cache if it is there."""
     cached = _cache_path(folder, base)
     data = cache.read_cache(cached)
     if data is None:

@@ -1,6 +1,7 @@
 """Load a folder of pictures: a folder for each class, in splits or all together."""
 
 import concurrent.futures
+import functools
 import itertools
 import math
 import os
@@ -62,8 +63,9 @@ def load_folder(
     examples, class_names = _list_examples(root, split_seed)
     for base in bases:
         check_split_name(base, examples, f"{PREFIX}{root}")
+    count_channels = functools.cache(lambda: _count_channels(examples["train"]))
     if room < math.inf:
-        channels = _count_channels(examples)
+        channels = count_channels()
         streamed = [
             _stream(root, examples[base], class_names, channels, image_size, resize)
             for base in bases
@@ -78,9 +80,8 @@ def load_folder(
         path = cache.path_of(f"{root.name}-{base}", facts)
         split = cache.read_cache(path)
         if split is None:
-            channels = _count_channels(examples)
             files, labels = zip(*examples[base], strict=True)
-            images = _read(files, root, channels=channels, **how)
+            images = _read(files, root, channels=count_channels(), **how)
             label_B = np.array(labels, np.int32)
             split = ImageSplit(np.stack(images), label_B, class_names)
             cache.write_cache(path, split)
@@ -131,9 +132,9 @@ def _stream(
     )
 
 
-def _count_channels(examples: dict[str, Examples]) -> int:
-    """Count the channels: 1 if all pictures of the training split are grey."""
-    return 1 if all(_is_grey(file) for file, _ in examples["train"]) else 3
+def _count_channels(examples: Examples) -> int:
+    """Count the channels: 1 if all pictures are grey."""
+    return 1 if all(_is_grey(file) for file, _ in examples) else 3
 
 
 def _list_examples(

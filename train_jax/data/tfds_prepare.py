@@ -148,16 +148,21 @@ def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:
 
     # TFDS retries for more than three minutes, and without a timeout waits for ever
     # behind a firewall that drops packets: too long for a machine without internet.
-    open_url = functools.partial(downloader._open_url, timeout=10)
+    # Another version of it may have other names for these.
+    changes: dict[str, Any] = {"MAX_RETRIES": 3}
+    if hasattr(downloader, "_open_url"):
+        changes["_open_url"] = functools.partial(downloader._open_url, timeout=10)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # It would print each retry.
     tfds.disable_progress_bar()
     builder.data_dir_root.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=builder.data_dir_root) as extract_dir,
-        temporary_assignment(downloader, "MAX_RETRIES", 3),
-        temporary_assignment(downloader, "_open_url", open_url),
+        contextlib.ExitStack() as changed,
         contextlib.redirect_stdout(io.StringIO()),
     ):
+        for name, value in changes.items():
+            if hasattr(downloader, name):
+                changed.enter_context(temporary_assignment(downloader, name, value))
         config = tfds.download.DownloadConfig(
             manual_dir=manual,
             # By default TFDS keeps what it extracted and reuses it by the archive's

@@ -13,6 +13,9 @@ import jax
 from train_jax.devices import processor
 from train_jax.devices.folders import cache_folder, local_path
 
+# How much effort LLVM makes, as by -O2.
+_LLVM_LEVEL = 2
+
 
 def enable_compilation_cache() -> None:
     """Keep compiled programs on disk, so that the next start need not compile them.
@@ -56,7 +59,7 @@ def fast_jit(function: Callable[..., Any], **kwargs: Any) -> Any:
     On a CPU, LLVM compiles as by -O2 instead of -O3: the MNIST ViT's step takes 2.9
     instead of 4.7 s to compile, and no longer to run.
     """
-    options = {"xla_backend_optimization_level": 2}
+    options = {"xla_backend_optimization_level": _LLVM_LEVEL}
     is_cpu = jax.default_backend() == "cpu"
     return jax.jit(function, compiler_options=options if is_cpu else None, **kwargs)
 

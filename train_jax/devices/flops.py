@@ -33,6 +33,8 @@ def count_flops(jaxpr: Any) -> int:
         ]
         if eqn.primitive.name == "cond":
             total += max(inner)
+        elif eqn.primitive.name == "scan":
+            total += eqn.params["length"] * sum(inner)
         else:
-            total += eqn.params.get("length", 1) * sum(inner)
+            total += sum(inner)
     return total

@@ -1,6 +1,7 @@
 """Decide what depends on the kind of device: convolutions, loops, compiler effort."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,9 +70,10 @@ def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
         has_products = "dot_general" in inspect.signature(make_model).parameters
         is_faster = has_products and _rounds_products(jax.device_count())
         return "bfloat16" if is_faster else "float32"
-    # NVIDIA's GPUs have it since the generation of A100.
-    capability = getattr(jax.devices()[0], "compute_capability", "8.0")
-    return "bfloat16" if float(capability) >= 8 else "float32"
+    # NVIDIA's GPUs have it since the generation of A100, 8.0.
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    is_older = re.fullmatch(r"[1-7]\.\d+", capability)
+    return "float32" if is_older else "bfloat16"
 
 
 def _check_cudnn(dtype: str) -> None:

@@ -49,6 +49,11 @@ def join(
         if coordinator == "auto" or _launched_by_a_cluster():
             _initialize()
         check_devices()
+        if jax.process_count() > 1 and not jax.distributed.is_initialized():
+            raise ValueError(
+                f"this is one of {jax.process_count()} hosts of a TPU slice; start the "
+                "command on each of them, with --coordinator auto"
+            )
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
@@ -86,10 +91,25 @@ def _initialize(*arguments: str | int) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         *arguments,  # type: ignore
+        local_device_ids=[] if _uses_all_devices() else None,
         initialization_timeout=_START_SECONDS,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=_END_SECONDS,
     )
+
+
+def _uses_all_devices() -> bool:
+    """Whether this process uses all GPUs that it sees: it is alone, or sees only one.
+
+    JAX would take the one of the process's number on the node.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return False
+    sees_one = "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
+    # Every node has at least one.
+    num_tasks, num_nodes = map(os.environ.get, ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
+    is_alone = num_tasks is not None and num_tasks == num_nodes
+    return sees_one or is_alone or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
 def _launched_by_a_cluster() -> bool:
@@ -170,7 +190,8 @@ def call_on_main(function: Callable[[], object]) -> None:
         except (OSError, ValueError) as error:
             if jax.process_count() == 1:
                 raise
-            message = str(error).encode()[:_LONGEST_MESSAGE]
+            message = str(error) or type(error).__name__
+            message = message.encode()[:_LONGEST_MESSAGE]
     if jax.process_count() > 1:
         letters = np.zeros(_LONGEST_MESSAGE, np.uint8)
         letters[: len(message)] = np.frombuffer(message, np.uint8)

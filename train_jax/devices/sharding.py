@@ -1,5 +1,6 @@
 """Mesh and shardings of batches and of the training state."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
@@ -23,12 +25,25 @@ def make_mesh(num_runs: int = 1, *, devices: Sequence[Any] | None = None) -> Mes
     """
     devices = jax.devices() if devices is None else devices
     rows = math.gcd(num_runs, len(devices))
-    return jax.make_mesh(
-        (rows, len(devices) // rows),
-        (RUN_AXIS, DATA_AXIS),
-        axis_types=(AxisType.Auto,) * 2,
-        devices=devices,
-    )
+    arranged = _arrange(devices, (rows, len(devices) // rows))
+    return Mesh(arranged, (RUN_AXIS, DATA_AXIS), axis_types=(AxisType.Auto,) * 2)
+
+
+def _arrange(devices: Sequence[Any], shape: tuple[int, int]) -> np.ndarray:
+    """Arrange devices so that neighbours have a fast connection.
+
+    Those of a TPU slice are arranged along its links, all others slice by slice. Each
+    node of GPUs is a slice of its own.
+    """
+    slices = [getattr(device, "slice_index", 0) for device in devices]
+    if devices[0].platform == "tpu" and len(set(slices)) == 1:
+        # It can't arrange the two cores of older chips.
+        with contextlib.suppress(AssertionError, NotImplementedError, ValueError):
+            return mesh_utils.create_device_mesh(
+                shape, devices, allow_split_physical_axes=True
+            )
+    order = sorted(range(len(devices)), key=lambda i: (slices[i], devices[i].id))
+    return np.array([devices[i] for i in order]).reshape(shape)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -165,26 +180,18 @@ def local_rows(num_rows: int, layout: NamedSharding) -> np.ndarray:
     return np.unique(np.concatenate([rows[index] for index in index_of.values()]))
 
 
-def put_rows(
-    tree: PyTree, rows: np.ndarray, num_rows: int, layout: NamedSharding
-) -> PyTree:
+def put_rows(tree: PyTree, num_rows: int, layout: NamedSharding) -> PyTree:
     """Put the rows of a batch that this process has on its devices.
 
     Args:
-        tree: arrays of those rows.
-        rows: their numbers, see `local_rows`.
+        tree: arrays of those rows, see `local_rows`.
         num_rows: number of rows of the batch, over all processes.
         layout: sharding of the batch.
     """
 
     def put_leaf(x: np.ndarray) -> jax.Array:
-        def look_up(index: Any) -> np.ndarray:
-            first, last, _ = index[0].indices(num_rows)
-            start = int(np.searchsorted(rows, first))
-            return x[start : start + last - first]
-
         shape = (num_rows, *x.shape[1:])
-        return jax.make_array_from_callback(shape, layout, look_up)
+        return jax.make_array_from_process_local_data(layout, x, shape)
 
     return jax.tree.map(put_leaf, tree)
 

@@ -8,7 +8,7 @@ from train_jax.devices.store import any_path
 from train_jax.run.trained_model import TrainedModel, load_model, load_weights
 
 
-def make_parser(program: str, description: str) -> argparse.ArgumentParser:
+def make_model_parser(program: str, description: str) -> argparse.ArgumentParser:
     """Make a parser for a command that takes --workdir or --weights."""
     parser = argparse.ArgumentParser(
         prog=program, description=description, allow_abbrev=False
@@ -59,7 +59,7 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load(options: argparse.Namespace) -> TrainedModel:
+def load_named_model(options: argparse.Namespace) -> TrainedModel:
     """Load the model that the flags name.
 
     Raises:

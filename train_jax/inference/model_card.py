@@ -32,7 +32,7 @@ print(classify("picture.png"))
 """
 
 
-def _describe_data(dataset: DatasetConfig | None) -> tuple[str, str, str | None]:
+def describe_data(dataset: DatasetConfig | None) -> tuple[str, str, str | None]:
     """Name the training's data set, its test split, and the set on the hub, if any.
 
     The hub has sets of the names of TFDS; where a folder lies is nobody's business.
@@ -57,7 +57,7 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
     import yaml  # of the extra [hub]
 
     task = require_images(trained)
-    dataset, split, hub_name = _describe_data(trained.dataset)
+    dataset, split, hub_name = describe_data(trained.dataset)
     height, width, num_channels = task.image_shape
     accuracy = summary.get("test_accuracy")
     header: dict[str, Any] = {

@@ -8,6 +8,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from train_jax.data.tfds_read import import_tensorflow
 from train_jax.devices import policy
 from train_jax.run.trained_model import TrainedModel, require_images
 
@@ -63,11 +64,9 @@ def export_savedmodel(
     Raises:
         ValueError: if TensorFlow is not installed.
     """
-    try:
-        import tensorflow as tf
-        from jax.experimental import jax2tf
-    except ImportError as error:
-        raise ValueError("--format savedmodel needs TensorFlow") from error
+    tf = import_tensorflow("--format savedmodel")
+    from jax.experimental import jax2tf
+
     task = require_images(trained)
     sides = ", ".join(map(str, task.image_shape))
     convert = jax2tf.convert(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,8 @@ def _type_of(parameter: inspect.Parameter) -> Any:
         return int
     if isinstance(parameter.default, int | float):
         return float
-    is_number = "float" in str(parameter.annotation)
+    # `jax.typing.ArrayLike` is printed by its name, or as a union with float.
+    is_number = re.search("float|ArrayLike", str(parameter.annotation))
     return float | None if parameter.default is None and is_number else None
 
 

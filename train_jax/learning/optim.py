@@ -52,14 +52,20 @@ def make_schedule(
         A function of the step: the share of the peak learning rate, in [0, 1].
 
     Raises:
-        ValueError: if the name is unknown, the warm-up leaves no step, or a milestone
-            lies within it.
+        ValueError: beginning with the name of the config's field, if the schedule is
+            unknown, the warm-up leaves no step, or the cooldown or a milestone lies
+            within it.
     """
     decay_steps = total_steps - warmup_steps
     if decay_steps < 1:
         raise ValueError(
-            "the warm-up must be shorter than the training, got "
+            "warmup_epochs must be shorter than the training, got "
             f"{warmup_steps} of {total_steps} steps"
+        )
+    if cooldown_steps > decay_steps:
+        raise ValueError(
+            "cooldown_epochs must leave room for the warm-up, got "
+            f"{cooldown_steps} and {warmup_steps} of {total_steps} steps"
         )
     schedules = {
         "constant": lambda: optax.constant_schedule(1.0),

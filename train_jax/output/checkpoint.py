@@ -67,7 +67,7 @@ class Checkpoints:
 
     def _open(self, keep: int) -> None:
         """Find the newest checkpoint, and open the folder; see `__init__`."""
-        self.newest = _call_on_main(lambda: rename_damaged(self.directory))
+        self.newest = self._find_on_main(lambda: rename_damaged(self.directory))
         if processes.is_main():
             warn_of_unfinished(self.directory)
         policies = [
@@ -119,7 +119,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Find the checkpoint that validated best; see `find`. Call it after `wait`."""
-        return _call_on_main(lambda: find(self.directory, "best"))
+        return self._find_on_main(lambda: find(self.directory, "best"))
 
     def wait(self) -> None:
         """Wait for the save that is under way.
@@ -131,6 +131,22 @@ class Checkpoints:
             self._manager.wait_until_finished()
         if self._saving is not None:
             self.newest, self._saving = self._saving, None
+
+    def _find_on_main(self, find_step: Callable[[], int | None]) -> int | None:
+        """Let process 0 find a step, and broadcast it; errors are raised in all."""
+        found: list[int | None] = []
+
+        def find_and_keep() -> None:
+            with store.errors(self.directory):
+                found.append(find_step())
+
+        try:
+            processes.call_on_main(find_and_keep)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        step = -1 if not found or found[0] is None else found[0]
+        step = processes.broadcast_from_main(step)
+        return None if step < 0 else step
 
     @property
     def last_good(self) -> str:
@@ -190,7 +206,8 @@ def _without_replicas(state: TrainState) -> TrainState:
 def read_metadata(directory: Path, step: int) -> dict[str, Any]:
     """Read the metadata of a complete checkpoint."""
     file = directory / str(step) / METADATA / "metadata"
-    return json.loads(file.read_text(encoding="utf-8"))
+    with store.errors(file):
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def restore(directory: Path, step: int, abstract_state: TrainState) -> TrainState:
@@ -206,7 +223,10 @@ def restore(directory: Path, step: int, abstract_state: TrainState) -> TrainStat
         CheckpointError: if it is of another structure.
     """
     folder = store.absolute(directory) / str(step) / STATE
-    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+    with (
+        contextlib.closing(ocp.StandardCheckpointer()) as checkpointer,
+        store.errors(folder),
+    ):
         try:
             return checkpointer.restore(folder, abstract_state)
         except ValueError as error:
@@ -216,18 +236,6 @@ def restore(directory: Path, step: int, abstract_state: TrainState) -> TrainStat
                 f"checkpoint {step} does not fit this version of the program; it was "
                 f"written with {versions}: {reason}"
             ) from error
-
-
-def _call_on_main(find_step: Callable[[], int | None]) -> int | None:
-    """Let process 0 find a step, and broadcast it; errors are raised in all."""
-    found: list[int | None] = []
-    try:
-        processes.call_on_main(lambda: found.append(find_step()))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    step = -1 if not found or found[0] is None else found[0]
-    step = processes.broadcast_from_main(step)
-    return None if step < 0 else step
 
 
 def _score(metrics: Mapping[str, float]) -> float:

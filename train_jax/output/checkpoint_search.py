@@ -66,9 +66,12 @@ def rename_damaged(directory: Path) -> int | None:
         CheckpointError: see `find`.
     """
     steps = _list_steps(directory)
-    newest, damaged = _first_complete(directory, steps)
-    older = [step for step in steps if newest is not None and step < newest]
-    damaged += set(older).difference(_sort_by_score(directory, older))
+    try:
+        newest, damaged = _first_complete(directory, steps)
+        older = [step for step in steps if newest is not None and step < newest]
+        damaged += set(older).difference(_sort_by_score(directory, older))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --overwrite starts anew") from error
     for step in damaged:
         target = directory / f"damaged_{step}"
         with contextlib.suppress(FileNotFoundError):
@@ -131,10 +134,7 @@ def _first_complete(directory: Path, steps: list[int]) -> tuple[int | None, list
             return step, damaged
         damaged.append(step)
     if _list_steps(directory):
-        raise CheckpointError(
-            f"all checkpoints in {str(directory)!r} are damaged; --overwrite starts "
-            "anew"
-        )
+        raise CheckpointError(f"all checkpoints in {str(directory)!r} are damaged")
     return None, []
 
 
@@ -150,8 +150,6 @@ def _find_damage(folder: Path, item: str = "") -> str | None:
     """Say what is wrong with a checkpoint, or with one item of it, if something is."""
     is_old = any((folder / name).is_dir() for name in _OLD_ITEMS)
     if is_old and not (folder / METADATA).exists():
-        raise CheckpointError(
-            f"checkpoint {folder} was written by version 0.1; --overwrite starts anew"
-        )
+        raise CheckpointError(f"checkpoint {folder} was written by version 0.1")
     damage = checksums.find_damage(folder, item)
     return damage and f"is damaged: {damage}"

@@ -22,7 +22,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: naming the file, if it cannot be read or is no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with store.errors(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:

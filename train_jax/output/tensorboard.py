@@ -10,15 +10,14 @@ from train_jax.devices.store import Path
 from train_jax.output.files import LocalFolder
 
 
-def import_tensorboardx() -> Any:
+def import_tensorboardx() -> None:
     """Import tensorboardX, but not PyTorch, which takes 1.7 s and is of no use here."""
     is_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore
     try:
-        import tensorboardX
+        import tensorboardX  # noqa: F401
     finally:
         if is_hidden:
             del sys.modules["torch"]
-    return tensorboardX
 
 
 class EventLog:

@@ -23,10 +23,10 @@ PROFILE = "profile"
 # In config.json, beside the fields: the lengths that the run was first asked for.
 HISTORY = "history"
 
-# No part of what the run computes: where its data lie, what it warns of, what it keeps.
+# No part of what the run learns: where its data lie, what it warns of, what it keeps.
 _MAY_DIFFER = {
     *("dataset.data_dir", "dataset.manual_dir", "dataset.allow_overlap"),
-    *("dataset.streaming", "dataset.num_workers"),
+    *("dataset.streaming", "dataset.num_workers", "eval_batch_size"),
     *("checkpoint.every_epochs", "checkpoint.every_steps"),
     *("checkpoint.every_minutes", "checkpoint.keep"),
     *("debug_nans", "profile_steps"),
@@ -41,6 +41,20 @@ _RESULTS = {"test_accuracy", "test_loss", "steps", "train_seconds", "device"}
 
 class WorkdirError(ValueError):
     """The run's folder may not be used, or cannot be written."""
+
+
+@contextlib.contextmanager
+def naming_workdir(workdir: Path, problem: str = "") -> Iterator[None]:
+    """Raise errors of the file system, or of a store, as WorkdirErrors."""
+    try:
+        with store.errors(workdir):
+            yield
+    except lock.InUseError as error:
+        raise WorkdirError(f"--workdir {error}") from error
+    except OSError as error:
+        raise WorkdirError(
+            f"--workdir {str(workdir)!r}{problem}: {error.strerror or error}"
+        ) from error
 
 
 def check_workdir(
@@ -58,12 +72,8 @@ def check_workdir(
         WorkdirError: if the folder holds something else than a run, or a run with
             another config that is not to be overwritten.
     """
-    try:
+    with naming_workdir(workdir):  # a name that is too long, a folder of somebody else
         is_new = _check_kinds(workdir)
-    except OSError as error:  # a name that is too long, a folder of somebody else
-        raise WorkdirError(
-            f"--workdir {str(workdir)!r}: {error.strerror or error}"
-        ) from error
     if is_new or overwrite:
         return
     if (workdir / SUMMARY).exists():
@@ -97,16 +107,10 @@ def _check_kinds(workdir: Path) -> bool:
     return False
 
 
-def check_free(workdir: Path) -> None:
+def check_unlocked(workdir: Path) -> None:
     """Raise WorkdirError if another process uses the folder; change nothing."""
-    try:
+    with naming_workdir(workdir):
         lock.check_free(workdir)
-    except lock.InUseError as error:
-        raise WorkdirError(f"--workdir {error}") from error
-    except OSError as error:
-        raise WorkdirError(
-            f"--workdir {str(workdir)!r}: {error.strerror or error}"
-        ) from error
 
 
 def _check_extension(workdir: Path, before: Fields, now: Fields, extend: bool) -> None:
@@ -202,20 +206,13 @@ def open_workdir(
     locks: list[lock.Lock] = []  # one in the process that writes, none in the others
 
     def lock_and_prepare() -> None:
-        try:
+        with naming_workdir(workdir, " cannot be written"):
             own = lock.acquire(workdir)
             held.enter_context(contextlib.closing(own))
             locks.append(own)
             # What was checked before may have changed until now.
             check_workdir(workdir, fields, overwrite=overwrite, extend=extend)
             prepare_workdir(workdir, fields, overwrite=overwrite)
-        except lock.InUseError as error:
-            raise ValueError(f"--workdir {error}") from error
-        except OSError as error:
-            raise ValueError(
-                f"--workdir {str(workdir)!r} cannot be written: "
-                f"{error.strerror or error}"
-            ) from error
 
     with held:
         try:
@@ -252,8 +249,9 @@ def prepare_workdir(workdir: Path, fields: Fields, *, overwrite: bool = False) -
 def read_summary(workdir: Path, fields: Fields) -> Fields | None:
     """Read the summary of a finished run with this config; None if there is none."""
     try:
-        if not (workdir / SUMMARY).exists():
-            return None
+        with store.errors(workdir):
+            if not (workdir / SUMMARY).exists():
+                return None
     except OSError:  # a name that is too long: an error of `check_workdir`
         return None
     summary = read_json(workdir / SUMMARY)
@@ -264,7 +262,8 @@ def read_summary(workdir: Path, fields: Fields) -> Fields | None:
 def read_field(workdir: Path, field: str) -> Any:
     """Read a field of the config of the run in the folder; None if there is none."""
     try:
-        is_run = (workdir / CONFIG).is_file()
+        with store.errors(workdir):
+            is_run = (workdir / CONFIG).is_file()
     except OSError:  # a name that is too long: an error of `check_workdir`
         return None
     return read_json(workdir / CONFIG).get(field) if is_run else None

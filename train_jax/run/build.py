@@ -160,7 +160,7 @@ def frozen_params(config: Config) -> list[str]:
     return [group.params for group in groups if not group.learning_rate]
 
 
-def make_optimizer(
+def optimizer_of(
     optimizer: OptimizerConfig,
     groups: Mapping[str, GroupConfig],
     swept: Mapping[str, Any],
@@ -207,24 +207,12 @@ def _make_rule(
     length = total_steps
     if num_epochs is not None:
         length = min(max(round(num_epochs * steps_per_epoch), 1), total_steps)
-    warmup_steps = round(rule.warmup_epochs * steps_per_epoch)
-    cooldown_steps = round(rule.cooldown_epochs * steps_per_epoch)
-    if warmup_steps >= length:
-        raise ValueError(
-            f"config.{section}.warmup_epochs must be shorter than the training, got "
-            f"{warmup_steps} of {length} steps"
-        )
-    if warmup_steps + cooldown_steps > length:
-        raise ValueError(
-            f"config.{section}.cooldown_epochs must leave room for the warm-up, got "
-            f"{cooldown_steps} and {warmup_steps} of {length} steps"
-        )
     try:
         schedule = optim.make_schedule(
             rule.schedule,
             total_steps=length,
-            warmup_steps=warmup_steps,
-            cooldown_steps=cooldown_steps,
+            warmup_steps=round(rule.warmup_epochs * steps_per_epoch),
+            cooldown_steps=round(rule.cooldown_epochs * steps_per_epoch),
             milestones=rule.milestones,
             drop_factor=rule.drop_factor,
         )

@@ -41,7 +41,10 @@ def repeat_and_explain(
         train: likewise.
     """
     # The step before may have had a finite loss and a gradient that was not.
-    for step in range(max(state.steps_done, failed_step - 2), failed_step):
+    first = max(state.steps_done, failed_step - 2)
+    if first >= failed_step:
+        return ""  # the newest checkpoint is of this step
+    for step in range(first, failed_step):
         state = trainer.advance(state, step)
         with contextlib.closing(trainer.feed):
             batches = trainer.next_batch(state)

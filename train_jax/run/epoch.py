@@ -24,13 +24,14 @@ class NonFiniteError(FloatingPointError):
     """The loss is not finite any more.
 
     Attributes:
-        step: the first step in which it was not, counted from 1.
+        step: the first step in or after which something was not, counted from 1.
     """
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, *, found: str = "the loss is not finite in"):
+        """Keep the step; `found` is the message up to it."""
         super().__init__(
-            f"the loss is not finite in step {step}; a lower "
-            "config.optimizer.learning_rate, a longer warm-up or a clip_norm may help"
+            f"{found} step {step}; a lower config.optimizer.learning_rate, a longer "
+            "warm-up or a clip_norm may help"
         )
         self.step = step
 
@@ -100,6 +101,8 @@ class Trainer:
             step: number of steps that it has taken.
         """
         for count, data in self.feed(step, num_steps):
+            # So that few batches wait in the devices' memory.
+            jax.block_until_ready(state)
             state = self._take_steps(count, state, *data, self._step_key)
         return state
 

@@ -78,9 +78,10 @@ class Evaluator:
         outputs = []
         for *examples, _ in loaded:
             padded = tuple(_pad(x, len(rows)) for x in examples)
-            layout = self._batch_sharding
-            batch = sharding.put_rows(padded, rows, size, layout)
+            batch = sharding.put_rows(padded, size, self._batch_sharding)
             outputs.append(self._eval_step(variables, batch))
+            # So that few batches wait in the devices' memory.
+            jax.block_until_ready(outputs[-2:-1])
         loss_RM, hit_RM, output_RM = jax.tree.map(
             lambda *parts: np.concatenate(parts, axis=1)[:, :count],
             *jax.device_get(outputs),

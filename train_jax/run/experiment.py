@@ -34,7 +34,7 @@ from train_jax.run.failures import Stopped, open_checkpoints
 from train_jax.run.loop import Record
 from train_jax.run.profiler import Profiler
 from train_jax.run.restore import load_state, read_progress, variables_to_test
-from train_jax.run.saving import make_save, make_save_schedule
+from train_jax.run.saving import describe_run, make_save, make_save_schedule
 from train_jax.run.setup import Parts, set_up
 
 ShouldStop = Callable[[], bool]
@@ -90,11 +90,12 @@ def prepare(
         return lambda should_stop: finished
 
     def check_folder() -> None:
-        wd.check_free(workdir)
+        wd.check_unlocked(workdir)
         wd.check_workdir(workdir, fields, **how)
 
     processes.call_on_main(check_folder)
-    has_checkpoint = checkpoint_search.has_any(workdir / wd.CHECKPOINTS)
+    with wd.naming_workdir(workdir):
+        has_checkpoint = checkpoint_search.has_any(workdir / wd.CHECKPOINTS)
     parts = set_up(config, resumes=has_checkpoint and not overwrite)
     return functools.partial(_run, workdir, config, parts, **how)
 
@@ -173,8 +174,9 @@ def _train(
     should_stop: ShouldStop,
 ) -> tuple[TrainState, list[Record]]:
     """Train from the newest checkpoint to the end."""
-    fields, trainer = to_json(config), parts.trainer
-    state, records = _start(fields, parts, checkpoints)
+    trainer = parts.trainer
+    facts = describe_run(to_json(config), parts.task, parts.sizes)
+    state, records = _start(facts, parts, checkpoints)
     check_lock()
     truncate_metrics(workdir / wd.METRICS, records)
     with (
@@ -195,9 +197,7 @@ def _train(
             trainer=trainer,
             validate=parts.validate,
             report=progress,
-            save=make_save(
-                checkpoints, fields, parts.task, parts.sizes, trainer, records
-            ),
+            save=make_save(checkpoints, facts, trainer, records),
             schedule=make_save_schedule(
                 config.checkpoint, trainer.steps_per_epoch, trainer.total_steps
             ),
@@ -215,13 +215,11 @@ def _train(
 
 
 def _start(
-    fields: wd.Fields, parts: Parts, checkpoints: Checkpoints
+    facts: dict[str, Any], parts: Parts, checkpoints: Checkpoints
 ) -> tuple[TrainState, list[Record]]:
     """Draw or restore the state to go on from, while the steps are compiled."""
     trainer = parts.trainer
-    progress = read_progress(
-        checkpoints, fields, parts.task, parts.sizes, total_steps=trainer.total_steps
-    )
+    progress = read_progress(checkpoints, facts, total_steps=trainer.total_steps)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         compiled = thread.submit(trainer.compile, parts.abstract_state)
         state = load_state(checkpoints, parts.abstract_state, parts.init_state)
@@ -246,7 +244,7 @@ def _test(
     """
     test = parts.evaluator(variables, parts.test)
     if not np.isfinite(test.loss_R).any():
-        raise NonFiniteError(step)
+        raise NonFiniteError(step, found="the test loss is not finite after")
     results = {"test_accuracy": test.accuracy_R, "test_loss": test.loss_R}
     if parts.view_evaluator is not None:
         augmented = parts.view_evaluator(variables, parts.test)
@@ -283,10 +281,11 @@ def _plot(
     variables = sharding.fetch(variables, parts.runs.mesh)
     if not processes.is_main():
         return
-    # Without validation there is no better one than the first.
-    tested = next((it for it in records if it["step"] == step), records[-1])
-    accuracy_R = metrics_from_json(tested.get("val_accuracy", 0.0))
-    best = int(np.nanargmax(accuracy_R))
+    tested = next(it for it in records if it["step"] == step)
+    if "val_accuracy" in tested:
+        best = int(np.nanargmax(metrics_from_json(tested["val_accuracy"])))
+    else:  # the first that did not diverge
+        best = int(np.argmax(np.isfinite(test.loss_R)))
     with open_folder(folder) as local:
         plots.plot_curves(records, parts.runs.names, local / "curves.png")
         parts.task.plot(

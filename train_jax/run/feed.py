@@ -79,7 +79,6 @@ class StreamFeed:
         batches: Batches,
         *,
         batch_size: int,
-        rows: np.ndarray,
         layout: NamedSharding,
         num_workers: int,
     ):
@@ -88,13 +87,11 @@ class StreamFeed:
         Args:
             batches: this process's share of the batch of each step.
             batch_size: number of examples in a batch, over all processes.
-            rows: which of them this process loads.
             layout: sharding of a batch.
             num_workers: see `load_batches`.
         """
         self._batches = batches
         self._batch_size = batch_size
-        self._rows = rows
         self._layout = layout
         self._num_workers = num_workers
         self._position = -1
@@ -115,7 +112,7 @@ class StreamFeed:
         for _ in range(num_steps):
             # The devices still work on the step before.
             *examples, index_B = sharding.put_rows(
-                next(self._loading), self._rows, self._batch_size, self._layout
+                next(self._loading), self._batch_size, self._layout
             )
             self._position += 1
             yield 1, (tuple(examples), index_B)

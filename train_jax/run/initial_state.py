@@ -15,7 +15,7 @@ from train_jax.run.build import (
     check_groups,
     groups_of,
     init_variables,
-    make_optimizer,
+    optimizer_of,
 )
 from train_jax.run.runs import Runs
 from train_jax.tasks import Task
@@ -49,7 +49,7 @@ def make_initial_state(
     """
     # The structure of the optimiser's state does not depend on the schedule's length.
     make_tx = functools.partial(
-        make_optimizer,
+        optimizer_of,
         config.optimizer,
         groups_of(config),
         steps_per_epoch=0,

@@ -73,14 +73,15 @@ def train(
             score = _add_validation(record, validate(state.eval_variables))
             records.append(metrics_to_json(record))
             report.log_epoch(records[-1])
-            if checksums:
+            # A warm-up begins with a rate of 0.
+            if checksums and np.any(record["learning_rate"] > 0):
                 _warn_if_unchanged(checksums, kernel_checksums(state.params), frozen)
                 checksums = {}
         is_asked, late = processes.max_over_processes(should_stop(), schedule.is_late())
         if is_asked or late or schedule.is_due(step):
             # A loss may be finite whose gradient is not.
             if score == NOT_SCORED and not has_finite_params(state):
-                raise NonFiniteError(step + 1)
+                raise NonFiniteError(step, found="parameters are not finite after")
             save(step, state, score=score)
             schedule.restart()
     profiler.reach(step)
@@ -96,7 +97,8 @@ def _add_validation(record: Record, val: Evaluation | None) -> float:
     if val is None:
         return NOT_SCORED
     if not np.isfinite(val.loss_R).any():
-        raise NonFiniteError(record["step"])
+        found = "the validation loss is not finite after"
+        raise NonFiniteError(record["step"], found=found)
     record |= {"val_loss": val.loss_R, "val_accuracy": val.accuracy_R}
     return mean(val.accuracy_R)
 

@@ -13,6 +13,7 @@ import numpy as np
 from train_jax import data
 from train_jax.config.fields import Config, DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data.split import check_split_name
 from train_jax.data.streamed import stream_split
 from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
@@ -20,17 +21,29 @@ from train_jax.devices.memory import SHARE
 from train_jax.devices.topology import Chip, Topology
 from train_jax.run.build import make_model, make_task
 from train_jax.run.initial_state import make_initial_state, make_runs
-from train_jax.run.splits import load
+from train_jax.run.splits import FIELDS, load_dataset
 from train_jax.run.training import make_steps
 from train_jax.tasks import Task
 
-# Number of training examples, side of the images if all are alike, channels, classes.
+
+class _Known(NamedTuple):
+    """A well-known set: examples of each split, side of its images if all are alike."""
+
+    num_examples: dict[str, int]
+    side: int | None
+    channels: int
+    num_classes: int
+
+
+_MNIST = {"train": 60_000, "test": 10_000}
+_CIFAR = {"train": 50_000, "test": 10_000}
+_IMAGENET = {"train": 1_281_167, "validation": 50_000, "test": 100_000}
 _KNOWN = {
-    "mnist": (60_000, 28, 1, 10),
-    "fashion_mnist": (60_000, 28, 1, 10),
-    "cifar10": (50_000, 32, 3, 10),
-    "cifar100": (50_000, 32, 3, 100),
-    "imagenet2012": (1_281_167, None, 3, 1000),
+    "mnist": _Known(_MNIST, 28, 1, 10),
+    "fashion_mnist": _Known(_MNIST, 28, 1, 10),
+    "cifar10": _Known(_CIFAR, 32, 3, 10),
+    "cifar100": _Known(_CIFAR, 32, 3, 100),
+    "imagenet2012": _Known(_IMAGENET, None, 3, 1000),
 }
 
 
@@ -109,11 +122,10 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    memory = topology.chip.memory if topology.chip else math.inf
     train = describe_examples(
         config.dataset,
         crops=config.augment.crop_area is not None,
-        room=SHARE * memory,
+        room=SHARE * topology.chip.memory if topology.chip else math.inf,
     )
     task = make_task(config.dataset, config.augment, train)
     runs = make_runs(config, devices=topology.devices)
@@ -160,26 +172,33 @@ def describe_examples(
 
     Args:
         dataset: names them.
-        crops: see `load_splits`.
+        crops: see `load_dataset`.
         room: how many bytes of images a device can hold.
 
     Raises:
-        ValueError: see `load`, and if the size of the images is not known.
+        ValueError: see `load_dataset`, and if the size of the images is not known.
     """
     if dataset.name not in _KNOWN:
-        return load(dataset, dataset.train_split, crops=crops)[0]
-    count, side, channels, num_classes = _KNOWN[dataset.name]
-    side = dataset.image_size or side
+        return load_dataset(dataset, crops=crops, room=room)[0]
+    known = _KNOWN[dataset.name]
+    side = dataset.image_size or known.side
     if side is None:
         raise ValueError(
             f"config.dataset.image_size must be given for dataset {dataset.name!r}, "
             "whose images are of many sizes"
         )
-    count = len(range(count)[data.absolute_slice(dataset.train_split, count)])
-    names = tuple(map(str, range(num_classes)))
-    shape, streaming = (side, side, channels), dataset.streaming
+    shape, sizes = (side, side, known.channels), known.num_examples
+    cuts = [cut for name in FIELDS if (cut := getattr(dataset, name)) is not None]
+    bases = {data.parse_split(cut)[0] for cut in cuts}
+    for base in bases:
+        check_split_name(base, sizes, dataset.name)
+    whole = range(sizes[data.parse_split(dataset.train_split)[0]])
+    count = len(whole[data.absolute_slice(dataset.train_split, len(whole))])
+    names = tuple(map(str, range(known.num_classes)))
+    streaming = dataset.streaming
     if streaming == "auto":
-        streaming = crops or count * math.prod(shape) > room
+        total = sum(sizes[base] for base in bases) * math.prod(shape)
+        streaming = crops or known.side is None or total > room
     if streaming:
         return stream_split(_Blank(shape), count, image_shape=shape, class_names=names)
     # One pixel in memory.

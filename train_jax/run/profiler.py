@@ -5,6 +5,7 @@ from types import TracebackType
 
 import jax
 
+from train_jax.devices import processes
 from train_jax.devices.store import Path
 from train_jax.output.files import LocalFolder
 
@@ -31,8 +32,11 @@ class Profiler:
     def reach(self, step: int) -> None:
         """Begin or end at so many steps done, if that is due.
 
-        A run that is resumed between the two records nothing.
+        A run that is resumed between the two records nothing. Of several processes the
+        first one records its devices.
         """
+        if not processes.is_main():
+            return
         if self.steps[:1] == (step,):
             self._local = LocalFolder(self._folder)
             jax.profiler.start_trace(self._local.path, create_perfetto_trace=True)

@@ -1,34 +1,25 @@
 """Restore a run from its newest checkpoint, to train on, or from its best, to test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from train_jax import tasks
 from train_jax.data.split import first_change
 from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint import CheckpointError, Checkpoints
-from train_jax.tasks import Task
 
 
 def read_progress(
-    checkpoints: Checkpoints,
-    fields: wd.Fields,
-    task: Task,
-    sizes: Sequence[int],
-    *,
-    total_steps: int,
+    checkpoints: Checkpoints, facts: Mapping[str, Any], *, total_steps: int
 ) -> dict[str, Any]:
     """Read how far a run has come: the metadata of its newest checkpoint.
 
     Args:
         checkpoints: of the run.
-        fields: its config.
-        task: its task.
-        sizes: number of examples of each split.
+        facts: about it, see `describe_run`.
         total_steps: length of the training.
 
     Returns:
@@ -42,7 +33,7 @@ def read_progress(
         return {"epoch_seconds": 0.0, "metrics": []}
     metadata = checkpoint.read_metadata(checkpoints.directory, step)
     # How long to train is decided by the folder's config: see `check_workdir`.
-    changes = wd.differences(metadata["config"], fields, but=wd.LENGTH)
+    changes = wd.differences(metadata["config"], facts["config"], but=wd.LENGTH)
     if changes:
         raise CheckpointError(
             f"checkpoint {step} is of another config: {'; '.join(changes)}"
@@ -53,10 +44,15 @@ def read_progress(
             f"{total_steps} steps"
         )
     # Others would be in another order: what was trained on could be in the test split.
-    now = {"num_examples": list(sizes)} | tasks.to_json(task)
-    before = {"num_examples": metadata.get("num_examples")} | metadata["task"]
-    for name in ("num_examples", "class_names"):
-        change = before.get(name) and first_change(before[name], now[name])
+    for name, before, now in (
+        ("num_examples", metadata.get("num_examples"), facts["num_examples"]),
+        (
+            "class_names",
+            metadata["task"].get("class_names"),
+            facts["task"].get("class_names"),
+        ),
+    ):
+        change = before and first_change(before, now)
         if change:
             raise CheckpointError(
                 f"checkpoint {step} is of other data: {name} had {change}; restore the "

@@ -1,7 +1,7 @@
 """When checkpoints are saved, and what is saved with the state."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from train_jax import tasks
@@ -64,21 +64,39 @@ def make_save_schedule(
     )
 
 
+def describe_run(fields: wd.Fields, task: Task, sizes: Sequence[int]) -> dict[str, Any]:
+    """Collect what a checkpoint says about its run, and a resume compares.
+
+    Args:
+        fields: the run's config.
+        task: its task.
+        sizes: number of examples of each split.
+    """
+    return {
+        "config": fields,
+        "task": tasks.task_to_json(task),
+        "num_examples": list(sizes),
+    }
+
+
 def make_save(
     checkpoints: Checkpoints,
-    fields: wd.Fields,
-    task: Task,
-    sizes: Sequence[int],
+    facts: Mapping[str, Any],
     trainer: Trainer,
     records: Sequence[dict[str, Any]],
 ) -> Callable[..., None]:
-    """Make the function that saves a checkpoint, which can be used on its own."""
+    """Make the function that saves a checkpoint, which can be used on its own.
+
+    Args:
+        checkpoints: of the run.
+        facts: about the run, see `describe_run`.
+        trainer: measures how long the epoch takes.
+        records: the metrics of the epochs.
+    """
 
     def save(step: int, state: TrainState, *, score: float) -> None:
         metadata = {
-            "config": fields,
-            "task": tasks.to_json(task),
-            "num_examples": list(sizes),
+            **facts,
             "versions": summary.versions(),
             "epoch_seconds": trainer.seconds,
             "metrics": list(records),

@@ -22,7 +22,7 @@ from train_jax.run.evaluate import Evaluation, Evaluator
 from train_jax.run.initial_state import make_initial_state, make_runs
 from train_jax.run.pretrained import fit_pretrained, load_pretrained
 from train_jax.run.runs import Runs
-from train_jax.run.splits import FIELDS, load_splits
+from train_jax.run.splits import FIELDS, load_dataset
 from train_jax.run.training import check_batch_size, make_trainer
 from train_jax.tasks import Classification, Task, Translation
 from weight_files import Pretrained
@@ -87,7 +87,7 @@ def set_up(config: Config, *, resumes: bool = False) -> Parts:
     if config.init_from is not None and not resumes:
         pretrained = load_pretrained(config.init_from)
     crops = config.augment.crop_area is not None
-    splits = load_splits(config.dataset, crops=crops)
+    splits = load_dataset(config.dataset, crops=crops)
     return make_parts(config, *splits, pretrained=pretrained)
 
 

@@ -18,14 +18,15 @@ Split = ImageSplit | SequenceSplit
 FIELDS = ("train_split", "val_split", "test_split")
 
 
-def load_splits(
-    dataset: DatasetConfig, *, crops: bool = False
+def load_dataset(
+    dataset: DatasetConfig, *, crops: bool = False, room: float | None = None
 ) -> tuple[Split, Split | None, Split]:
     """Load the three splits of a dataset; None for validation if there is none.
 
     Args:
         dataset: names them.
         crops: whether training images are to be cropped before they are resized.
+        room: how many bytes of images fit into memory; measured if not given.
 
     Raises:
         ValueError: see `data.load_splits`.
@@ -33,7 +34,9 @@ def load_splits(
     cuts = {name: getattr(dataset, name) for name in FIELDS}
     given = {name: cut for name, cut in cuts.items() if cut is not None}
     wholes = [data.parse_split(cut)[0] for cut in given.values()]
-    loaded = load(dataset, *given.values(), *wholes, crops=crops)
+    loaded = load_named_splits(
+        dataset, *given.values(), *wholes, crops=crops, room=room
+    )
     splits = dict(zip(given, loaded, strict=False))
     if not dataset.allow_overlap and processes.is_main():
         sizes = dict(zip(wholes, map(len, loaded[len(given) :]), strict=True))
@@ -41,18 +44,30 @@ def load_splits(
     return splits["train_split"], splits.get("val_split"), splits["test_split"]
 
 
-def load(
-    dataset: DatasetConfig, *splits: str, crops: bool = False
-) -> list[ImageSplit | SequenceSplit]:
-    """Load splits; in several processes, the first one prepares a missing set."""
+def load_named_splits(
+    dataset: DatasetConfig,
+    *splits: str,
+    crops: bool = False,
+    room: float | None = None,
+) -> list[Split]:
+    """Load splits; in several processes, the first one prepares a missing set.
+
+    Args:
+        dataset: names the set.
+        *splits: see `data.load`.
+        crops: see `load_dataset`.
+        room: likewise.
+    """
     if data.is_in_memory(dataset.name) and dataset.streaming is True:
         raise ValueError(
             "config.dataset.streaming must be 'auto' or False for dataset "
             f"{dataset.name!r}, which is made in memory, got True"
         )
-    crops = crops and dataset.streaming == "auto"
-    room = 0.0 if dataset.streaming is True or crops else math.inf
-    if dataset.streaming == "auto" and not crops:
+    if dataset.streaming != "auto":
+        room = 0.0 if dataset.streaming else math.inf
+    elif crops:
+        room = 0.0
+    elif room is None:
         room = room_for_data()  # of the process with least: all of them have to ask
     load_all = functools.partial(
         data.load_splits,

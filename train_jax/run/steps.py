@@ -32,8 +32,8 @@ class Steps:
     map_runs: Callable[..., Any]
     per_epoch: int
     total: int
-    jit: Callable[..., Any] = jax.jit
-    in_a_loop: bool = True
+    jit: Callable[..., Any]
+    in_a_loop: bool
 
     @property
     def step(self) -> Callable[..., TrainState]:

@@ -20,7 +20,7 @@ from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
 from train_jax.run.initial_state import make_initial_state, make_runs
-from train_jax.run.splits import load
+from train_jax.run.splits import load_named_splits
 from train_jax.tasks import Classification, Task
 from weight_files import Pretrained, open_source
 from weight_files.pretrained import Resampling
@@ -56,9 +56,14 @@ class TrainedModel:
         return "crop" if self.dataset is None else self.dataset.resize
 
     def load_test(self) -> ImageSplit | SequenceSplit:
-        """Load the test split of the training's data set."""
-        assert self.dataset is not None
-        return load(self.dataset, self.dataset.test_split)[0]
+        """Load the test split of the training's data set.
+
+        Raises:
+            ValueError: if that set is not known.
+        """
+        if self.dataset is None:
+            raise ValueError("pictures must be named, as weights have no test images")
+        return load_named_splits(self.dataset, self.dataset.test_split)[0]
 
     def to_pretrained(self) -> Pretrained:
         """Describe the model for other libraries.
@@ -99,7 +104,8 @@ def load_model(workdir: Path, *, run: int = 0, which: str = "last") -> TrainedMo
             many runs.
     """
     directory = workdir / wd.CHECKPOINTS
-    step = checkpoint.find(directory, which)
+    with wd.naming_workdir(workdir):
+        step = checkpoint.find(directory, which)
     if step is None:
         raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
     try:
@@ -110,7 +116,7 @@ def load_model(workdir: Path, *, run: int = 0, which: str = "last") -> TrainedMo
     if "model.attention_implementation" in fields:
         # That of the training may not exist on this device; the weights fit any.
         fields["model.attention_implementation"] = "own"
-    config, task = resolve(fields), tasks.from_json(metadata["task"])
+    config, task = resolve(fields), tasks.task_from_json(metadata["task"])
     runs = make_runs(config, devices=jax.local_devices()[:1])
     if not 0 <= run < len(runs):
         raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
@@ -128,7 +134,8 @@ def read_weights(source: str, **fields: Any) -> Pretrained:
     opened = open_source(source)
     if not resnet_jax.weights.is_resnet(opened):
         return vit_jax.weights.load(opened, **fields)
-    fields.pop("num_heads", None)
+    if "num_heads" in fields:
+        raise ValueError("--num_heads is for ViTs alone, a ResNet has no heads")
     return resnet_jax.weights.load(opened, **fields)
 
 

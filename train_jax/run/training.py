@@ -18,7 +18,7 @@ from train_jax.learning.batch import (
     take_loaded,
 )
 from train_jax.learning.step import make_next_step, make_train_step
-from train_jax.run.build import groups_of, make_optimizer
+from train_jax.run.build import groups_of, optimizer_of
 from train_jax.run.epoch import Trainer
 from train_jax.run.feed import Feed, MemoryFeed, StepIndices, StreamFeed
 from train_jax.run.runs import Runs
@@ -32,10 +32,13 @@ def check_batch_size(config: Config, runs: Runs) -> None:
     """Raise ValueError unless the devices of a run can share each part of a batch."""
     num_devices = runs.mesh.shape[sharding.DATA_AXIS]
     size, parts = config.batch_size, config.accumulation_steps
-    if size % (num_devices * parts):
+    factor = num_devices * parts
+    if size % factor:
+        below, above = size // factor * factor, -(-size // factor) * factor
+        nearest = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"config.batch_size must be divisible by {num_devices * parts} "
-            f"({num_devices} devices × {parts} accumulation_steps), got {size}"
+            f"config.batch_size must be divisible by {factor} ({num_devices} devices × "
+            f"{parts} accumulation_steps), such as {nearest}, got {size}"
         )
 
 
@@ -71,11 +74,11 @@ def make_steps(
     """Make the training steps; they are compiled later.
 
     Raises:
-        ValueError: see `count_steps` and `make_optimizer`.
+        ValueError: see `count_steps` and `optimizer_of`.
     """
     check_batch_size(config, runs)
     steps_per_epoch, total_steps = count_steps(config, len(train))
-    tx = make_optimizer(
+    tx = optimizer_of(
         config.optimizer,
         groups_of(config),
         # Each run's own values are in its state; these only make them be read there.
@@ -179,7 +182,6 @@ def _make_feed(config: Config, train: Split, runs: Runs, steps: Steps) -> Feed:
             num_threads=threads_of_each(workers),
         ),
         batch_size=config.batch_size,
-        rows=rows,
         layout=layout,
         num_workers=workers,
     )

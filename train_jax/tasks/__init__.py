@@ -11,14 +11,14 @@ from train_jax.tasks.translation import Translation as Translation
 _KINDS = {"classification": Classification, "translation": Translation}
 
 
-def to_json(task: Any) -> dict[str, Any]:
+def task_to_json(task: Any) -> dict[str, Any]:
     """Turn a task into JSON values."""
     kinds = {task_class: kind for kind, task_class in _KINDS.items()}
     return {"kind": kinds[type(task)]} | dataclasses.asdict(task)
 
 
-def from_json(description: dict[str, Any]) -> Task:
-    """Make the task that `to_json` described."""
+def task_from_json(description: dict[str, Any]) -> Task:
+    """Make the task that `task_to_json` described."""
     fields = dict(description)
     task_class = _KINDS[fields.pop("kind")]
     return task_class(

@@ -1,6 +1,7 @@
 """Reading from an object store, locks there, and what cannot be opened."""
 
 import json
+import re
 import shutil
 import sys
 import types
@@ -15,7 +16,7 @@ from tests.train.tiny import train_tiny
 from train_jax import ablate, data, evaluate, explain, export, predict
 from train_jax.devices import store as stores
 from train_jax.devices.folders import cache_folder
-from train_jax.output import checkpoint, lock
+from train_jax.output import checkpoint, checkpoint_search, lock
 from train_jax.output import workdir as wd
 from train_jax.run import profiler
 
@@ -109,6 +110,20 @@ def test_a_store_that_does_not_answer_is_one_line(store, monkeypatch, capsys):
     assert predict.main(["--workdir", f"{BUCKET}/run", "picture.png"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("cannot be opened: Anonymous caller has no access, 401")
+
+
+def test_a_store_that_fails_later_is_one_line(folder, monkeypatch, capsys):
+    from gcsfs.retry import HttpError
+
+    def refuse(directory):
+        raise HttpError({"code": 503, "message": "try later"})
+
+    monkeypatch.setattr(checkpoint_search, "_list_steps", refuse)
+    expected = f"--workdir '{folder}': try later, 503"
+    assert predict.main(["--workdir", str(folder), "picture.png"]) == 2
+    assert expected in capsys.readouterr().err
+    with pytest.raises(wd.WorkdirError, match=re.escape(expected)):
+        train_tiny(folder)
 
 
 def test_without_the_client_it_is_named(store, monkeypatch, capsys):
