@@ -397,7 +397,8 @@ def test_savedmodel_is_opened_by_tensorflow(run, tmp_path):
 import sys, numpy as np, tensorflow as tf
 from train_jax import export
 workdir, out, images = sys.argv[1:]
-assert export.main(["--workdir", workdir, "--format", "savedmodel", "--out", out]) == 0
+if export.main(["--workdir", workdir, "--format", "savedmodel", "--out", out]):
+    sys.exit(2)
 classify = tf.saved_model.load(out).signatures["serving_default"]
 outputs = classify(tf.constant(np.load(images)))
 np.savez(out + ".npz", **{name: value.numpy() for name, value in outputs.items()})
@@ -405,7 +406,13 @@ np.savez(out + ".npz", **{name: value.numpy() for name, value in outputs.items()
     images = data.load("digits", "test[:7]").image_BHWC
     np.save(tmp_path / "images.npy", images)
     arguments = [str(run), str(tmp_path / "out"), str(tmp_path / "images.npy")]
-    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    command = [sys.executable, "-c", script, *arguments]
+    process = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if process.returncode == 2:  # what JAX writes may be newer than TensorFlow
+        assert "cannot run what JAX" in process.stderr.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+        pytest.skip(process.stderr.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
     trained = load_model(run)
     inputs = trained.task.normalize(images)
     logits = trained.model.apply(trained.variables, inputs)

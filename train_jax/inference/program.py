@@ -62,7 +62,8 @@ def export_savedmodel(
     Its signature takes `image`, uint8, and returns `logits` and `probabilities`.
 
     Raises:
-        ValueError: if TensorFlow is not installed.
+        ValueError: if TensorFlow is not installed, or is too old for this version of
+            JAX.
     """
     tf = import_tensorflow("--format savedmodel")
     from jax.experimental import jax2tf
@@ -78,5 +79,12 @@ def export_savedmodel(
     signature = tf.TensorSpec((None, *task.image_shape), tf.uint8, name="image")
     module: Any = tf.Module()
     module.classify = tf.function(convert, input_signature=[signature], autograph=False)
+    try:
+        module.classify(tf.zeros((1, *task.image_shape), tf.uint8))
+    except tf.errors.InvalidArgumentError as error:  # a StableHLO from its future
+        raise ValueError(
+            f"TensorFlow {tf.__version__} cannot run what JAX {jax.__version__} "
+            "exports; --format savedmodel needs a newer TensorFlow or an older JAX"
+        ) from error
     tf.saved_model.save(module, str(folder), signatures=module.classify)
     return sorted(path for path in folder.rglob("*") if path.is_file())
