@@ -18,7 +18,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = _ROOT / "benchmarks" / "plans.json"
 PAGE = _ROOT / "docs" / "plan.md"
 _CONFIGS = (
-    *("vit_digits", "vit_mnist", "vit_mnist_reference", "vit_mnist_best"),
+    *("vit_digits", "vit_mnist", "vit_mnist_reference", "vit_mnist_best:256"),
     *("resnet18_mnist", "resnet18_cifar10", "resnet20_cifar10", "fast_cifar10:2000"),
     *("vit_cifar10", "vit_conv_cifar10:256", "vit_patches_cifar10:256"),
     *("finetune_vit_cifar10", "vit_s16_imagenet"),
