@@ -84,6 +84,7 @@ _select = functools.partial(
     batch.select_examples,
     batch_size=2,
     batch_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    shapes=[RAW.shape[1:], ()],
 )
 
 

@@ -317,3 +317,12 @@ def test_evaluation_batches_are_no_larger_than_the_splits():
     parts = make_tiny({"eval_batch_size": 10**12})
     evaluation = parts.evaluator(parts.init_state().eval_variables, parts.val)
     assert evaluation.output_RM.shape == (1, 100, 10)
+
+
+def test_images_lie_on_the_device_without_an_axis_of_channels():
+    """A TPU would pad that axis to 128, and copy the split in each stretch of steps."""
+    parts = make_tiny()
+    ((_, ((image_MK, label_M1), _)),) = parts.trainer.feed(0, 1)
+    assert image_MK.shape == (320, 8 * 8) and label_M1.shape == (320, 1)
+    batch, _ = parts.trainer.next_batch(parts.init_state())
+    assert batch[0][0].shape == (64, 8, 8, 1)

@@ -1,6 +1,6 @@
 """The batch of each step: which examples it has, and in which order they come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -28,15 +28,18 @@ def select_examples(
     *,
     batch_size: int,
     batch_sharding: Any,
+    shapes: Sequence[tuple[int, ...]],
 ) -> tuple[tuple[Array, ...], Array]:
     """Select the examples of a batch from a split that is on the device.
 
     Args:
-        examples: the arrays of the whole split.
+        examples: the arrays of the whole split, all axes but the first merged: a TPU
+            would pad the channels to 128, and copy the split to do so.
         order_M: the order of an epoch's examples.
         place: number of the batch in the epoch, a scalar.
         batch_size: number of examples in a batch, over all devices.
         batch_sharding: sharding of the batch.
+        shapes: of one example in each array.
 
     Returns:
         The arrays of the batch's examples, and their indices, (B,).
@@ -47,7 +50,11 @@ def select_examples(
     index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
     index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
     chex.assert_shape(index_B, (batch_size,))
-    return tuple(array[index_B] for array in examples), index_B
+    selected = tuple(
+        array[index_B].reshape(batch_size, *shape)
+        for array, shape in zip(examples, shapes, strict=True)
+    )
+    return selected, index_B
 
 
 def take_loaded(

@@ -1,6 +1,7 @@
 """Make the steps of a training and the trainer that takes them."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -103,6 +104,7 @@ def make_steps(
             select_examples,
             batch_size=config.batch_size,
             batch_sharding=sharding.batch_sharding(runs.mesh),
+            shapes=[x.shape[1:] for x in train.examples],
         )
     platform = runs.devices[0].platform
     next_batch = functools.partial(
@@ -133,8 +135,12 @@ def _describe_data(train: Split, batch_size: int, runs: Runs) -> tuple[Any, Any]
     order = jax.eval_shape(
         _make_shuffle(train, runs), runs.abstract_keys()["order"], np.int32(0)
     )
+    examples = tuple(
+        jax.ShapeDtypeStruct((len(x), math.prod(x.shape[1:])), x.dtype)
+        for x in train.examples
+    )
     everywhere = sharding.replicated(runs.mesh)
-    return sharding.describe((tuple(train.examples), order), everywhere)
+    return sharding.describe((examples, order), everywhere)
 
 
 def _make_shuffle(train: Split, runs: Runs) -> Any:
@@ -162,7 +168,7 @@ def _make_feed(config: Config, train: Split, runs: Runs, steps: Steps) -> Feed:
         everywhere = sharding.replicated(runs.mesh)
         shuffle = jax.jit(_make_shuffle(train, runs), out_shardings=everywhere)
         return MemoryFeed(
-            train.examples,
+            [np.asarray(x).reshape(len(x), -1) for x in train.examples],
             functools.partial(shuffle, runs.keys["order"]),
             steps_per_epoch=steps.per_epoch,
             layout=everywhere,
