@@ -84,7 +84,8 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
                 overwrite=options.overwrite,
                 extend=options.extend,
             )
-            held = _lock(workdir)
+            with wd.naming_workdir(workdir, " cannot be written"):
+                held = lock.acquire(workdir)
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
         return cli.STOPPED
@@ -112,12 +113,6 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         cli.print_error(_PROGRAM, error)
         return cli.FAILED
     return cli.FAILED if all("error" in result for result in results) else 0
-
-
-def _lock(workdir: pathlib.Path) -> lock.Lock:
-    """Lock the folder; raises ValueError if it is in use or cannot be written."""
-    with wd.naming_workdir(workdir, " cannot be written"):
-        return lock.acquire(workdir)
 
 
 def list_variants(

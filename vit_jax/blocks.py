@@ -43,8 +43,7 @@ class MlpBlock(nn.Module):
     Attributes:
         mlp_dim: width F of the hidden layer.
         dropout_rate: dropout after the nonlinearity.
-        activation: the nonlinearity; by default GELU in its tanh form, as in the
-            ViT authors' code.
+        activation: the nonlinearity, by default the tanh form of GELU.
         bias_init: initialiser of the biases.
         dtype: dtype of the computation; parameters stay float32.
         dot_general: multiplies the matrices; see `MultiHeadAttention`.
@@ -287,8 +286,7 @@ class DecoderBlock(TransformerModule, kw_only=True):
         flags: dict[str, Any] = {"train": train, "decode": decode}
 
         def attend(y_BTD: Array) -> Array:
-            attention = self._attention("attention")
-            return attention(y_BTD, mask=mask, angle=angle, **flags)
+            return self._attention("attention")(y_BTD, mask=mask, angle=angle, **flags)
 
         def cross_attend(y_BTD: Array) -> Array:
             attention = self._attention("cross_attention")

@@ -83,7 +83,7 @@ def _greedy_decode(*source: Any) -> Any:
 
 def _attention_weights(*inputs: Any) -> Any:
     variables = modules.variables(_vit, *IMAGE.shape)
-    return resolve("vit_jax.interpret.attention_weights")(_vit, variables, *inputs)
+    return resolve("vit_jax.capture.attention_weights")(_vit, variables, *inputs)
 
 
 _pooled = _vit.clone(pool="sequence")
@@ -91,7 +91,7 @@ _pooled = _vit.clone(pool="sequence")
 
 def _pool_weights(image_BHWC: Any) -> Any:
     variables = modules.variables(_pooled, *IMAGE.shape)
-    return resolve("vit_jax.interpret.pool_weights")(_pooled, variables, image_BHWC)
+    return resolve("vit_jax.capture.pool_weights")(_pooled, variables, image_BHWC)
 
 
 def _dropout(x: Any) -> Any:
@@ -148,17 +148,17 @@ CONTRACTS = {
     "vit_jax.decoding.greedy_decode": Contract(
         (TOKENS,), (TOKENS[0],), "vit_jax.decoding._decode", _greedy_decode
     ),
-    "vit_jax.interpret.attention_weights": Contract(
+    "vit_jax.capture.attention_weights": Contract(
         (IMAGE,),
         (IMAGE[0, 0, 0, 0],),
         "flax.traverse_util.flatten_dict",
         _attention_weights,
         misshape=lambda x: x[None, None],  # one more is the axis of a scan
     ),
-    "vit_jax.interpret.pool_weights": Contract(
+    "vit_jax.capture.pool_weights": Contract(
         (IMAGE,),
         (IMAGE[0],),
-        "vit_jax.interpret._capture",
+        "vit_jax.capture._capture",
         _pool_weights,
         misshape=lambda x: x[:1],
     ),

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from train_jax.data.names import parse_name
@@ -149,9 +149,10 @@ def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:
     # TFDS retries for more than three minutes, and without a timeout waits for ever
     # behind a firewall that drops packets: too long for a machine without internet.
     # Another version of it may have other names for these.
-    changes: dict[str, Any] = {"MAX_RETRIES": 3}
-    if hasattr(downloader, "_open_url"):
-        changes["_open_url"] = functools.partial(downloader._open_url, timeout=10)
+    changes: dict[str, Callable[[Any], Any]] = {
+        "MAX_RETRIES": lambda _: 3,
+        "_open_url": lambda open_url: functools.partial(open_url, timeout=10),
+    }
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # It would print each retry.
     tfds.disable_progress_bar()
     builder.data_dir_root.mkdir(parents=True, exist_ok=True)
@@ -160,8 +161,9 @@ def _download_and_prepare(builder: Any, manual: pathlib.Path | None) -> None:
         contextlib.ExitStack() as changed,
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        for name, value in changes.items():
+        for name, change in changes.items():
             if hasattr(downloader, name):
+                value = change(getattr(downloader, name))
                 changed.enter_context(temporary_assignment(downloader, name, value))
         config = tfds.download.DownloadConfig(
             manual_dir=manual,

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -295,3 +296,28 @@ def test_real_statistics(name, shape, mean, std):
         np.testing.assert_allclose(spread, std[channel], atol=1e-4)
     assert set(np.bincount(test.label_B)) <= set(range(850, 1200))
     assert len(set(train.class_names)) == 10
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_retries_are_few_if_this_version_of_tfds_has_them(
+    tmp_path, monkeypatch, has_names
+):
+    from tensorflow_datasets.core.download import downloader
+
+    seen = []
+    names = ("MAX_RETRIES", "_open_url")
+    if not has_names:
+        for name in names:
+            monkeypatch.delattr(downloader, name)
+    builder = types.SimpleNamespace(
+        data_dir_root=tmp_path / "data",
+        download_and_prepare=lambda **_: seen.extend(
+            getattr(downloader, name, None) for name in names
+        ),
+    )
+    tfds_prepare._download_and_prepare(builder, None)
+    retries, open_url = seen
+    if has_names:
+        assert (retries, open_url.keywords) == (3, {"timeout": 10})
+    else:
+        assert seen == [None, None]
