@@ -46,6 +46,7 @@ EXPECTED = {
         Classification((224, 224, 3), DIGITS, mean=(0.5,) * 3, std=(0.5,) * 3),
     ),
     "fast_cifar10": (1_971_640, CIFAR10),
+    "fast_cifar10_plain": (4_422_648, CIFAR10),
     "resnet20_cifar10": (269_722, CIFAR10),
     "resnet18_cifar10": (11_173_962, CIFAR10),
     # 22,050,664 without class token and position embedding.
