@@ -1,4 +1,4 @@
-"""A small ViT on scikit-learn's 8×8 digits: real data, no download, half a minute.
+"""A small ViT on scikit-learn's 8×8 digits: real data, no download, 20 s.
 
     python train.py --config configs/vit_digits.py
 

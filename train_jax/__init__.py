@@ -1,17 +1,21 @@
-"""The trainer: `train_and_evaluate(config, workdir)` is its one public function."""
+"""The trainer: `train_and_evaluate` trains, `load_model` loads a trained model."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from train_jax.run.experiment import train_and_evaluate as train_and_evaluate
+    from train_jax.run.trained_model import load_model as load_model
 
-__all__ = ["train_and_evaluate"]
+_MODULES = {
+    "load_model": "train_jax.run.trained_model",
+    "train_and_evaluate": "train_jax.run.experiment",
+}
+__all__ = ["load_model", "train_and_evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the function when it is first used: JAX, Orbax and TFDS take seconds."""
-    if name != "train_and_evaluate":
+    """Import a function when it is first used: JAX, Orbax and TFDS take seconds."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'train_jax' has no attribute {name!r}")
-    from train_jax.run.experiment import train_and_evaluate
-
-    return train_and_evaluate
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -22,6 +22,7 @@ from PIL import Image
 
 import resnet_jax.weights
 import train
+import train_jax
 import vit_jax
 from resnet_jax import ResNet
 from tests.train.command import train_arguments
@@ -58,6 +59,20 @@ def run(tmp_path_factory):
         patch.setattr(experiment, "_plot", lambda *_: None)
         assert train.main(train_arguments(workdir, num_steps=60)) == 0
     return workdir
+
+
+def test_load_model_gives_the_model_that_was_tested(run):
+    trained = train_jax.load_model(str(run))
+    test, mean, std = trained.load_test(), trained.task.mean, trained.task.std
+    images = (test.image_BHWC / 255 - np.array(mean)) / np.array(std)
+    logits = trained.model.apply(trained.variables, images.astype(np.float32))
+    accuracy = (logits.argmax(axis=1) == test.label_B).mean()
+    assert accuracy == json.loads((run / wd.SUMMARY).read_text())["test_accuracy"]
+
+
+def test_the_package_has_no_other_names():
+    with pytest.raises(AttributeError, match="train_jax' has no attribute 'predicted'"):
+        _ = train_jax.predicted
 
 
 @pytest.fixture(scope="module")

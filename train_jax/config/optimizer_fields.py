@@ -36,12 +36,12 @@ class RuleConfig:
     )
     schedule: Literal["constant", "cosine", "linear", "rsqrt", "steps"] = option(
         "cosine",
-        "course of the learning rate: constant, falling to 0, with the reciprocal root "
-        "of the step, or in steps",
+        "the learning rate after the warm-up: constant, cosine or linear to 0, rsqrt "
+        "(1 / √step), or steps (falls at the milestones)",
     )
     cooldown_epochs: float = option(
         0.0,
-        "last epochs, in which the rate falls linearly to 0 besides",
+        "last epochs, in which the rate also falls linearly to 0",
         number(0),
     )
     milestones: tuple[float, ...] = option(

@@ -15,7 +15,7 @@ from train_jax.config.rules import CHANNEL_MEANS, CHANNEL_STDS
 from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.resize import Resize
 from train_jax.devices import policy
-from train_jax.devices.store import Path
+from train_jax.devices.store import Path, any_path
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
@@ -91,7 +91,9 @@ def require_images(trained: TrainedModel) -> Classification:
     return trained.task
 
 
-def load_model(workdir: Path, *, run: int = 0, which: str = "last") -> TrainedModel:
+def load_model(
+    workdir: Path | str, *, run: int = 0, which: str = "last"
+) -> TrainedModel:
     """Restore a trained model from the folder of its run.
 
     Args:
@@ -99,10 +101,14 @@ def load_model(workdir: Path, *, run: int = 0, which: str = "last") -> TrainedMo
         run: which one, from 0, if several were trained in one program.
         which: "last", "best" (by validation) or the step of a checkpoint.
 
+    Returns:
+        The model with its variables, which are on one device.
+
     Raises:
         ValueError: if the folder holds no such checkpoint that is complete, or not so
             many runs.
     """
+    workdir = any_path(str(workdir), "workdir")
     directory = workdir / wd.CHECKPOINTS
     with wd.naming_workdir(workdir):
         step = checkpoint.find(directory, which)
