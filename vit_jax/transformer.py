@@ -212,12 +212,16 @@ class Transformer(TransformerModule, kw_only=True):
     causal: bool = True
     final_norm: bool | None = None
 
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether encoder and decoder end in a LayerNorm."""
+        return self.norm == "pre" if self.final_norm is None else self.final_norm
+
     def setup(self) -> None:
         """Make encoder and decoder, which can also be called separately."""
         depths = (self.encoder_depth, self.decoder_depth)
         check_at_least(0, encoder_depth=depths[0], decoder_depth=depths[1])
-        final_norm = self.norm == "pre" if self.final_norm is None else self.final_norm
-        fields = {**self._shared_fields(), "final_norm": final_norm}
+        fields = {**self._shared_fields(), "final_norm": self.has_final_norm}
         self.encoder = Encoder(depth=self.encoder_depth, **fields)
         self.decoder = Decoder(depth=self.decoder_depth, causal=self.causal, **fields)
 

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from tests.train.tiny import make_tiny, train_tiny
+from train_jax.learning import optim
 from train_jax.learning.state import TrainState, has_finite_params
 from train_jax.output import checkpoint, report
 from train_jax.output import workdir as wd
@@ -56,6 +57,19 @@ def test_divergence_is_traced_to_its_step(tmp_path, accumulation_steps):
         assert good < int(found[1])
         where = f"the last good checkpoint is {tmp_path}/checkpoints/{good}"
     assert message.endswith(where)
+
+
+def test_an_update_that_is_not_finite_is_explained(tmp_path, monkeypatch):
+    def overflow(*, momentum: float = 0.9, nesterov: bool = True):
+        return optax.scale(float("inf"))
+
+    monkeypatch.setitem(optim._OWN, "sgd", overflow)
+    changes = {"optimizer.name": "sgd", "checkpoint.every_steps": 1}
+    with pytest.raises(Diverged) as caught:
+        train_tiny(tmp_path, changes | {"debug_nans": True})
+    message = str(caught.value)
+    assert message.startswith("parameters are not finite after step 1; ")
+    assert "after step 1 the first that is not finite is parameter " in message
 
 
 def test_a_test_loss_that_is_not_finite_repeats_no_step(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 import train
@@ -96,6 +97,19 @@ def test_files_of_other_libraries(run, tmp_path):
     pretrained = load_model(run).to_pretrained()
     (file,) = weights.save(tmp_path / "a.npz", pretrained, format="npz")
     started = initial(init_from=str(file))
+    trained = flat(pretrained.variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, started, trained)
+
+
+def test_the_config_says_the_heads_if_the_weights_do_not(run, tmp_path):
+    pretrained = load_model(run).to_pretrained()
+    (file,) = weights.save(tmp_path / "a.safetensors", pretrained, format="timm")
+    bare = tmp_path / "bare.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), bare)
+    with pytest.raises(ValueError, match="num_heads must be given"):
+        weights.load(str(bare))
+    fields = {"model.activation": "gelu", "model.norm_epsilon": 1e-6}
+    started = initial(init_from=str(bare), **fields)
     trained = flat(pretrained.variables["params"])
     jax.tree.map(np.testing.assert_array_equal, started, trained)
 

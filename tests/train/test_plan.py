@@ -191,6 +191,21 @@ def test_well_known_sets_need_not_be_there(monkeypatch):
         plan.describe_examples(known)
 
 
+def test_a_plan_reads_once_and_no_more_than_this_machine_holds(monkeypatch):
+    rooms = []
+
+    def load(*_, room, **__):
+        rooms.append(room)
+        return ["train", None, "test"]
+
+    monkeypatch.setattr(plan, "load_dataset", load)
+    monkeypatch.setattr(plan, "room_for_data", lambda: 7.0)
+    dataset = tiny_config({"dataset.train_split": "train[:11]"}).dataset
+    for room in (float("inf"), float("inf"), 5.0):
+        assert plan.describe_examples(dataset, room=room) == "train"
+    assert rooms == [7.0, 5.0]
+
+
 def test_a_plan_streams_what_a_training_would_stream():
     fields = {"dataset.name": "cifar10", "dataset.train_split": "train[:100]"}
     fields |= {"dataset.test_split": "test", "dataset.val_split": None}

@@ -1,10 +1,16 @@
 """Plots: every one can be drawn for any number of images, classes and runs."""
 
+import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 
+from train_jax.data import ImageSplit
 from train_jax.output import attention_plots, plots
+from train_jax.tasks import Classification
+from vit_jax import ViT
+from vit_jax.interpret import attention_weights, pool_weights
 
 GENERATOR = np.random.default_rng(0)
 NAMES = tuple("0123456789")
@@ -78,6 +84,25 @@ def test_attention_maps_of_images(tmp_path, channels):
         image_BHWC, GENERATOR.random((5, 8)), titles, path, has_class_token=True
     )
     check(path)
+
+
+def test_attention_maps_follow_the_pool(tmp_path, monkeypatch):
+    task = Classification((8, 8, 1), NAMES, mean=(0.5,), std=(0.5,))
+    model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2, pool="sequence")
+    image_BHWC = draw_image(3, 8, 8, 1)
+    input_BHWC = task.normalize(jnp.asarray(image_BHWC))
+    variables = model.init(jax.random.key(0), input_BHWC)
+    variables = jax.tree.map(lambda x: 20 * x, variables)  # far from equal weights
+    drawn = []
+    monkeypatch.setattr(
+        attention_plots, "plot_attention", lambda *it, **_: drawn.append(it)
+    )
+    split = ImageSplit(image_BHWC, np.arange(3), NAMES)
+    task.plot(model, variables, split, np.eye(10)[:3], tmp_path)
+    (weights_BNTT,) = attention_weights(model, variables, input_BHWC)
+    weight_BT = pool_weights(model, variables, input_BHWC)
+    expected = np.einsum("bt,bnts->bs", weight_BT, weights_BNTT) / 2
+    np.testing.assert_allclose(drawn[0][1], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cross_attention(tmp_path):

@@ -313,6 +313,12 @@ def test_a_cluster_is_recognised(monkeypatch, environment, expected):
         ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_NODES": "2"}, False),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+        # mpirun in a job of SLURM: its daemons are one task a node.
+        (
+            {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+            | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"},
+            False,
+        ),
         # Each process was given one GPU, or sees all of them.
         ({"CUDA_VISIBLE_DEVICES": "3"}, True),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, False),

@@ -317,14 +317,16 @@ def test_pytorch_s_modules_cannot_express_everything(field, value):
         weights.transformer_state(model, variables)
 
 
-def test_a_decoder_alone_has_mlps():
+@pytest.mark.parametrize("norm", [{"final_norm": True}, {"norm": "pre"}])
+def test_a_decoder_alone_has_mlps(norm):
     model = vit_jax.Transformer(
-        num_heads=2, mlp_dim=8, encoder_depth=0, decoder_depth=1, final_norm=True
+        num_heads=2, mlp_dim=8, encoder_depth=0, decoder_depth=1, **norm
     )
     tokens = jnp.ones((1, 3, 4))
     variables = jax.device_get(model.init(jax.random.key(0), tokens, tokens))
     state = weights.transformer_state(model, variables)
-    loaded, again = weights.load_transformer(state, num_heads=2)
+    fields = {k: v for k, v in norm.items() if k == "norm"}
+    loaded, again = weights.load_transformer(state, num_heads=2, **fields)
     assert loaded.mlp_dim == 8
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 

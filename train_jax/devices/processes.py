@@ -106,10 +106,13 @@ def _uses_all_devices() -> bool:
     if "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return False
     sees_one = "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
-    # Every node has at least one.
-    num_tasks, num_nodes = map(os.environ.get, ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
-    is_alone = num_tasks is not None and num_tasks == num_nodes
-    return sees_one or is_alone or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    # mpirun in a job of SLURM has variables of both, and starts its daemons by srun.
+    is_alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "") == "1"
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" not in os.environ and "SLURM_NTASKS" in os.environ:
+        # Every node has at least one.
+        num_nodes = os.environ.get("SLURM_STEP_NUM_NODES")
+        is_alone = os.environ["SLURM_NTASKS"] == num_nodes
+    return sees_one or is_alone
 
 
 def _launched_by_a_cluster() -> bool:

@@ -11,8 +11,12 @@ def top_k_accuracy(probability_MY: np.ndarray, label_M: np.ndarray, k: int) -> f
     >>> top_k_accuracy(np.array([[0.2, 0.5, 0.3]]), np.array([2]), k=2)
     1.0
     """
-    order_MY = np.argsort(-probability_MY, axis=1, kind="stable")  # as argmax does
-    return float((order_MY[:, :k] == label_M[:, None]).any(axis=1).mean())
+    true_M1 = np.take_along_axis(probability_MY, label_M[:, None], axis=1)
+    num_higher_M = (probability_MY > true_M1).sum(axis=1)
+    # Of equal ones the first counts as the most probable, as in argmax.
+    is_before_MY = np.arange(probability_MY.shape[1]) < label_M[:, None]
+    num_equal_M = ((probability_MY == true_M1) & is_before_MY).sum(axis=1)
+    return float((num_higher_M + num_equal_M < k).mean())
 
 
 def class_accuracies(

@@ -29,14 +29,14 @@ def plot_attention(
         relevance_BT: attention that each patch gets.
         titles: one for each image.
         path: the PNG to write.
-        has_class_token: whether the query is the class token, or every patch.
+        has_class_token: whether the query is the class token, or the patches are.
     """
     batch, height, width, _ = image_BHWC.shape
     patch_size = round((height * width / relevance_BT.shape[1]) ** 0.5)
     grid = (height // patch_size, width // patch_size)
 
     figure = make_figure(1.5 * batch, 3.6)
-    query = "the class token" if has_class_token else "all patches"
+    query = "the class token" if has_class_token else "the pooled patches"
     figure.suptitle(f"Attention of {query} in the last layer, mean over the heads")
     axis = figure.subplots()
     extents = draw_tiles(axis, [*image_BHWC, *image_BHWC], batch, titles)

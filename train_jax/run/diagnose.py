@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -34,7 +34,7 @@ def repeat_and_explain(
     Args:
         trainer: takes the steps.
         state: that of a checkpoint before; is donated.
-        failed_step: the step in which the loss was not finite, from 1.
+        failed_step: the step in or after which something was not finite, from 1.
         model: the module.
         runs: the runs of the state.
         accumulation_steps: see `make_train_step`.
@@ -60,9 +60,18 @@ def repeat_and_explain(
                 train=train,
             )
             if name is not None:
-                name += f" ({run_name})" if len(runs) > 1 else ""
-                return f"; in step {step + 1} the first that is not finite is {name}"
+                return _describe(f"in step {step + 1}", name, run_name, runs)
+    state = sharding.fetch(trainer.advance(state, failed_step), runs.mesh)
+    for run, run_name in enumerate(runs.names):
+        name = _first_nonfinite(_kept(runs.select(state, run)))
+        if name is not None:
+            return _describe(f"after step {failed_step}", name, run_name, runs)
     return "; when it is repeated, all of it is finite"
+
+
+def _describe(when: str, name: str, run_name: str, runs: Runs) -> str:
+    run = f" ({run_name})" if len(runs) > 1 else ""
+    return f"; {when} the first that is not finite is {name}{run}"
 
 
 def find_first_nonfinite(
@@ -89,10 +98,18 @@ def find_first_nonfinite(
         batch, each layer's output, the loss, the gradients; None if all are finite.
     """
     how: Any = {"accumulation_steps": accumulation_steps, "train": train}
-    for name, array in _arrays(model, state, batch, dropout_key, **how):
-        if not np.isfinite(array).all():
-            return name
-    return None
+    return _first_nonfinite(_arrays(model, state, batch, dropout_key, **how))
+
+
+def _first_nonfinite(arrays: Iterable[Named]) -> str | None:
+    return next((name for name, x in arrays if not np.isfinite(x).all()), None)
+
+
+def _kept(state: TrainState) -> Iterator[Named]:
+    """Name the arrays of a state that the model is made of."""
+    yield from _leaves("parameter", state.params)
+    yield from _leaves("running statistic", state.batch_stats)
+    yield from _leaves("average of", state.ema)
 
 
 def _arrays(
@@ -105,8 +122,7 @@ def _arrays(
     train: bool,
 ) -> Iterator[Named]:
     """Compute a step's arrays, in order."""
-    yield from _leaves("parameter", state.params)
-    yield from _leaves("running statistic", state.batch_stats)
+    yield from _kept(state)
     for number, array in enumerate(jax.tree.leaves(batch)):
         yield f"array {number} of the batch", array
     parts = [(batch, dropout_key)]

@@ -1,6 +1,7 @@
 """Compile a training step for devices that are not here, and read what it takes."""
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from train_jax.data.split import check_split_name
 from train_jax.data.streamed import stream_split
 from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
-from train_jax.devices.memory import SHARE
+from train_jax.devices.memory import SHARE, room_for_data
 from train_jax.devices.topology import Chip, Topology
 from train_jax.run.build import make_model, make_task
 from train_jax.run.initial_state import make_initial_state, make_runs
@@ -165,6 +166,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     return Plan(memory, needed, True, collectives=collectives, **common)
 
 
+@functools.lru_cache(maxsize=1)  # the same for each batch size that is tried
 def describe_examples(
     dataset: DatasetConfig, *, crops: bool = False, room: float = math.inf
 ) -> ImageSplit | SequenceSplit:
@@ -179,6 +181,8 @@ def describe_examples(
         ValueError: see `load_dataset`, and if the size of the images is not known.
     """
     if dataset.name not in _KNOWN:
+        # They are read on this machine, which may have less memory than the device.
+        room = min(room, room_for_data())
         return load_dataset(dataset, crops=crops, room=room)[0]
     known = _KNOWN[dataset.name]
     side = dataset.image_size or known.side

@@ -15,22 +15,36 @@ from train_jax.output import workdir as wd
 from train_jax.run.trained_model import load_model, read_weights
 from train_jax.tasks import Classification, Task
 from vit_jax.vit import ViT
+from vit_jax.weights.format import UnknownHeadsError
 from weight_files import Pretrained, check_variables, without_other_head
 
 
-def load_pretrained(init_from: str) -> Pretrained:
+def load_pretrained(init_from: str, num_heads: int | None = None) -> Pretrained:
     """Load what `config.init_from` names.
+
+    Args:
+        init_from: the field's value.
+        num_heads: number of heads of a ViT whose weights don't say it.
 
     Raises:
         ValueError: in one line, if that can't be done.
     """
+
+    def read(source: str) -> Pretrained:
+        try:
+            return read_weights(source)
+        except UnknownHeadsError:
+            if num_heads is None:
+                raise
+            return read_weights(source, num_heads=num_heads)
+
     try:
         if init_from.startswith("hf://"):
-            return read_weights(init_from)
+            return read(init_from)
         path = any_path(init_from, "it")
         if is_remote(path) or (path / wd.CHECKPOINTS).is_dir():
             return load_model(path).to_pretrained()
-        return read_weights(str(path))
+        return read(str(path))
     except ValueError as error:
         raise ValueError(f"config.init_from {init_from!r}: {error}") from error
 

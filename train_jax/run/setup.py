@@ -85,7 +85,8 @@ def set_up(config: Config, *, resumes: bool = False) -> Parts:
     _check_without_data(config)
     pretrained = None
     if config.init_from is not None and not resumes:
-        pretrained = load_pretrained(config.init_from)
+        num_heads = config.model.arguments.get("num_heads")
+        pretrained = load_pretrained(config.init_from, num_heads)
     crops = config.augment.crop_area is not None
     splits = load_dataset(config.dataset, crops=crops)
     return make_parts(config, *splits, pretrained=pretrained)

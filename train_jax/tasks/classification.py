@@ -23,7 +23,7 @@ from train_jax.learning.batch import Batch
 from train_jax.learning.step import cross_entropy
 from train_jax.output import attention_plots, plots
 from train_jax.tasks.task import EvalStep
-from vit_jax.interpret import attention_weights, patch_relevance
+from vit_jax.interpret import attention_weights, patch_relevance, pool_weights
 
 Array = jax.Array
 
@@ -162,18 +162,23 @@ class Classification:
             folder / "misclassified.png",
         )
         image_BHWC = np.asarray(split.image_BHWC[:_NUM_ATTENTION_IMAGES])
-        weights = compiler.fast_jit(functools.partial(attention_weights, model))(
-            variables,
-            self.normalize(jnp.asarray(image_BHWC)),
-        )
+        inputs = (variables, self.normalize(jnp.asarray(image_BHWC)))
+        capture = functools.partial(attention_weights, model)
+        weights = compiler.fast_jit(capture)(*inputs)
         if not weights:
             return
+        weight_BT = None
+        if getattr(model, "pool", None) in ("sequence", "map"):
+            weight_BT = compiler.fast_jit(functools.partial(pool_weights, model))(
+                *inputs
+            )
         has_class_token = "cls" in variables["params"]
         registers = variables["params"].get("registers", np.zeros((1, 0)))
         relevance_BT = patch_relevance(
             weights[-1].mean(axis=1),
             has_class_token=has_class_token,
             num_registers=registers.shape[1],
+            weight_BT=weight_BT,
         )
         attention_plots.plot_attention(
             image_BHWC,

@@ -15,6 +15,10 @@ Arrays = dict[str, np.ndarray]
 _NUM_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 
 
+class UnknownHeadsError(ValueError):
+    """The weights don't say how many heads there are."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
     """How another library names and arranges a ViT's parameters.

@@ -4,7 +4,7 @@ from typing import Any
 
 from vit_jax.vit import ViT
 from vit_jax.weights.authors import AUTHORS
-from vit_jax.weights.format import Format
+from vit_jax.weights.format import Format, UnknownHeadsError
 from vit_jax.weights.huggingface import HUGGINGFACE
 from vit_jax.weights.timm import TIMM
 from vit_jax.weights.torchvision import TORCHVISION
@@ -75,6 +75,8 @@ def load(
         )
     try:
         return _load(opened, layout, image_size, fields)
+    except UnknownHeadsError:
+        raise
     except WRONG_CONTENT as error:
         raise ValueError(
             f"weights {opened.name!r} are not a complete ViT of {layout.library}: "
@@ -102,9 +104,9 @@ def _load(
     names = {"mean", "std", "crop_fraction"} & found.keys()
     extras = {name: found.pop(name) for name in names}
     if "num_heads" not in found | fields:
-        raise ValueError(
-            f"num_heads must be given for a width of {found['width']}, as the weights "
-            "don't say it"
+        raise UnknownHeadsError(
+            f"num_heads must be given for a width of {found['width']} and a depth of "
+            f"{found['depth']}, as weights {source.name!r} don't say it"
         )
     if size is None:
         raise ValueError("image_size must be given, as their patches form no square")

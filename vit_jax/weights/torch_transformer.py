@@ -127,7 +127,7 @@ def _transformer(model: Transformer) -> list[Entry]:
     for layer in range(model.decoder_depth):
         ours, theirs = f"{decoder}/block_{layer}", f"decoder.layers.{layer}"
         entries += _block(ours, theirs, has_memory=True)
-    if model.final_norm:
+    if model.has_final_norm:
         entries += norm(f"{encoder}/norm", "encoder.norm")
         entries += norm(f"{decoder}/norm", "decoder.norm")
     return entries
