@@ -42,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--rounds", type=int, default=10, help="turns that count")
     parser.add_argument(
-        "--output", type=pathlib.Path, default=RESULTS, help="folder for the JSON"
+        "--output",
+        type=pathlib.Path,
+        help="folder for the JSON; by default benchmarks/results, or none with --small",
     )
     options = parser.parse_args(arguments)
     if options.rounds < 2:
@@ -59,9 +61,12 @@ def main(arguments: Sequence[str]) -> int:
         "timings": [timing.to_json() for timing in timings],
         **describe_machine(),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
+    folder = options.output or (None if options.small else RESULTS)
+    if folder is None:
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
     kind = jax.devices()[0].device_kind.lower().replace(" ", "_")
-    path = options.output / f"{options.question}_{kind}.json"
+    path = folder / f"{options.question}_{kind}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     return 0

@@ -47,7 +47,7 @@ def get_config(batch_size: str = "500") -> ConfigDict:
             },
             "batch_size": size,
             "eval_batch_size": 1000,
-            "num_epochs": 9,
+            "num_epochs": 11,
             "label_smoothing": 0.2,
             "checkpoint": {"every_epochs": 4},
         }

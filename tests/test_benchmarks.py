@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -44,6 +45,16 @@ def test_median_and_quartiles():
     assert described["median"] == 3.0
     assert described["quartiles"] == [2.0, 4.0]
     assert described["images_per_second"] == 2.0
+
+
+def test_a_small_benchmark_overwrites_no_result(tmp_path, monkeypatch, capsys):
+    question = types.SimpleNamespace(__doc__="?", measure=lambda **_: [])
+    monkeypatch.setattr(run.importlib, "import_module", lambda name: question)
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    assert run.main(["devices", "--small"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert run.main(["devices"]) == 0
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # Each compiles one to four training steps, or starts up to four commands.

@@ -139,8 +139,12 @@ def _answer(
         path = pathlib.Path(folder) / "map.png"
         explainer.draw_image(image_HWC, path)
         drawn = matplotlib.image.imread(path)
-    pairs = zip(task.class_names, probability_Y.tolist(), strict=True)
-    return dict(pairs), (255 * drawn[..., :3]).astype(np.uint8)
+    names = [
+        name if task.class_names.count(name) == 1 else f"{name} ({label})"
+        for label, name in enumerate(task.class_names)
+    ]
+    probabilities = dict(zip(names, probability_Y.tolist(), strict=True))
+    return probabilities, (255 * drawn[..., :3]).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ def _write_weights(
             f"weights are written of a ViT or a ResNet, not of {trained.name!r}; "
             "--format stablehlo takes any model"
         )
+    if format == "npz" and not isinstance(trained.model, ViT):
+        raise ValueError(f"--format npz takes a ViT, not {trained.name!r}")
     pretrained = trained.to_pretrained()
     if len(pretrained.mean or ()) > pretrained.image_shape[2]:
         raise ValueError(

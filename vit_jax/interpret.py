@@ -19,7 +19,7 @@ from vit_jax.dtypes import float32_or_wider
 Array = jax.Array
 
 
-def attention_rollout(layers: Sequence[Array]) -> Array:
+def attention_rollout(layers: Sequence[Array], *, residual: bool = True) -> Array:
     """Compute attention rollout: how much each input token reaches each output token.
 
     Each layer's matrix is the mean of the attention weights, averaged over the heads,
@@ -31,6 +31,7 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
 
     Args:
         layers: weights_BNTT of each layer, the first layer first.
+        residual: whether the blocks have residual connections.
 
     Returns:
         rollout_BTT: rows are output tokens, columns input tokens; every row sums to 1;
@@ -52,7 +53,9 @@ def attention_rollout(layers: Sequence[Array]) -> Array:
     identity_TT = jnp.eye(num_tokens, dtype=layers[0].dtype)
     rollout_BTT = jnp.broadcast_to(identity_TT, (batch, num_tokens, num_tokens))
     for weights_BNTT in layers:
-        step_BTT = (weights_BNTT.mean(axis=1) + identity_TT[None]) / 2
+        step_BTT = weights_BNTT.mean(axis=1)
+        if residual:
+            step_BTT = (step_BTT + identity_TT[None]) / 2
         step_BTT /= step_BTT.sum(axis=-1, keepdims=True)
         rollout_BTT = jnp.einsum(
             "btu,bus->bts", step_BTT, rollout_BTT, precision="highest"

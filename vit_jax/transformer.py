@@ -69,6 +69,11 @@ class Encoder(TransformerModule, kw_only=True):
         check_num_outputs(self.num_outputs, num_tokens=num_tokens)
         check_at_least(0, depth=self.depth)
         check_rates(self)
+        if self.stochastic_depth_rate > 0 and not self.residual:
+            raise ValueError(
+                "stochastic_depth_rate must be 0 without residual, as nothing would be "
+                f"left of an example, got {self.stochastic_depth_rate}"
+            )
         rate_L = None
         if train and self.stochastic_depth_rate > 0:
             rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)

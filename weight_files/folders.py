@@ -36,10 +36,9 @@ def write_huggingface(
     """
     if pretrained.mean is None or pretrained.std is None:
         raise ValueError("mean and std must be known to write for Hugging Face")
-    num_classes: int | None = pretrained.model.num_classes  # type: ignore (of all)
-    names = pretrained.class_names or [
-        f"LABEL_{label}" for label in range(num_classes or 0)
-    ]
+    num_classes = _num_classes(pretrained)
+    names = pretrained.class_names or [f"LABEL_{it}" for it in range(num_classes)]
+    names = names[:num_classes]
     labels = {
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},
@@ -71,6 +70,18 @@ def write_huggingface(
     return [folder / name for name in ("model.safetensors", *files)]
 
 
+def _num_classes(pretrained: Pretrained) -> int:
+    """Count the classes, 0 without a head; raise ValueError if the names are others."""
+    num_classes: int = pretrained.model.num_classes or 0  # type: ignore (of all)
+    names = pretrained.class_names
+    if names is not None and num_classes not in (0, len(names)):
+        raise ValueError(
+            f"class_names must be as many as num_classes, {num_classes}, got "
+            f"{len(names)}"
+        )
+    return num_classes
+
+
 def write_timm(
     path: pathlib.Path,
     arrays: Mapping[str, np.ndarray],
@@ -88,6 +99,7 @@ def write_timm(
     Returns:
         The file.
     """
+    num_classes = _num_classes(pretrained)
     height, width, channels = pretrained.image_shape
     preprocessing = {
         "input_size": [channels, height, width],
@@ -96,7 +108,7 @@ def write_timm(
         "crop_pct": pretrained.crop_fraction,
         "interpolation": pretrained.resampling,
     }
-    names = list(pretrained.class_names or ())
+    names = list(pretrained.class_names or ())[:num_classes]
     config |= {"pretrained_cfg": preprocessing, "label_names": names}
     write_safetensors(path, arrays, {"config": json.dumps(config)})
     return [path]

@@ -218,7 +218,7 @@ def preprocessing_of(source: Source) -> dict[str, Any]:
     crop = preprocessing.get("crop_size")
     if preprocessing.get("do_center_crop") and crop and size is not None:
         height, width = _height_and_width(crop)
-        fraction = height / found["image_size"][0]
+        fraction = min(height, width) / min(found["image_size"])
         found["image_size"] = (height, width)
     if fraction is not None:
         found["crop_fraction"] = float(fraction)

@@ -80,7 +80,10 @@ def open_source(source: Weights) -> Source:
     try:
         if path.is_dir():
             texts = {key: _read_json(path / file) for key, file in _CONFIGS.items()}
-            return Source(name, _read_folder(path), **texts)
+            file = _find_weights(path)
+            arrays = _read_file(file) if file.suffix != ".json" else _read_shards(file)
+            texts["config"] = _read_note(file) | texts["config"]
+            return Source(name, arrays, **texts)
         if not path.is_file():
             raise ValueError(f"weights {name!r} do not exist")
         return Source(name, _read_file(path), config=_read_note(path))
@@ -112,22 +115,22 @@ def _download(name: str) -> pathlib.Path:
         raise ValueError(f"weights {name!r} can't be fetched: {reason}") from error
 
 
-def _read_folder(folder: pathlib.Path) -> Arrays:
-    """Read the weights in a folder, in one file or several."""
+def _find_weights(folder: pathlib.Path) -> pathlib.Path:
+    """Find the file of weights in a folder, or the index of several."""
     for name in _NAMES:
         if (folder / name).is_file():
-            break
-    else:
-        raise ValueError(
-            f"weights {str(folder)!r} must be a folder with one of {', '.join(_NAMES)}"
-        )
-    if not name.endswith(".index.json"):
-        return _read_file(folder / name)
-    files = sorted(set(_read_json(folder / name).get("weight_map", {}).values()))
+            return folder / name
+    raise ValueError(
+        f"weights {str(folder)!r} must be a folder with one of {', '.join(_NAMES)}"
+    )
+
+
+def _read_shards(index: pathlib.Path) -> Arrays:
+    """Read the files that an index names."""
     arrays: Arrays = {}
-    for file in files:
+    for file in sorted(set(_read_json(index).get("weight_map", {}).values())):
         # The index may come from anywhere; it names files of this folder alone.
-        arrays |= _read_file(folder / pathlib.PurePath(file).name)
+        arrays |= _read_file(index.parent / pathlib.PurePath(file).name)
     return arrays
 
 
@@ -203,7 +206,9 @@ def _unwrap(content: Any, name: str) -> dict[str, Any]:
         )
     # Of models that were wrapped by DataParallel or torch.compile.
     wrapped = re.compile(r"^(module\.|_orig_mod\.)+")
-    return {wrapped.sub("", str(key)): x for key, x in arrays.items()}
+    # PyTorch's AveragedModel counts the states in it.
+    names = [key for key in arrays if key != "n_averaged"]
+    return {wrapped.sub("", str(key)): arrays[key] for key in names}
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

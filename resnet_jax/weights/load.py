@@ -91,6 +91,10 @@ def _check_architecture(source: Source) -> None:
             raise ValueError(
                 f"a model with {name} {arguments[name]!r} is not supported"
             )
+    for config in (source.config, arguments):
+        pool = config.get("global_pool", "avg")
+        if pool != "avg":
+            raise ValueError(f"a model with global_pool {pool!r} is not supported")
     architecture = source.config.get("architecture", "")
     if architecture.startswith(("resnetaa", "resnetblur")):
         raise ValueError(

@@ -45,6 +45,16 @@ def test_a_dark_drawing_on_white_is_inverted(trained, monkeypatch):
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
 
 
+def test_classes_of_one_name_are_told_apart(trained, monkeypatch):
+    task = dataclasses.replace(trained.task, class_names=("crane", "b", "crane"))
+    twins = dataclasses.replace(trained, task=task)
+    drawing = np.zeros((8, 8, 4), np.uint8)
+    drawing[..., 3] = 255
+    probabilities, _ = answer(twins, drawing, monkeypatch)
+    assert list(probabilities) == ["crane (0)", "b", "crane (2)"]
+    assert sum(probabilities.values()) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("pixels", [None, np.full((9, 9, 4), 255, np.uint8)])
 def test_an_empty_canvas_is_said(pixels, trained, monkeypatch):
     with pytest.raises(RuntimeError, match="Draw something, or drop a picture"):

@@ -1,6 +1,7 @@
 """A folder of pictures as a data set: layouts, order, sizes, and wrong folders."""
 
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 from tests.train.tiny import tiny_config
 from train_jax import data
 from train_jax.data.folder import load_folder
+from train_jax.data.pictures import find_pictures
+from train_jax.data.resize import resize_image
 from train_jax.run import splits
 from train_jax.run.experiment import train_and_evaluate
 
@@ -140,6 +143,37 @@ def test_every_set_can_be_resized():
     assert split.image_BHWC.shape == (360, 12, 12, 1)
     with pytest.raises(ValueError, match="image_size must be None for a set without"):
         data.load_splits("reverse", "test", image_size=12)
+
+
+def test_a_thin_picture_is_resized_without_its_whole_length():
+    thin = np.full((1, 20_000, 3), 7, np.uint8)
+    tracemalloc.start()
+    cut = resize_image(thin, (64, 64), crop_fraction=0.875)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert cut.shape == (64, 64, 3) and (cut == 7).all()
+    assert cut.base is None  # that would be the whole
+    assert peak < 2**20
+
+
+def test_linked_folders_and_other_suffixes_are_found(tmp_path):
+    write(tmp_path, [f"a/{i}.png" for i in range(4)])
+    write(tmp_path, [f"other/{i}.png" for i in range(3)])
+    (tmp_path / "a" / "more").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "folder.jpg").mkdir()
+    for suffix in (".jfif", ".pbm", ".J2K"):
+        (tmp_path / "a" / f"x{suffix}").write_bytes(b"")
+    found = find_pictures([tmp_path / "a"])
+    assert len(found) == 4 + 3 + 3
+    assert found == sorted(found)
+
+
+def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path):
+    write(tmp_path, [f"{name}/{i}.png" for name in "ab" for i in range(10)])
+    os.rename(tmp_path / "b", os.path.join(os.fsencode(tmp_path), b"caf\xe9"))
+    with pytest.raises(ValueError, match=r"the name of class 'caf.udce9' in .* UTF-8"):
+        load_folder(tmp_path, "train")
 
 
 def test_other_files_and_hidden_folders_are_ignored(tmp_path):

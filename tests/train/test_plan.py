@@ -214,6 +214,10 @@ def test_a_plan_streams_what_a_training_would_stream():
     for room, expected in ((num_bytes, False), (num_bytes - 1, True)):
         train = plan.describe_examples(dataset, room=room)
         assert train.is_streamed == expected and len(train) == 100
+    resized = dataclasses.replace(dataset, image_size=8)
+    room = 60_000 * (32 * 32 + 8 * 8) * 3
+    assert not plan.describe_examples(resized, room=room).is_streamed
+    assert plan.describe_examples(resized, room=room - 1).is_streamed
     photos = {"dataset.name": "imagenet2012", "dataset.image_size": 8}
     photos["dataset.test_split"] = "validation"
     assert plan.describe_examples(tiny_config(photos).dataset).is_streamed

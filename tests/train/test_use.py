@@ -332,6 +332,17 @@ def test_paths_on_standard_input_and_csv(run, tmp_path, capsys, monkeypatch):
     assert rows[1][1:] == rows[2][1:]
 
 
+def test_names_on_standard_input_may_be_any_bytes(run, tmp_path, capsys, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    names = (
+        os.fsencode(tmp_path / "caf") + b"\xe9.png\n" + os.fsencode(tmp_path / "a.png")
+    )
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names), "utf-8"))
+    call(predict, "--workdir", run, "-", code=1)
+    captured = capsys.readouterr()
+    assert "a.png" in captured.out and "caf" in captured.err
+
+
 def test_a_bright_border_is_noticed(run, test_images, tmp_path, capsys):
     pixels = test_images.image_BHWC[0, ..., 0]
     Image.fromarray(255 - pixels).save(tmp_path / "paper.png")
@@ -513,7 +524,9 @@ def test_a_space_holds_all_that_the_page_needs(run, tmp_path, monkeypatch):
     needed = (folder / "requirements.txt").read_text()
     assert "orbax-checkpoint>=" in needed and "jax>=" in needed
     assert "pytest" not in needed and "gradio" not in needed
-    assert "\nsdk_version: 6.1.0\n" in (folder / "README.md").read_text()
+    header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert header["sdk_version"] == "6.1.0"
+    assert header["python_version"] == "{}.{}".format(*sys.version_info)
     script = """
 import pathlib, sys
 from train_jax.run.trained_model import load_model
@@ -604,7 +617,7 @@ WRONG = {
         ("--workdir RUN", "the following arguments are required: --format"),
         ("--workdir RUN --format onnx", "invalid choice: 'onnx'"),
         ("--weights RESNET --format npz", "--out must say where to write"),
-        ("--weights RESNET --format npz --out OUT", "format must be one of"),
+        ("--weights RESNET --format npz --out OUT", "--format npz takes a ViT, not"),
         ("--weights RESNET --format hf --out OUT", "has no ResNet with stem 'small'"),
         ("--workdir RUN --format npz --out README.md/x", "File exists"),
     ],

@@ -181,6 +181,9 @@ def test_rollout_multiplies_the_layers_from_the_last_to_the_first():
         np.asarray(w).mean(axis=1) / 2 + np.eye(5) / 2 for w in layers
     )
     np.testing.assert_allclose(rollout_BTT, third @ second @ first, atol=1e-6)
+    first, second, third = (np.asarray(w).mean(axis=1) for w in layers)
+    rollout_BTT = attention_rollout(layers, residual=False)
+    np.testing.assert_allclose(rollout_BTT, third @ second @ first, atol=1e-6)
 
 
 def test_rollout_needs_a_layer():

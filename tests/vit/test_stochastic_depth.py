@@ -32,6 +32,11 @@ def test_examples_are_left_out_whole_and_the_others_scaled():
     assert abs(mean - 1) < 0.02
 
 
+def test_without_residual_there_would_be_nothing_left():
+    with pytest.raises(ValueError, match="stochastic_depth_rate must be 0 without"):
+        _encode(X_BTD, depth=1, residual=False, stochastic_depth_rate=0.1)
+
+
 @pytest.mark.parametrize("scan", [False, True])
 def test_the_rate_grows_from_none_to_that_of_the_last_block(scan):
     full = _encode(X_BTD, depth=2, scan=scan)

@@ -83,12 +83,21 @@ def load_folder(
             files, labels = zip(*examples[base], strict=True)
             images = _read(files, root, channels=count_channels(), **how)
             label_B = np.array(labels, np.int32)
-            split = ImageSplit(np.stack(images), label_B, class_names)
+            split = ImageSplit(_stack(images), label_B, class_names)
             cache.write_cache(path, split)
         splits.append(split)
     firsts = [examples[base][0][0] for base in bases]
     _check_sizes([split.image_BHWC[0] for split in splits], firsts)
     return splits
+
+
+def _stack(images: list[np.ndarray]) -> np.ndarray:
+    """Stack images, which are let go one by one: memory holds them once."""
+    stacked = np.empty((len(images), *images[0].shape), np.uint8)
+    while images:
+        image = images.pop()
+        stacked[len(images)] = image
+    return stacked
 
 
 class PictureFiles:
@@ -187,6 +196,12 @@ def _list_classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
         )
     folded: dict[str, str] = {}
     for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the name of class {name!r} in {str(folder)!r} is not UTF-8"
+            ) from error
         other = folded.setdefault(name.casefold(), name)
         if other != name:
             raise ValueError(

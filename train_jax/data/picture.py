@@ -6,6 +6,7 @@ Pillow decodes all but colours of 16 bits, whose low bits it drops; OpenCV keeps
 import contextlib
 import io
 import pathlib
+import re
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -113,11 +114,13 @@ def _decode(encoded: bytes, background: int) -> Image.Image:
     stored_as = str(picture.tile)
     _check(picture)
     # Of the libraries, libtiff and OpenCV print; one thread at a time can silence them.
-    may_print = picture.format == "TIFF" or ";16" in stored_as
+    # Not BGR;16, whose three colours have 16 bits together.
+    is_deep = re.search("(?<!BGR);16", stored_as) is not None
+    may_print = picture.format == "TIFF" or is_deep
     with quiet() if may_print else contextlib.nullcontext():
         picture.load()
         image: Image.Image = picture
-        if ";16" in stored_as and picture.mode in ("RGB", "RGBA", "LA"):
+        if is_deep and picture.mode in ("RGB", "RGBA", "LA"):
             image = _eight_bit_colours(picture, encoded, "RGBa" in stored_as)
         elif picture.mode.startswith("I"):
             image = _eight_bit_greys(picture)

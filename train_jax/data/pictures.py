@@ -1,12 +1,13 @@
 """Find picture files: those that are named, and those in folders."""
 
+import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 SUFFIXES = frozenset(
     (
         *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-        *(".ppm", ".pgm", ".jp2", ".avif"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".jfif", ".jpe"),
     )
 )
 
@@ -27,13 +28,24 @@ def find_pictures(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        below = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
+        below = sorted(_walk(path))
         if not below:
             raise ValueError(f"folder {str(path)!r} holds no picture")
         found += below
     return found
+
+
+def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Find the pictures below a folder, also in folders that links lead to."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            file = pathlib.Path(folder, name)
+            if file.suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield file

@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 
 Resize = Literal["crop", "pad", "stretch"]
+# A scaled picture is no longer than so many times the frame's longer side.
+_LONGEST = 8
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -45,14 +47,26 @@ def resize_image(
         return _resize(image_HWC, (height, width), resampling)
     scale = min(ratios) if how == "pad" else max(ratios) / crop_fraction
     scaled = (max(round(old_height * scale), 1), max(round(old_width * scale), 1))
+    most = max(int(_LONGEST * max(size) / scale), 1)
+    if how == "crop" and max(old_height, old_width) > most:
+        # Most of what would be cut off is cut off before it is scaled.
+        image_HWC = _cut(image_HWC, min(old_height, most), min(old_width, most))
+        return resize_image(
+            image_HWC, size, crop_fraction=crop_fraction, resampling=resampling
+        )
     image_HWC = _resize(image_HWC, scaled, resampling)
     if how == "pad":
         canvas = np.full((height, width, channels), background, np.uint8)
         top, left = (height - scaled[0]) // 2, (width - scaled[1]) // 2
         canvas[top : top + scaled[0], left : left + scaled[1]] = image_HWC
         return canvas
+    return _cut(image_HWC, height, width)
+
+
+def _cut(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cut the centre out; the rest is let go."""
     top, left = (image_HWC.shape[0] - height) // 2, (image_HWC.shape[1] - width) // 2
-    return image_HWC[top : top + height, left : left + width]
+    return image_HWC[top : top + height, left : left + width].copy()
 
 
 def _resize(

@@ -239,8 +239,8 @@ def _explain_missing_data(
         f"dataset {name!r} is not prepared in {root} and can't be downloaded: "
         f"{one_line(error)}\n"
         f"Without internet, put the original archives ({', '.join(wanted[:8])}{more}) "
-        "into a folder and give it as --config.dataset.manual_dir=FOLDER,\n"
-        f"or give a folder that holds a prepared {prepared} as "
-        "--config.dataset.data_dir=FOLDER or TFDS_DATA_DIR.\n"
+        "into a folder and give it to train.py as --config.dataset.manual_dir=FOLDER,\n"
+        f"or give a folder that holds a prepared {prepared} as TFDS_DATA_DIR, or to "
+        "train.py as --config.dataset.data_dir=FOLDER.\n"
         "configs/vit_digits.py runs without any download."
     )

@@ -58,12 +58,13 @@ def stream_prepared(
 
 
 def decoded_size(folder: pathlib.Path, base: str, image_size: int | None) -> float:
-    """Count the bytes of a split's images when decoded; infinity for many sizes.
+    """Count the bytes that a split takes in memory; infinity for images of many sizes.
 
     Args:
         folder: of the prepared set.
         base: name of the split.
-        image_size: side to which images are brought, pixels; None to leave them.
+        image_size: side to which images are brought, pixels; None to leave them. All
+            are decoded, then all are resized.
 
     Raises:
         ValueError: see `read_prepared`.
@@ -74,9 +75,10 @@ def decoded_size(folder: pathlib.Path, base: str, image_size: int | None) -> flo
         shape = info.features[image_key].shape
         if None in shape:
             return math.inf
-        if image_size is not None:
-            shape = (image_size, image_size, shape[-1])
-        return float(info.splits[base].num_examples * math.prod(shape))
+        num_values = math.prod(shape)
+        if image_size is not None and shape[:2] != (image_size, image_size):
+            num_values += image_size**2 * shape[-1]
+        return float(info.splits[base].num_examples * num_values)
 
 
 class Records:

@@ -94,7 +94,7 @@ class ViTExplainer:
         if self._model.pool in ("sequence", "map"):
             weight_BT = self._pool(self._variables, input_BHWC)
             tokens = {**tokens, "weight_BT": weight_BT}
-        maps = {"rollout": attention_rollout(layers)}
+        maps = {"rollout": attention_rollout(layers, residual=self._model.residual)}
         for number in self._heads:
             title = f"layer {self._layer}, head {number}"
             maps[title] = layers[self._layer - 1][:, number - 1]

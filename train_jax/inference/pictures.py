@@ -1,6 +1,7 @@
 """The pictures that a command line names, and how they are read for a model."""
 
 import argparse
+import io
 import pathlib
 import sys
 
@@ -40,6 +41,8 @@ def list_files(inputs: list[str]) -> list[pathlib.Path]:
     Raises:
         ValueError: if a folder holds no picture, or nothing is named at all.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names may be any bytes
     lines = (line.rstrip("\r\n") for line in sys.stdin) if "-" in inputs else ()
     names = [name for name in inputs if name != "-"] + [line for line in lines if line]
     files = find_pictures(local_path(name, "a picture") for name in names)

@@ -4,6 +4,7 @@ import importlib.metadata
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 
 from train_jax.output import workdir as wd
@@ -16,6 +17,7 @@ _README = """\
 title: {title}
 sdk: gradio
 sdk_version: {gradio}
+python_version: "{python}"
 app_file: app.py
 ---
 
@@ -64,7 +66,10 @@ def write_space(
         shutil.copytree(workdir / checkpoint, space / "run" / checkpoint)
         replace_file(space / "requirements.txt", requirements)
         replace_file(space / "app.py", _APP.format(run=run))
-        replace_file(space / "README.md", _README.format(title=title, gradio=gradio))
+        # The hub's default is older than what the packages need.
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        readme = _README.format(title=title, gradio=gradio, python=python)
+        replace_file(space / "README.md", readme)
         space.replace(folder)
 
 

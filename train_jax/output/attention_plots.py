@@ -140,7 +140,7 @@ def _draw_probabilities(
     """Draw bars of the most probable classes."""
     best = np.argsort(-probability_Y)[:count]
     names = [escape_dollars(class_names[int(y)]) for y in best]
-    bars = axis.barh(names, probability_Y[best])
+    bars = axis.barh(range(len(names)), probability_Y[best], tick_label=names)
     axis.bar_label(bars, [f"{p:.1%}" for p in probability_Y[best]], padding=2)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.15)

@@ -201,7 +201,10 @@ def describe_examples(
     names = tuple(map(str, range(known.num_classes)))
     streaming = dataset.streaming
     if streaming == "auto":
-        total = sum(sizes[base] for base in bases) * math.prod(shape)
+        num_values = math.prod(shape)
+        if known.side not in (None, side):  # see `tfds_stream.decoded_size`
+            num_values += known.side**2 * known.channels
+        total = sum(sizes[base] for base in bases) * num_values
         streaming = crops or known.side is None or total > room
     if streaming:
         return stream_split(_Blank(shape), count, image_shape=shape, class_names=names)

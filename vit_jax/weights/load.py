@@ -6,6 +6,7 @@ from vit_jax.vit import ViT
 from vit_jax.weights.authors import AUTHORS
 from vit_jax.weights.format import Format, UnknownHeadsError
 from vit_jax.weights.huggingface import HUGGINGFACE
+from vit_jax.weights.scan import stack_blocks
 from vit_jax.weights.timm import TIMM
 from vit_jax.weights.torchvision import TORCHVISION
 from weight_files import (
@@ -97,8 +98,10 @@ def _load(
     found = layout.read_fields(source)
     told = preprocessing_of(source)
     channels, square = found.pop("channels"), found.pop("image_size")
-    known = told.pop("image_size", None)
-    if known and square and not _is_as_many(known, square, found["patch_size"]):
+    patch = found["patch_size"]
+    # Pixels that fill no patch are cut off by timm.
+    known = tuple(side // patch * patch for side in told.pop("image_size", ())) or None
+    if known and square and not _is_as_many(known, square, patch):
         known = None
     size = image_size or known or square
     names = {"mean", "std", "crop_fraction"} & found.keys()
@@ -110,10 +113,13 @@ def _load(
         )
     if size is None:
         raise ValueError("image_size must be given, as their patches form no square")
-    model = ViT(**(found | fields))
+    model = ViT(**(found | fields | {"scan": False}))
     num_patches = (size[0] // model.patch_size) * (size[1] // model.patch_size)
     arrays = layout.read_arrays(dict(source.arrays), model, num_patches)
     image_shape = (size[0], size[1], channels)
     read = to_ours(layout.table(model), arrays)
     variables = fit_to_model(model, read, image_shape)
+    if fields.get("scan"):
+        model = model.clone(scan=True)
+        variables = {**variables, "params": stack_blocks(variables["params"])}
     return Pretrained(model, variables, image_shape, **(extras | told))

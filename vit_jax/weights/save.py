@@ -14,6 +14,7 @@ from vit_jax.weights.huggingface import huggingface_config
 from vit_jax.weights.load import FORMATS
 from vit_jax.weights.scan import unstack_blocks
 from vit_jax.weights.timm import timm_config
+from vit_jax.weights.torchvision import check_torchvision
 from weight_files import (
     Pretrained,
     to_theirs,
@@ -51,6 +52,8 @@ def save(
     grid = (height // model.patch_size, width // model.patch_size)
     model, params = _with_table(model.clone(scan=False), params, grid)
     layout.check(model)
+    if format == "torchvision":
+        check_torchvision(model, shape)
     arrays = to_theirs(layout.table(model), {"params": params})
     arrays = layout.write_arrays(arrays, model)
     if format == "npz":

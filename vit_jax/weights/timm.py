@@ -49,12 +49,16 @@ def _read_fields(source: Source) -> dict[str, Any]:
     places = arrays["pos_embed"].shape[1]
     num_others = registers + ("cls_token" in arrays)
     side = square_side(places - num_others) or square_side(places)
+    # With neither class token nor norm behind the pool, timm has a model of 12 heads,
+    # vit_base_patch16_siglip_gap, and one as wide and deep of 16, vit_base_patch16_gap.
+    others = ("cls_token", "reg_token", "fc_norm.weight", "attn_pool.latent")
+    knows_heads = "num_heads" in arguments or any(name in arrays for name in others)
     return {
         "num_classes": len(arrays["head.weight"]) if "head.weight" in arrays else None,
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
-        **find_num_heads(width, depth, arguments),
+        **(find_num_heads(width, depth, arguments) if knows_heads else {}),
         "mlp_ratio": hidden / width,
         "activation": arguments.get("act_layer") or "gelu",
         "pool": pool,
@@ -193,7 +197,8 @@ def timm_config(model: ViT, image_shape: tuple[int, int, int]) -> dict[str, Any]
         and (round(model.mlp_ratio * model.width) + 0.5) / model.width,
         "class_token": model.pool == "cls",
         "reg_tokens": model.num_registers,
-        "init_values": model.layer_scale,
+        # For 0 timm makes no LayerScale; the value is only that of the start.
+        "init_values": None if model.layer_scale is None else model.layer_scale or 1.0,
         "fc_norm": model.norm_after_pool,
         "act_layer": model.activation,
     }

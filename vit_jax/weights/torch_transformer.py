@@ -49,7 +49,9 @@ def load_transformer(
         **_fields(opened, "encoder.", fields),
         causal=fields.pop("causal", False),
     )
-    return model, _read(opened, _transformer(model), "torch.nn.Transformer")
+    variables = _read(opened, _transformer(model), "torch.nn.Transformer")
+    _check(model)
+    return model, variables
 
 
 def load_encoder(
@@ -62,9 +64,11 @@ def load_encoder(
         depth=count_blocks(opened.arrays, "layers."),
         **_fields(opened, "", {"norm": "post", "activation": jax.nn.relu} | fields),
     )
-    return model, _read(
+    variables = _read(
         opened, _stack("params", "", model), "torch.nn.TransformerEncoder"
     )
+    _check(model)
+    return model, variables
 
 
 def transformer_state(
@@ -76,6 +80,8 @@ def transformer_state(
         ValueError: for a model that PyTorch cannot express.
     """
     _check(model)
+    if isinstance(model, Transformer) and not model.has_final_norm:
+        raise ValueError("torch.nn.Transformer has final norms, use final_norm=True")
     is_encoder = isinstance(model, Encoder)
     table = _stack("params", "", model) if is_encoder else _transformer(model)
     return to_theirs(table, jax.device_get(variables))

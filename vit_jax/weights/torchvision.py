@@ -96,3 +96,13 @@ TORCHVISION = Format(
     table=_table,
     check=lambda model: check_plain(model, "torchvision", representation_size=()),
 )
+
+
+def check_torchvision(model: ViT, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless the model has a head and takes square RGB images."""
+    height, width, channels = image_shape
+    if height != width or channels != 3 or model.num_classes is None:
+        raise ValueError(
+            "torchvision's ViT takes square images of 3 channels and has a head; the "
+            f"model has image_shape {image_shape} and num_classes {model.num_classes}"
+        )

@@ -1,6 +1,7 @@
 """Decode an image file: the same pixels from every encoding."""
 
 import io
+import struct
 
 import numpy as np
 import PIL
@@ -23,6 +24,18 @@ def test_lossless_colour(encoding):
     encoded = encodings.LOSSLESS_COLOUR[encoding]
     np.testing.assert_array_equal(_decode(encoded, 3), COLOUR)
     np.testing.assert_array_equal(_decode(encoded, 1), luma(COLOUR))
+
+
+def test_a_bmp_of_16_bits_for_all_three_colours():
+    r, g, b = np.moveaxis(COLOUR[::-1].astype(np.uint16), -1, 0)  # from below
+    packed = (r >> 3 << 11 | g >> 2 << 5 | b >> 3).astype("<u2").tobytes()
+    height, width, _ = COLOUR.shape
+    header = struct.pack("<2sIII", b"BM", 66 + len(packed), 0, 66)
+    fields = (40, width, height, 1, 16, 3, len(packed), 0, 0, 0, 0)
+    header += struct.pack("<IiiHHIIiiII", *fields)
+    header += struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    difference = decode_picture(header + packed, channels=3).astype(int) - COLOUR
+    assert abs(difference).max() < 8
 
 
 @pytest.mark.parametrize("encoding", encodings.LOSSLESS_GREY)

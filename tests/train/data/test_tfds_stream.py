@@ -35,3 +35,6 @@ def test_the_room_is_that_of_the_resized_images():
     assert split.is_streamed and split.image_BHWC.shape[1:] == (56, 56, 1)
     (split,) = data.load_splits("mnist", "test", image_size=28, room=room)
     assert not split.is_streamed
+    # Of smaller ones, too, all are decoded first.
+    (split,) = data.load_splits("mnist", "test", image_size=14, room=room / 2)
+    assert split.is_streamed

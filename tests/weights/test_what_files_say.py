@@ -1,0 +1,162 @@
+"""What files say beside the arrays, and what cannot be said in them."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax.weights
+import vit_jax
+from resnet_jax import ResNet
+from vit_jax import weights
+from vit_jax.weights.format import Format
+from vit_jax.weights.timm import TIMM
+from weight_files import Pretrained, Source, open_source, to_theirs
+from weight_files.pretrained import preprocessing_of
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def make_vit(image_shape=(8, 8, 3), **fields):
+    fields = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, **fields}
+    model = vit_jax.ViT(**{"num_classes": 3, **fields})
+    variables = model.init(jax.random.key(0), jnp.ones((1, *image_shape)))
+    mean = HALF[: image_shape[2]]
+    return Pretrained(model, variables, image_shape, mean, mean, ("a", "b", "c"))
+
+
+def state_of(pretrained: Pretrained, layout: Format = TIMM) -> dict[str, np.ndarray]:
+    variables = jax.device_get(pretrained.variables)
+    return to_theirs(layout.table(pretrained.model), variables)
+
+
+def test_a_folder_with_a_file_says_what_the_file_says(tmp_path):
+    vit = make_vit()  # its activation is not timm's default
+    weights.save(tmp_path / "model.safetensors", vit, format="timm")
+    loaded = weights.load(tmp_path)
+    assert loaded.model.activation == vit.model.activation == "gelu_tanh"
+    assert loaded.model.num_heads == 2
+    assert (loaded.mean, loaded.class_names) == (HALF, ("a", "b", "c"))
+
+
+def test_heads_are_not_guessed_where_timm_has_two_models_of_a_width():
+    fields = {"width": 768, "depth": 12, "num_heads": 16, "mlp_ratio": 0.01}
+    model = vit_jax.ViT(3, patch_size=4, pool="mean", activation="gelu", **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = state_of(Pretrained(model, variables, (8, 8, 3), HALF, HALF))
+    with pytest.raises(ValueError, match="num_heads must be given for a width of 768"):
+        weights.load(state)
+    assert weights.load(state, num_heads=16).model.num_heads == 16
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"global_pool": "max"},
+        {"architecture": "resnet18", "model_args": {"global_pool": "max"}},
+    ],
+)
+def test_another_pooling_of_a_resnet_is_refused(config, tmp_path):
+    model = ResNet(3, stage_sizes=(1,), width=4)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    small = Pretrained(model, variables, (8, 8, 3), HALF, HALF)
+    (file,) = resnet_jax.weights.save(tmp_path / "a.safetensors", small, format="timm")
+    arrays = open_source(file).arrays
+    resnet_jax.weights.load(Source("a", arrays, {"global_pool": "avg"}))
+    with pytest.raises(ValueError, match="global_pool 'max' is not supported"):
+        resnet_jax.weights.load(Source("a", arrays, config))
+
+
+@pytest.mark.parametrize("image_shape", [(16, 8, 3), (8, 16, 3)])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_the_cut_of_an_oblong_image_is_read_as_written(tmp_path, image_shape, fraction):
+    vit = make_vit(image_shape, activation="gelu")
+    vit = dataclasses.replace(vit, crop_fraction=fraction)
+    weights.save(tmp_path / "hf", vit, format="hf")
+    loaded = weights.load(tmp_path / "hf")
+    assert loaded.crop_fraction == fraction
+    assert loaded.image_shape == image_shape
+
+
+def test_pixels_that_fill_no_patch_are_cut_off():
+    """As of timm's vit_so400m_patch14_siglip_384, which sees 378 of 384 pixels."""
+    state = state_of(make_vit(activation="gelu"))
+    source = Source("a", state, {"pretrained_cfg": {"input_size": [3, 11, 11]}})
+    assert weights.load(source, num_heads=2).image_shape == (8, 8, 3)
+
+
+def test_averaged_weights_of_torchvision():
+    state = state_of(make_vit(activation="gelu"))
+    averaged = {f"module.{name}": array + 1 for name, array in state.items()}
+    averaged["n_averaged"] = np.array(5)
+    loaded = weights.load({"model": state, "model_ema": averaged}, num_heads=2)
+    kernel = state["head.bias"] + 1
+    np.testing.assert_array_equal(loaded.variables["params"]["head"]["bias"], kernel)
+
+
+def test_weights_for_a_model_that_scans_its_blocks():
+    vit = make_vit(activation="gelu")
+    image_BHWC = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    loaded = weights.load(state_of(vit), num_heads=2, scan=True)
+    assert loaded.model.scan
+    np.testing.assert_allclose(
+        loaded.model.apply(loaded.variables, image_BHWC),
+        vit.model.apply(vit.variables, image_BHWC),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("fields", [{"scan": True}, {"norm": None}])
+def test_fields_that_torch_does_not_have_are_refused_in_reading(fields):
+    encoder = vit_jax.Encoder(
+        depth=1, num_heads=2, mlp_dim=8, norm="post", final_norm=True
+    )
+    variables = encoder.init(jax.random.key(0), jnp.ones((1, 3, 4)))
+    state = weights.transformer_state(encoder, variables)
+    weights.load_encoder(state, num_heads=2)
+    with pytest.raises(ValueError, match=r"torch.nn has no Transformer with"):
+        weights.load_encoder(state, num_heads=2, **fields)
+
+
+def test_a_transformer_of_torch_has_final_norms():
+    model = vit_jax.Transformer(
+        num_heads=2, mlp_dim=8, encoder_depth=1, decoder_depth=1
+    )
+    x_BTD = jnp.ones((1, 3, 4))
+    variables = model.init(jax.random.key(0), x_BTD, x_BTD)
+    with pytest.raises(ValueError, match="has final norms, use final_norm=True"):
+        weights.transformer_state(model, variables)
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "fields"),
+    [((8, 12, 3), {}), ((8, 8, 1), {}), ((8, 8, 3), {"num_classes": None})],
+)
+def test_what_torchvision_cannot_build_is_not_written(tmp_path, image_shape, fields):
+    vit = make_vit(image_shape, activation="gelu", **fields)
+    with pytest.raises(ValueError, match="square images of 3 channels and has a head"):
+        weights.save(tmp_path / "a.safetensors", vit, format="torchvision")
+
+
+def test_layer_scales_of_0_exist_for_timm(tmp_path):
+    vit = make_vit(layer_scale=0.0)
+    (file,) = weights.save(tmp_path / "a.safetensors", vit, format="timm")
+    config = weights.load(file).model
+    assert config.layer_scale == 1.0
+    assert open_source(file).config["model_args"]["init_values"] == 1
+
+
+def test_names_of_classes_belong_to_a_head(tmp_path):
+    bare = make_vit(num_classes=None, activation="gelu")  # with three names
+    weights.save(tmp_path / "hf", bare, format="hf")
+    assert json.loads((tmp_path / "hf/config.json").read_text())["id2label"] == {}
+    (file,) = weights.save(tmp_path / "a.safetensors", bare, format="timm")
+    assert "class_names" not in preprocessing_of(open_source(file))
+    wrong = dataclasses.replace(make_vit(activation="gelu"), class_names=("a", "b"))
+    for name, layout in (("hf", "hf"), ("a.safetensors", "timm")):
+        with pytest.raises(ValueError, match="as many as num_classes, 3, got 2"):
+            weights.save(tmp_path / name, wrong, format=layout)
