@@ -1,9 +1,11 @@
-"""CIFAR-10 to 94 % without test-time augmentation: a wider `fast_cifar10`.
+"""CIFAR-10 without test-time augmentation: a wider `fast_cifar10`.
 
     python train.py --config configs/fast_cifar10_plain.py
 
-Nine epochs on all 50,000 training images, without validation. Airbench's network and
+Eleven epochs on all 50,000 training images, without validation. Airbench's network and
 its training by Muon (arXiv:2404.00498), with 1.5 times the channels and batches of 500.
+Not yet trained to its end; nine epochs gave 93.89 % (seed 0) after 46 minutes on two
+cores of an Intel Xeon with AMX, beside other work.
 """
 
 from ml_collections import ConfigDict

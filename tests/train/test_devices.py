@@ -7,10 +7,20 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.tiny import RESNET, losses_of_steps, make_tiny, train_tiny
+from tests.train.tiny import (
+    RESNET,
+    losses_of_steps,
+    make_tiny,
+    tiny_config,
+    train_tiny,
+)
 from train_jax.devices import memory, sharding
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
+from train_jax.run.build import make_model, make_task
+from train_jax.run.initial_state import make_runs
+from train_jax.run.splits import load_dataset
+from train_jax.run.training import make_steps
 
 VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
 
@@ -100,6 +110,16 @@ def test_layout_of_the_state():
         "bias": ("run", None),
         "kernel": ("run", None, "data"),
     }
+
+
+def test_fsdp_leaves_convolutions_of_a_cpu_out_of_the_loop():
+    for fsdp in (False, True):
+        config = tiny_config(RESNET | {"fsdp": fsdp})
+        train, _, _ = load_dataset(config.dataset)
+        task = make_task(config.dataset, config.augment, train)
+        runs = make_runs(config, devices=jax.devices())
+        model = make_model(config, task, devices=runs.devices)
+        assert not make_steps(config, model, task, train, runs).in_a_loop
 
 
 @pytest.mark.parametrize("fsdp", [False, True])

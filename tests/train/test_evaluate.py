@@ -46,6 +46,18 @@ def test_evaluate_counts_every_example_once(count):
     np.testing.assert_allclose(result.output_RM, [probability_BY], atol=1e-5)
 
 
+def test_views_are_normalised_as_training_images_are():
+    split, mean = _split(5), (0.1, 0.2, 0.3, 0.4)  # of each pixel
+    task = Classification((2, 2, 1), ("a", "b", "c"), mean=mean, std=(0.1,))
+    step = task.make_eval_step(Pixels(), "flip")
+    _, _, probability_BY = step({}, split.image_BHWC, jnp.asarray(split.label_B))
+    views = [split.image_BHWC, split.image_BHWC[:, :, ::-1]]
+    logits = [((v / 255).reshape(5, -1) - mean)[:, :3] / 0.1 for v in views]
+    exponential_BY = np.exp(sum(logits) / 2)
+    expected_BY = exponential_BY / exponential_BY.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probability_BY, expected_BY, rtol=1e-4)
+
+
 def test_evaluate_traces_once_for_all_splits():
     traces = []
 

@@ -41,10 +41,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert not (tmp_path / wd.SUMMARY).exists()
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 4])
-def test_divergence_is_traced_to_its_step(tmp_path, accumulation_steps):
-    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e5}
-    changes["accumulation_steps"] = accumulation_steps
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulation_steps": 1},
+        {"accumulation_steps": 4},
+        {"model.remat": True},
+        {"model.scan": True},
+    ],
+)
+def test_divergence_is_traced_to_its_step(tmp_path, changes):
+    changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e5, **changes}
     with pytest.raises(Diverged) as caught:
         train_tiny(tmp_path, changes | {"debug_nans": True, "num_epochs": 40})
     message = str(caught.value)

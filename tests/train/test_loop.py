@@ -18,6 +18,7 @@ from tests.train.tiny import (
 )
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
+from train_jax.output.checkpoint_search import METRICS
 from train_jax.output.files import read_json
 from train_jax.run import build, epoch, experiment, setup
 from train_jax.run.evaluate import Evaluator
@@ -126,6 +127,15 @@ def test_stopped_at_any_step_it_equals_the_uninterrupted_run(
     again = train_tiny(tmp_path, CHANGES)
     assert_same_run(tmp_path, uninterrupted)
     assert again["test_loss"] == summary["test_loss"]
+
+
+def test_where_a_run_was_stopped_does_not_choose_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    with pytest.raises(Stopped):  # at the end of an epoch whose checkpoint isn't due
+        changes = CHANGES | {"checkpoint.every_epochs": 4}
+        train_tiny(tmp_path, changes, should_stop=AfterSteps(5))
+    saved = tmp_path / wd.CHECKPOINTS / "5" / METRICS / "metrics"
+    assert json.loads(saved.read_text()) == {"score": checkpoint.NOT_SCORED}
 
 
 def test_an_epoch_that_is_resumed_counts_its_seconds_before(tmp_path, monkeypatch):

@@ -191,6 +191,12 @@ def test_well_known_sets_need_not_be_there(monkeypatch):
         plan.describe_examples(known)
 
 
+def test_a_plan_refuses_what_training_refuses():
+    config = tiny_config({"augment.crop_area": (0.5, 1.0), "dataset.streaming": False})
+    with pytest.raises(ValueError, match="crop_area needs images that are streamed"):
+        plan.make_plan(config, CPUS)
+
+
 def test_a_plan_reads_once_and_no_more_than_this_machine_holds(monkeypatch):
     rooms = []
 

@@ -363,7 +363,7 @@ def test_auto_asks_the_cluster(monkeypatch):
     assert calls == [()]
 
 
-def test_out_of_memory_is_one_error_line(capsys):
+def test_out_of_memory_is_one_error_line(capsys, monkeypatch):
     message = "RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nMore of it."
     with pytest.raises(SystemExit) as caught, processes.ending_together("train.py"):
         raise jax.errors.JaxRuntimeError(message)
@@ -373,6 +373,12 @@ def test_out_of_memory_is_one_error_line(capsys):
         "smaller config.batch_size, more accumulation_steps or a smaller model takes "
         "less memory\n"
     )
+    with monkeypatch.context() as patch:  # of several processes each one may run out
+        patch.setattr(jax, "process_count", lambda: 2)
+        patch.setattr(os, "_exit", sys.exit)
+        with pytest.raises(SystemExit), processes.ending_together("train.py"):
+            raise jax.errors.JaxRuntimeError(message)
+    assert "a smaller config.batch_size" in capsys.readouterr().err
     other = jax.errors.JaxRuntimeError("INTERNAL: a bug")
     with pytest.raises(jax.errors.JaxRuntimeError), processes.ending_together("x"):
         raise other

@@ -7,6 +7,7 @@ import pytest
 
 from tests.train.tiny import tiny_config
 from train_jax.config.config import to_json
+from train_jax.devices import store
 from train_jax.output import workdir as wd
 from train_jax.output.files import read_json, write_json
 from train_jax.output.metrics import append_metrics, truncate_metrics
@@ -80,6 +81,20 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {wd.CONFIG, "notes.txt"}
     assert read_json(tmp_path / wd.CONFIG)["seed"] == 1
+
+
+def test_overwrite_that_is_interrupted_leaves_no_finished_run(tmp_path, monkeypatch):
+    wd.prepare_workdir(tmp_path, tiny_fields())
+    (tmp_path / wd.CHECKPOINTS / "20").mkdir(parents=True)
+    (tmp_path / wd.SUMMARY).write_text("{}")
+
+    def fail(_):
+        raise OSError(errno.EBUSY, "in use")
+
+    monkeypatch.setattr(store, "remove_folder", fail)
+    with pytest.raises(OSError, match="in use"):
+        wd.prepare_workdir(tmp_path, tiny_fields(), overwrite=True)
+    assert not (tmp_path / wd.SUMMARY).exists()
 
 
 def test_overwrite_empties_a_folder_on_another_disk_and_keeps_the_link(tmp_path):

@@ -119,6 +119,9 @@ FIELDS = {
         "adafactor, adagrad, adamax, adan, lamb, lion, radam, rmsprop, "
         "sm3, yogi, got 'sam'"
     ),
+    "model.scan=True optimizer.name=lamb": (
+        ".model.scan must be False for the optimiser 'lamb', to which"
+    ),
     "optimizer.layer_decay=0": (
         ".optimizer.layer_decay must be a number in [0.001, 1], or None, got 0"
     ),

@@ -161,6 +161,14 @@ def _check_together(config: Config) -> None:
                 "be below 1, the share of the parameters that a step takes away, got "
                 f"{decay} × {rate}"
             )
+    for rule in rules.values():
+        # Their updates depend on whole arrays.
+        is_whole = rule.name in ("adafactor", "lamb", "sm3")
+        if config.model.arguments.get("scan") and is_whole:
+            raise ValueError(
+                f"config.model.scan must be False for the optimiser {rule.name!r}, to "
+                "which the stacked arrays of all blocks would be one, got True"
+            )
     keeps_norm = any(rule.arguments.get("keep_norm") for rule in rules.values())
     if config.optimizer.layer_decay is not None and keeps_norm:
         raise ValueError(

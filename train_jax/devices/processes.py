@@ -137,14 +137,14 @@ def ending_together(program: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         is_alone = jax.process_count() == 1
-        if not is_alone:
+        if "RESOURCE_EXHAUSTED" in reason:
+            remedy = "a smaller config.batch_size, more accumulation_steps or a smaller"
+            remedy += " model takes less memory"
+        elif not is_alone:
             remedy = (
                 "if another process of the run was lost, start all of them again to "
                 "resume"
             )
-        elif "RESOURCE_EXHAUSTED" in reason:
-            remedy = "a smaller config.batch_size, more accumulation_steps or a smaller"
-            remedy += " model takes less memory"
         else:
             raise
         print(f"{program}: error: {reason}; {remedy}", file=sys.stderr, flush=True)

@@ -271,7 +271,7 @@ def test_views(image_BHWC: Array, name: TestAugmentation) -> list[tuple[float, A
     """List the views of test images whose outputs are averaged, with their weights.
 
     Args:
-        image_BHWC: normalised.
+        image_BHWC: raw, as each pixel may have a mean of its own.
         name: "flip" for the images and their mirror images; "flip_shift" for these, of
             half the weight, and both shifted by one pixel up and left, and down and
             right, the missing edge being reflected.

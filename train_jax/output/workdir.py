@@ -271,8 +271,8 @@ def read_field(workdir: Path, field: str) -> Any:
 
 def _remove_run(workdir: Path) -> None:
     """Delete a run's files but the config, by which a rest is known as a run."""
+    for name in (SUMMARY, METRICS):  # first: without them the run is not finished
+        (workdir / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, TENSORBOARD, PLOTS, EXPORT, PROFILE):
         if (workdir / name).exists():
             store.remove_folder(workdir / name)
-    for name in (METRICS, SUMMARY):
-        (workdir / name).unlink(missing_ok=True)

@@ -146,17 +146,24 @@ def _arrays_of_loss(
 ) -> tuple[list[Named], Any]:
     """Compute the loss of a batch or a part of it: its arrays, in order.
 
+    What is traced inside `nn.remat` and `nn.scan` cannot be looked at from outside:
+    blocks are computed without `remat`, and those under `scan` have no outputs here.
+
     Returns:
         The arrays, and the new running statistics.
     """
     names: list[str] = []
+    if hasattr(model, "remat"):
+        model = model.clone(remat=False)
 
     def loss(params: Any) -> tuple[jax.Array, tuple[list[jax.Array], Any]]:
         outputs: list[jax.Array] = []
 
         def record(next_fun, args, kwargs, context):
             output = next_fun(*args, **kwargs)
-            if context.method_name == "__call__" and isinstance(output, jax.Array):
+            is_inside = "blocks" in context.module.path
+            is_call = context.method_name == "__call__" and not is_inside
+            if is_call and isinstance(output, jax.Array):
                 names.append("/".join(context.module.path) or "the model")
                 outputs.append(output)
             return output

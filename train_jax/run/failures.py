@@ -1,6 +1,7 @@
 """The errors that end a run; they name the last good checkpoint."""
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
@@ -59,6 +60,7 @@ def open_checkpoints(
             raise Failed(f"{error}; {checkpoints.last_good}") from error
         except NonFiniteError as error:
             _wait_quietly(checkpoints)
+            traceback.clear_frames(error.__traceback__)  # they hold the training state
             where = diagnose(checkpoints, error.step)
             raise Diverged(f"{error}{where}; {checkpoints.last_good}") from error
         except OSError as error:

@@ -78,7 +78,10 @@ def train(
                 _warn_if_unchanged(checksums, kernel_checksums(state.params), frozen)
                 checksums = {}
         is_asked, late = processes.max_over_processes(should_stop(), schedule.is_late())
-        if is_asked or late or schedule.is_due(step):
+        is_due = schedule.is_due(step)
+        if is_asked or late or is_due:
+            # Which step is the best must not depend on when the run was stopped.
+            score = score if is_due else NOT_SCORED
             # A loss may be finite whose gradient is not.
             if score == NOT_SCORED and not has_finite_params(state):
                 raise NonFiniteError(step, found="parameters are not finite after")

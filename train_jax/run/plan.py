@@ -22,6 +22,7 @@ from train_jax.devices.memory import SHARE, room_for_data
 from train_jax.devices.topology import Chip, Topology
 from train_jax.run.build import make_model, make_task
 from train_jax.run.initial_state import make_initial_state, make_runs
+from train_jax.run.setup import check_streaming
 from train_jax.run.splits import FIELDS, load_dataset
 from train_jax.run.training import make_steps
 from train_jax.tasks import Task
@@ -130,6 +131,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     )
     task = make_task(config.dataset, config.augment, train)
     runs = make_runs(config, devices=topology.devices)
+    check_streaming(config, train, runs)
     model = make_model(config, task, devices=runs.devices)
     state, _ = make_initial_state(config, model, task, runs)
     steps = make_steps(config, model, task, train, runs)

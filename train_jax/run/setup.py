@@ -117,7 +117,7 @@ def make_parts(
         ValueError: naming the field, its value and what is allowed.
     """
     runs = make_runs(config, devices=devices)
-    _check_streaming(config, train, runs)
+    check_streaming(config, train, runs)
     task = make_task(config.dataset, config.augment, train)
     if model is None:
         model = make_model(config, task, devices=runs.devices)
@@ -166,7 +166,7 @@ def _check_without_data(config: Config) -> None:
         make_model(config, Classification((side, side, 1), ("any",), (0.5,), (0.5,)))
 
 
-def _check_streaming(
+def check_streaming(
     config: Config, train: ImageSplit | SequenceSplit, runs: Runs
 ) -> None:
     """Raise ValueError for what cannot be streamed, and what has to be."""

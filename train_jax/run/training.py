@@ -88,6 +88,9 @@ def make_steps(
         total_steps=total_steps,
     )
     how: dict[str, Any] = {}
+    platform = runs.devices[0].platform
+    jit = policy.jit_of_model(model, platform=platform)
+    in_a_loop = policy.runs_steps_in_a_loop(model, platform=platform)
     if config.fsdp:
         model = sharding.gather_kernels(model, runs.mesh)
         how["gather_params"] = functools.partial(sharding.gather_rest, mesh=runs.mesh)
@@ -106,7 +109,6 @@ def make_steps(
             batch_sharding=sharding.batch_sharding(runs.mesh),
             shapes=[x.shape[1:] for x in train.examples],
         )
-    platform = runs.devices[0].platform
     next_batch = functools.partial(
         batch_of_step, task.make_batch, select, steps_per_epoch=steps_per_epoch
     )
@@ -117,8 +119,8 @@ def make_steps(
         runs.map,
         per_epoch=steps_per_epoch,
         total=total_steps,
-        jit=policy.jit_of_model(model, platform=platform),
-        in_a_loop=policy.runs_steps_in_a_loop(model, platform=platform),
+        jit=jit,
+        in_a_loop=in_a_loop,
     )
 
 

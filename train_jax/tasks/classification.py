@@ -117,12 +117,11 @@ class Classification:
 
         def eval_step(variables: Any, image_BHWC: Array, label_B: Array):
             self._check_examples(image_BHWC, label_B)
-            image_BHWC = self.normalize(image_BHWC)
             views = [(1.0, image_BHWC)]
             if augmentation is not None:
                 views = test_views(image_BHWC, augmentation)
             logits_BY: Array = sum(
-                weight * model.apply(variables, view, train=False)  # type: ignore
+                weight * model.apply(variables, self.normalize(view), train=False)  # type: ignore
                 for weight, view in views
             )
             loss_B = cross_entropy(logits_BY, jax.nn.one_hot(label_B, self.num_classes))
