@@ -1,6 +1,7 @@
 """Export a trained model for other programs: python -m train_jax.export."""
 
 import argparse
+import dataclasses
 import functools
 import json
 import pathlib
@@ -20,6 +21,7 @@ from train_jax.output import workdir as wd
 from train_jax.output.files import open_folder, read_json, replace_file
 from train_jax.run.trained_model import TrainedModel
 from vit_jax.vit import ViT
+from weight_files import Pretrained
 
 _PROGRAM = "python -m train_jax.export"
 
@@ -113,7 +115,25 @@ def _write_weights(
             "model"
         )
     library = vit_jax if isinstance(trained.model, ViT) else resnet_jax
+    if format == "hf" and pretrained.image_shape[2] == 1:
+        pretrained = _for_colours(pretrained, library.weights.fit)
     return library.weights.save(path, pretrained, format=format)
+
+
+def _for_colours(pretrained: Pretrained, fit: Callable[..., Any]) -> Pretrained:
+    """Make a model of grey images take colours: transformers turns all into colours.
+
+    Of a grey picture it gives the same.
+    """
+    height, width, _ = pretrained.image_shape
+    image_shape = (height, width, 3)
+    return dataclasses.replace(
+        pretrained,
+        variables=fit(pretrained, pretrained.model, image_shape),
+        image_shape=image_shape,
+        mean=3 * (pretrained.mean or ()) or None,
+        std=3 * (pretrained.std or ()) or None,
+    )
 
 
 # Format → name of the file or folder, and what writes it.

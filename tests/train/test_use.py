@@ -452,6 +452,8 @@ def test_weights_are_written_and_used_again(format, run, tmp_path, capsys):
     out = tmp_path / ("hf" if format == "hf" else f"model.{format}")
     call(export, "--workdir", run, "--format", format, "--out", out, "--json")
     result = json.loads(capsys.readouterr().out)
+    channels = vit_jax.weights.load(out).image_shape[2]
+    assert channels == (3 if format == "hf" else 1)  # which its pipelines take
     assert result["bytes"] == sum(os.path.getsize(file) for file in result["files"])
     flags = ["--dataset", "digits", "--split", "test[:90]", "--json"]
     call(evaluate, "--workdir", run, *flags)

@@ -87,7 +87,7 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
         num_classes=task.num_classes,
         height=height,
         width=width,
-        channels="grey" if num_channels == 1 else "RGB",
+        channels="grey, given as RGB" if num_channels == 1 else "RGB",
         mean=", ".join(f"{value:.4g}" for value in task.mean),
         std=", ".join(f"{value:.4g}" for value in task.std),
         classes=", ".join(task.class_names[:20])
