@@ -114,6 +114,12 @@ def _write_weights(
             "trained with config.dataset.mean 'pixel'; --format stablehlo takes any "
             "model"
         )
+    if format != "npz" and trained.resize != "crop":
+        print(
+            "warning: other libraries will resize pictures and cut their centre out; "
+            f"the training had config.dataset.resize {trained.resize!r}",
+            file=sys.stderr,
+        )
     library = vit_jax if isinstance(trained.model, ViT) else resnet_jax
     if format == "hf" and pretrained.image_shape[2] == 1:
         pretrained = _for_colours(pretrained, library.weights.fit)

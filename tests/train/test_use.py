@@ -464,6 +464,18 @@ def test_weights_are_written_and_used_again(format, run, tmp_path, capsys):
         assert actual[name] == pytest.approx(expected[name], rel=1e-5)
 
 
+def test_weights_say_nothing_of_how_pictures_were_resized(
+    run, tmp_path, capsys, monkeypatch
+):
+    trained = load_model(run)
+    assert trained.dataset is not None
+    padded = dataclasses.replace(trained.dataset, resize="pad")
+    trained = dataclasses.replace(trained, dataset=padded)
+    monkeypatch.setattr(model_flags, "load_model", lambda *_, **__: trained)
+    call(export, "--workdir", run, "--format", "hf", "--out", tmp_path / "hf")
+    assert "had config.dataset.resize 'pad'" in capsys.readouterr().err
+
+
 def test_a_set_that_has_changed_since_the_training_is_refused(run, capsys, monkeypatch):
     load = evaluate.load_named_splits
 
