@@ -51,6 +51,8 @@ def test_heads_are_not_guessed_where_timm_has_two_models_of_a_width():
     with pytest.raises(ValueError, match="num_heads must be given for a width of 768"):
         weights.load(state)
     assert weights.load(state, num_heads=16).model.num_heads == 16
+    siglip = Source("a", state, {"architecture": "vit_base_patch16_siglip_gap_224"})
+    assert weights.load(siglip).model.num_heads == 12
 
 
 @pytest.mark.parametrize(

@@ -49,16 +49,20 @@ def _read_fields(source: Source) -> dict[str, Any]:
     places = arrays["pos_embed"].shape[1]
     num_others = registers + ("cls_token" in arrays)
     side = square_side(places - num_others) or square_side(places)
-    # With neither class token nor norm behind the pool, timm has a model of 12 heads,
-    # vit_base_patch16_siglip_gap, and one as wide and deep of 16, vit_base_patch16_gap.
+    heads = find_num_heads(width, depth, arguments)
+    # The arrays of vit_base_patch16_gap, which has 16 heads, are like those of
+    # vit_base_patch16_siglip_gap, which has 12.
     others = ("cls_token", "reg_token", "fc_norm.weight", "attn_pool.latent")
-    knows_heads = "num_heads" in arguments or any(name in arrays for name in others)
+    has_twin = (width, depth) == (768, 12) and not any(it in arrays for it in others)
+    is_siglip = "siglip" in source.config.get("architecture", "")
+    if has_twin and "num_heads" not in arguments and not is_siglip:
+        heads = {}
     return {
         "num_classes": len(arrays["head.weight"]) if "head.weight" in arrays else None,
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
-        **(find_num_heads(width, depth, arguments) if knows_heads else {}),
+        **heads,
         "mlp_ratio": hidden / width,
         "activation": arguments.get("act_layer") or "gelu",
         "pool": pool,
