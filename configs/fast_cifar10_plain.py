@@ -4,8 +4,8 @@
 
 Eleven epochs on all 50,000 training images, without validation. Airbench's network and
 its training by Muon (arXiv:2404.00498), with 1.5 times the channels and batches of 500.
-Not yet trained to its end; nine epochs gave 93.89 % (seed 0) after 46 minutes on two
-cores of an Intel Xeon with AMX, beside other work.
+On two cores of an Intel Xeon: 94.14 ± 0.03 % (seeds 0 and 1). The whole command took 59
+minutes with seed 0 alone, 67 with seed 1, partly beside other work.
 """
 
 from ml_collections import ConfigDict
@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 def get_config(batch_size: str = "500") -> ConfigDict:
     size = int(batch_size)
-    # The rates of airbench94_muon.py for sums over batches of 2,000 images, hence times
-    # the size.
+    # airbench94_muon.py sums the loss over a batch; here it is the mean, so its rates
+    # are multiplied by the batch size.
     bias_rate, head_rate, decay = 0.053 * size, 0.67 * size, 2e-6 * size
     sgd = {"name": "sgd", "momentum": 0.85, "weight_decay_mask": "all"}
     bias = {**sgd, "learning_rate": bias_rate, "weight_decay": decay / bias_rate}
