@@ -1,7 +1,10 @@
 """Set up all tests: eight virtual CPU devices, strict rank promotion."""
 
 import gc
+import math
+import mmap
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -65,9 +68,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+# Beyond this, compiled programs are dropped, bytes: those of all tests take gigabytes.
+_MOST_MEMORY = 2.5 * 2**30
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_programs_left():
-    """Drop a module's compiled programs after it: those of all take gigabytes."""
+    """Drop compiled programs after a module if the process has become large."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    usage = pathlib.Path("/proc/self/statm")  # of Linux
+    pages = int(usage.read_text("utf-8").split()[1]) if usage.exists() else math.inf
+    if pages * mmap.PAGESIZE > _MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()

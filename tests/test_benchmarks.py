@@ -1,6 +1,9 @@
 """Each benchmark runs on tiny models; the documentation shows what was measured."""
 
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 import types
@@ -17,18 +20,62 @@ def no_rest(monkeypatch):
     monkeypatch.setattr(timing, "_REST_SECONDS", 0.0)
 
 
-# In a process of its own: beside TensorFlow, which other tests import, torch's compiled
-# programs may crash.
+WITHOUT_TORCH = ("devices", "runs")
+
+# Begins the line that ends what was printed for a question.
+MARKER = "answered:"
+
+# All questions in one process, as each of them needs JAX, torch and the trainer, which
+# take seconds to import. Not in this one: beside TensorFlow, which other tests import,
+# torch's compiled programs may crash.
 SCRIPT = """
-import sys
+import sys, traceback
 from benchmarks import cases, run, timing
+from train_jax.devices import compiler
 
 timing._REST_SECONDS = 0.0
-question = sys.argv[1]
-if question != "train_step":  # which shows that a ResNet is measured as well
-    cases.SMALL = {"ViT, tiny": cases.SMALL["ViT, tiny"]}
-sys.exit(run.main(sys.argv[1:]))
+compiler._LLVM_LEVEL = 0
+small = cases.SMALL
+marker, folder, *questions = sys.argv[1:]
+for question in questions:
+    cases.SMALL = {"ViT, tiny": small["ViT, tiny"]}
+    if question == "train_step":  # which shows that a ResNet is measured as well
+        cases.SMALL = small
+    flags = ["--small", "--rounds", "2", "--output", f"{folder}/{question}"]
+    try:
+        code = run.main([question, *flags])
+    except (Exception, SystemExit):
+        traceback.print_exc()
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        print(file=stream)
+        print(marker, question, code, file=stream, flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """The process that has answered all questions, and its folder of JSON files."""
+    folder = tmp_path_factory.mktemp("answered")
+    has_torch = importlib.util.find_spec("torch") is not None
+    questions = run.QUESTIONS if has_torch else WITHOUT_TORCH
+    # Of a flag that is there twice, the last one counts. No question needs more devices
+    # than two, and each of them costs time.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, MARKER, str(folder), *questions],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    return process, folder
+
+
+def parts(text):
+    """What was printed for each question that came to an end, and its exit code."""
+    *found, _ = re.split(rf"^{MARKER} (\w+) (\d+)\n", text, flags=re.MULTILINE)
+    printed, questions, codes = found[::3], found[1::3], map(int, found[2::3])
+    return dict(zip(questions, zip(printed, codes, strict=True), strict=True))
 
 
 def test_each_program_runs_twice_in_its_turn(no_rest):
@@ -57,24 +104,23 @@ def test_a_small_benchmark_overwrites_no_result(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-# Each compiles one to four training steps, or starts up to four commands.
+# For each, one to four training steps are compiled, or up to four commands started.
 @pytest.mark.slow
 @pytest.mark.parametrize("question", run.QUESTIONS)
-def test_every_benchmark_prints_a_table_and_writes_json(tmp_path, question):
-    if question not in ("runs", "devices"):
+def test_every_benchmark_prints_a_table_and_writes_json(answered, question):
+    if question not in WITHOUT_TORCH:
         pytest.importorskip("torch")
-    arguments = [question, "--small", "--rounds", "2", "--output", str(tmp_path)]
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    (path,) = tmp_path.glob("*.json")
+    process, folder = answered
+    assert process.returncode == 0, process.stderr  # it has not crashed
+    error, code = parts(process.stderr)[question]
+    assert code == 0, error
+    printed, _ = parts(process.stdout)[question]
+    (path,) = (folder / question).glob("*.json")
     result = json.loads(path.read_text())
     assert result["question"] == question
     assert {"commit", "date", "device", "versions"} < set(result)
     assert len(result["timings"]) >= 2
     assert all(min(t["seconds"]) > 0 for t in result["timings"])
-    printed = process.stdout
     assert all(t["program"].split()[0] in printed for t in result["timings"])
     assert "seconds" in printed
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resnet_jax import ResNet18
+from resnet_jax import ResNet
 from tests.modules import normal
 from vit_jax import ViT
 
 MODELS = {
     "vit": ViT(3, patch_size=4, width=8, depth=1, num_heads=2),
-    "resnet18": ResNet18(3, width=2),
+    "resnet": ResNet(3, stage_sizes=(1, 1), width=2),
 }
 IMAGE_BHWC = normal(2, 8, 8, 3)
 
@@ -46,7 +46,7 @@ def test_a_model_in_nnx_equals_that_in_linen(name):
 
 
 def test_batch_norm_in_nnx_updates_its_statistics():
-    linen = MODELS["resnet18"]
+    linen = MODELS["resnet"]
     model = nnx.bridge.ToNNX(linen, rngs=nnx.Rngs(0)).lazy_init(IMAGE_BHWC)
     how = {"train": True, "mutable": ["batch_stats"]}
     _, expected = linen.apply(_variables(model), IMAGE_BHWC, **how)

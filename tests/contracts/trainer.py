@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tests import modules
 from tests.contracts import Contract
 from train_jax.learning import affine, augment, batch, color, mixing, step
 from train_jax.learning.state import TrainState
@@ -64,7 +65,7 @@ STATISTICS = {"mean": (0.0,), "std": (1.0,)}
 ORDER = jnp.arange(4)
 
 _model, _tx = Linear(), optax.sgd(0.1)
-_variables = _model.init(KEY, IMAGE)
+_variables = modules.variables(_model, IMAGE)
 _state = TrainState.create(_variables, _tx)
 _batch = (IMAGE,), TARGET
 _images = Classification((2, 2, 1), ("a", "b", "c"), **STATISTICS)
@@ -105,7 +106,7 @@ def _next_step(state: TrainState) -> Any:
 
 
 def _translate(*examples: Any) -> Any:
-    variables = _decoder.init(KEY, *_sequences.inputs())
+    variables = modules.variables(_decoder, *_sequences.inputs())
     return _sequences.make_eval_step(_decoder)(variables, *examples)
 
 

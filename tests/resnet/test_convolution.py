@@ -1,5 +1,7 @@
 """Convolutions as matrix products equal those of XLA, gradients included."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,32 +11,50 @@ import pytest
 from resnet_jax import ResNet
 from resnet_jax.cpu.convolution import conv_general_dilated
 from resnet_jax.cpu.winograd import conv3x3
+from tests import modules
+from tests.modules import normal
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 TOLERANCE = 3e-5  # of the largest value
 
 
 def _draw(*shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(sum(shape)), shape)
+    return normal(*shape, seed=sum(shape))
 
 
 def _assert_close(tree, expected) -> None:
     def check(value, wanted):
-        np.testing.assert_allclose(
-            value, wanted, rtol=0, atol=TOLERANCE * float(jnp.abs(wanted).max())
-        )
+        atol = TOLERANCE * np.abs(np.asarray(wanted)).max()
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=atol)
 
     chex.assert_trees_all_equal_shapes(tree, expected)
     jax.tree.map(check, tree, expected)
 
 
-def _value_and_gradients(convolve, image, kernel, **options):
-    @jax.jit
-    def compute(image, kernel):
-        out, pull = jax.vjp(lambda x, k: convolve(x, k, **options), image, kernel)
-        return out, pull(_draw(*out.shape))
+def _xla(**options):
+    """XLA's convolution, of this layout."""
+    convolve = jax.lax.conv_general_dilated
+    return functools.partial(convolve, dimension_numbers=LAYOUT, **options)
 
-    return compute(image, kernel)
+
+def _compute(functions, image, kernel):
+    """Call each function, all in one program."""
+    return jax.jit(lambda *x: [function(*x) for function in functions])(image, kernel)
+
+
+def _assert_same_gradients(convolve, xla, image, kernel) -> None:
+    """Compare values and gradients with those of XLA."""
+    cotangent = _draw(*jax.eval_shape(xla, image, kernel).shape)
+
+    @jax.jit
+    def compute(image, kernel, cotangent):
+        results = []
+        for function in (convolve, xla):
+            out, pull = jax.vjp(function, image, kernel)
+            results.append((out, pull(cotangent)))
+        return results
+
+    _assert_close(*compute(image, kernel, cotangent))
 
 
 # Kernels, strides and borders of all ResNets; more and fewer channels and pixels than
@@ -48,12 +68,8 @@ def test_equals_xla(height, width, channels, side, stride):
     image, kernel = _draw(5, height, width, channels), _draw(side, side, channels, 20)
     border = [((side - 1) // 2,) * 2] * 2
     options = {"window_strides": (stride, stride), "padding": border}
-    expected = _value_and_gradients(
-        jax.lax.conv_general_dilated, image, kernel, dimension_numbers=LAYOUT, **options
-    )
-    _assert_close(
-        _value_and_gradients(conv_general_dilated, image, kernel, **options), expected
-    )
+    ours = functools.partial(conv_general_dilated, **options)
+    _assert_same_gradients(ours, _xla(**options), image, kernel)
 
 
 # Sizes that tiles of 4 pixels cover, and that they do not.
@@ -61,11 +77,8 @@ def test_equals_xla(height, width, channels, side, stride):
 @pytest.mark.parametrize("channels", [1, 17])
 def test_winograd_equals_xla(height, width, channels):
     image, kernel = _draw(5, height, width, channels), _draw(3, 3, channels, 20)
-    options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2}
-    expected = _value_and_gradients(
-        jax.lax.conv_general_dilated, image, kernel, dimension_numbers=LAYOUT, **options
-    )
-    _assert_close(_value_and_gradients(conv3x3, image, kernel), expected)
+    xla = _xla(window_strides=(1, 1), padding=[(1, 1)] * 2)
+    _assert_same_gradients(conv3x3, xla, image, kernel)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +96,8 @@ def test_kernels_are_transformed_where_that_pays(shape, features, is_transformed
 # 2^21 numbers are transformed at a time: this batch takes two chunks.
 def test_chunks_make_no_difference():
     image, kernel = _draw(14, 64, 64, 32), _draw(3, 3, 32, 16)
-    options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2}
-    expected = _value_and_gradients(
-        jax.lax.conv_general_dilated, image, kernel, dimension_numbers=LAYOUT, **options
-    )
-    _assert_close(_value_and_gradients(conv3x3, image, kernel), expected)
+    xla = _xla(window_strides=(1, 1), padding=[(1, 1)] * 2)
+    _assert_same_gradients(conv3x3, xla, image, kernel)
 
 
 @pytest.mark.parametrize("side", [3, 1])
@@ -95,37 +105,40 @@ def test_bfloat16_is_rounded_once_at_the_end(side):
     image, kernel = _draw(4, 8, 8, 16), _draw(side, side, 16, 16)
     image, kernel = image.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     options = {"window_strides": (1, 1), "padding": [(side // 2,) * 2] * 2}
-    out = conv_general_dilated(image, kernel, **options)
+    out = jax.jit(functools.partial(conv_general_dilated, **options))(image, kernel)
     assert out.dtype == jnp.bfloat16
     image, kernel = image.astype(jnp.float32), kernel.astype(jnp.float32)
-    exact = jax.lax.conv_general_dilated(
-        image, kernel, dimension_numbers=LAYOUT, **options
-    )
+    exact = np.asarray(_xla(**options)(image, kernel))
     # Half a unit in the last place, and Winograd's own error.
-    scale = float(jnp.abs(exact).max())
     np.testing.assert_allclose(
-        out.astype(jnp.float32), exact, rtol=2**-8, atol=TOLERANCE * scale
+        out.astype(jnp.float32),
+        exact,
+        rtol=2**-8,
+        atol=TOLERANCE * np.abs(exact).max(),
     )
 
 
 @pytest.mark.parametrize("side", [3, 1])
 def test_float64_is_computed_in_float64(side):
     with jax.enable_x64(True):
-        image, kernel = _draw(4, 8, 8, 16), _draw(side, side, 16, 16)
-        options = {"window_strides": (1, 1), "padding": [(side // 2,) * 2] * 2}
-        out = conv_general_dilated(image, kernel, **options)
-        expected = jax.lax.conv_general_dilated(
-            image, kernel, dimension_numbers=LAYOUT, **options
+        image, kernel = (
+            _draw(*shape).astype(jnp.float64)
+            for shape in ((4, 8, 8, 16), (side, side, 16, 16))
         )
+        options = {"window_strides": (1, 1), "padding": [(side // 2,) * 2] * 2}
+        ours = functools.partial(conv_general_dilated, **options)
+        out, expected = _compute((ours, _xla(**options)), image, kernel)
         assert out.dtype == jnp.float64
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-11)
 
 
 def test_vmap_over_kernels():
     images, kernels = _draw(2, 4, 8, 8, 16), _draw(2, 3, 3, 16, 16)
-    together = jax.vmap(conv3x3)(images, kernels)
-    apart = jnp.stack([conv3x3(x, k) for x, k in zip(images, kernels, strict=True)])
-    _assert_close(together, apart)
+
+    def one_by_one(images, kernels):
+        return jnp.stack([conv3x3(images[i], kernels[i]) for i in range(2)])
+
+    _assert_close(*_compute((jax.vmap(conv3x3), one_by_one), images, kernels))
 
 
 def test_other_convolutions_are_refused():
@@ -147,22 +160,17 @@ def test_other_convolutions_are_refused():
 def test_padding_by_name(padding, stride):
     """As `flax.linen.Conv` has it by default."""
     image, kernel = _draw(2, 7, 8, 16), _draw(3, 3, 16, 16)
-    numbers = ("NHWC", "HWIO", "NHWC")
-    expected = jax.lax.conv_general_dilated(
-        image, kernel, (stride, stride), padding, dimension_numbers=numbers
-    )
-    actual = conv_general_dilated(image, kernel, (stride, stride), padding)
-    _assert_close(actual, expected)
+    options = {"window_strides": (stride, stride), "padding": padding}
+    ours = functools.partial(conv_general_dilated, **options)
+    _assert_close(*_compute((ours, _xla(**options)), image, kernel))
 
 
 def test_resnet_with_either_convolution():
     image = _draw(4, 16, 16, 3)
     plain = ResNet(10, stage_sizes=(2, 1, 1), width=16)
     fast = plain.clone(conv_general_dilated=conv_general_dilated)
-    variables = jax.jit(plain.init)(jax.random.key(0), image)
-    chex.assert_trees_all_equal_shapes(
-        variables, jax.eval_shape(fast.init, jax.random.key(0), image)
-    )
+    variables = modules.variables(plain, image)
+    chex.assert_trees_all_equal_shapes(variables, modules.shapes(fast, image))
 
     def loss(params, model):
         logits, updates = model.apply(
@@ -174,7 +182,7 @@ def test_resnet_with_either_convolution():
     ours, expected = (gradient(variables["params"], model) for model in (fast, plain))
 
     def check(value, wanted):
-        atol = 2e-4 * max(1.0, float(jnp.abs(wanted).max()))
+        atol = 2e-4 * max(1.0, np.abs(np.asarray(wanted)).max())
         np.testing.assert_allclose(value, wanted, rtol=0, atol=atol)
 
     jax.tree.map(check, ours, expected)

@@ -27,49 +27,44 @@ def _variables() -> dict:
     return modules.variables(_resnet(), *IMAGE_BHWC.shape)
 
 
-def _count(module, *shape: int) -> int:
-    params = modules.shapes(module, *shape)["params"]
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-# Preset → side of an image, number of classes, number of parameters.
+# Preset → side of an image, number of classes, of features, of parameters.
 COUNTS = {
-    "ResNet18": (32, 10, 11_173_962),
-    "ResNet34": (32, 10, 21_282_122),
-    "ResNet18_ImageNet": (224, 1000, 11_689_512),
-    "ResNet34_ImageNet": (224, 1000, 21_797_672),
-    "ResNet50_ImageNet": (224, 1000, 25_557_032),
-    "ResNet20": (32, 10, 269_722),
-    "ResNet32": (32, 10, 464_154),
-    "ResNet44": (32, 10, 658_586),
-    "ResNet56": (32, 10, 853_018),
-    "ResNet110": (32, 10, 1_727_962),
+    "ResNet18": (32, 10, 512, 11_173_962),
+    "ResNet34": (32, 10, 512, 21_282_122),
+    "ResNet18_ImageNet": (224, 1000, 512, 11_689_512),
+    "ResNet34_ImageNet": (224, 1000, 512, 21_797_672),
+    "ResNet50_ImageNet": (224, 1000, 2048, 25_557_032),
+    "ResNet20": (32, 10, 64, 269_722),
+    "ResNet32": (32, 10, 64, 464_154),
+    "ResNet44": (32, 10, 64, 658_586),
+    "ResNet56": (32, 10, 64, 853_018),
+    "ResNet110": (32, 10, 64, 1_727_962),
 }
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_preset_has_the_published_number_of_parameters(name):
-    side, num_classes, num_params = COUNTS[name]
-    module = getattr(resnet_jax, name)(num_classes=num_classes)
-    assert _count(module, 1, side, side, 3) == num_params
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_without_classes_it_gives_the_features_that_the_head_reads(name):
+def test_preset_has_the_published_number_of_features_and_of_parameters(name):
+    side, num_classes, num_features, num_params = COUNTS[name]
     module = getattr(resnet_jax, name)(num_classes=None)
-    out = jax.eval_shape(
-        lambda key, image: module.init_with_output(key, image)[0],
+    features_BF, variables = jax.eval_shape(
+        module.init_with_output,
         jax.random.key(0),
-        jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
+        jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32),
     )
-    small = {"ResNet20", "ResNet32", "ResNet44", "ResNet56", "ResNet110"}
-    assert out.shape == (2, 64 if name in small else 2048 if "50" in name else 512)
+    assert features_BF.shape == (2, num_features)
+    leaves = jax.tree.leaves(variables["params"])
+    # The head, which is left out here, has a kernel and a bias.
+    in_head = (num_features + 1) * num_classes
+    assert sum(math.prod(leaf.shape) for leaf in leaves) + in_head == num_params
+
+
+def test_without_classes_it_gives_the_features_that_the_head_reads():
     variables = _variables()
-    features_BF = _resnet(num_classes=None).apply(variables, IMAGE_BHWC)
+    features_BF = apply(_resnet(num_classes=None), variables, IMAGE_BHWC)
     head = variables["params"]["head"]
     logits_BY = features_BF @ head["kernel"] + head["bias"][None]
-    expected_BY = _resnet().apply(variables, IMAGE_BHWC)
-    np.testing.assert_allclose(logits_BY, expected_BY, rtol=1e-5, atol=1e-6)
+    expected_BY = apply(_resnet(), variables, IMAGE_BHWC)
+    np.testing.assert_allclose(logits_BY, expected_BY, rtol=1e-5, atol=1e-5)
 
 
 def test_every_preset_has_a_parameter_count():

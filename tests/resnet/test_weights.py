@@ -5,13 +5,13 @@ import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import resnet_jax
 from resnet_jax import weights
 from resnet_jax.weights import torch
+from tests import modules
 from weight_files import to_theirs
 
 # The folder with akamaster's files (github.com/akamaster/pytorch_resnet_cifar10).
@@ -61,8 +61,7 @@ def test_what_hugging_face_s_config_must_say():
 @pytest.mark.parametrize("names", ["torchvision", "cifar"])
 def test_state_dict_of_a_resnet_in_pytorch(names, stem):
     model = resnet_jax.ResNet18(10, width=8, stem=stem)
-    image = jnp.ones((1, 32, 32, 3))
-    variables = model.init(jax.random.key(0), image)
+    variables = modules.variables(model, 1, 32, 32, 3)
     state = to_theirs(torch.table(model), variables)
     state = torch.add_counters(state)
     if names == "cifar":
@@ -79,7 +78,7 @@ def test_state_dict_of_a_resnet_in_pytorch(names, stem):
 
 def test_wrong_state_dicts_get_one_line():
     model = resnet_jax.ResNet20(10)
-    variables = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    variables = modules.variables(model, 1, 32, 32, 3)
     state = to_theirs(torch.table(model), variables)
     with pytest.raises(ValueError, match="not a ResNet of torchvision, timm or"):
         weights.load({"attention.weight": np.ones(3)})

@@ -45,6 +45,7 @@ def run(
     variables: Mapping[str, str],
     *,
     module: str = "train",
+    program: str | None = None,
     heeds_modes: bool = False,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end.
@@ -53,9 +54,11 @@ def run(
         arguments: the command line.
         variables: its environment.
         module: "train" for train.py.
+        program: the text of one in Python, in place of a module.
         heeds_modes: whether files that are read-only are so to the super-user, too.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    what = ["-m", module] if program is None else ["-c", program]
+    command = [sys.executable, *what, *arguments]
     if heeds_modes:
         command = [sys.executable, "-c", _HEEDING_MODES, *command]
     return subprocess.run(

@@ -22,6 +22,7 @@ from typing import Any
 import sklearn.datasets  # noqa: F401
 
 from train_jax import train
+from train_jax.devices import compiler
 from train_jax.output import tensorboard
 from train_jax.run import experiment
 
@@ -163,6 +164,7 @@ def _is_stopped(thread: pathlib.Path) -> bool:
 def main() -> None:
     """Read a command a line; answer with the process's id, then its exit status."""
     tensorboard.import_tensorboardx()
+    compiler._LLVM_LEVEL = 0  # as in the tests' own process
     for module in sys.argv[1:]:
         importlib.import_module(module)
     assert threading.active_count() == 1, "a fork would lose threads"

@@ -96,12 +96,15 @@ def results(workdir):
 
 @pytest.mark.slow  # two starts, one of them without compiled programs
 def test_the_module_does_what_train_py_does(finished, compiled, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = ["--config", "vit_digits", "--workdir", str(workdir)]
+    """Also on a terminal of ASCII, and in a folder that begins with ~, for HOME."""
+    arguments = ["--config", "vit_digits", "--workdir", "~/run"]
     for field, value in FIELDS.items():
         arguments += [f"--config.{field}", str(value)]
-    done = run(arguments, environment(compiled), module="train_jax.train")
-    assert done.returncode == 0, done.stderr.decode()
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    variables = environment(compiled, HOME=str(tmp_path), **ascii_only)
+    done = run(arguments, variables, module="train_jax.train")
+    assert (done.returncode, done.stderr) == (0, b"")
+    workdir = tmp_path / "run"
     assert f"results in {workdir}" in done.stdout.decode()
     assert results(workdir) == results(finished)
 
@@ -131,15 +134,6 @@ def test_the_function_does_what_train_py_does(finished, compiled, tmp_path):
         check=True,
     )
     assert results(workdir) == results(finished)
-
-
-def test_it_trains_on_a_terminal_of_ascii(compiled, tmp_path):
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    variables = environment(compiled, HOME=str(tmp_path), **ascii_only)
-    done = run(train_arguments("~/run"), variables)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"results in " in done.stdout
-    assert (tmp_path / "run" / wd.SUMMARY).exists()  # ~ was HOME
 
 
 def test_a_cache_folder_that_cannot_be_written_is_a_warning(finished):
@@ -184,27 +178,44 @@ def test_it_refuses_arguments(tmp_path, capsys, condition):
     assert not (tmp_path / "run").exists() and set(os.listdir()) == before
 
 
-@pytest.mark.slow  # three starts
+# Runs commands one after the other; prints the exit code and the output of each.
+_COMMANDS = """
+import contextlib, io, json, sys
+from train_jax import explain, train
+
+mains, done = {"train": train.main, "explain": explain.main}, []
+for name, arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = mains[name](arguments)
+    done.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(done))
+"""
+
+
 def test_a_run_that_is_read_only(finished, compiled, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "run")
-    variables = environment(compiled)
     everything = [workdir, *workdir.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {p: p.read_bytes() for p in everything if p.is_file()}
 
-    again = run(train_arguments(workdir), variables, heeds_modes=True)
-    assert again.returncode == 0
-    assert b"this run is finished already\ntest accuracy" in again.stdout
-    longer = train_arguments(workdir, num_steps=3)
-    done = run([*longer, "--extend"], variables, heeds_modes=True)
-    explain = ["--workdir", str(workdir)]
-    explained = run(explain, variables, module="train_jax.explain", heeds_modes=True)
-    for failed in (done, explained):
-        assert failed.returncode == 2
-        assert failed.stderr.count(b"\n") == 1
-        assert str(workdir).encode() in failed.stderr
-        assert b"Permission denied" in failed.stderr
+    commands = [
+        ("train", train_arguments(workdir)),
+        ("train", [*train_arguments(workdir, num_steps=3), "--extend"]),
+        ("explain", ["--workdir", str(workdir)]),
+    ]
+    variables, argument = environment(compiled), json.dumps(commands)
+    done = run([argument], variables, program=_COMMANDS, heeds_modes=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    again, *failed = json.loads(done.stdout)
+    assert again[0] == 0
+    assert "this run is finished already\ntest accuracy" in again[1]
+    for code, _, error in failed:
+        assert code == 2
+        assert error.count("\n") == 1
+        assert str(workdir) in error
+        assert "Permission denied" in error
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 

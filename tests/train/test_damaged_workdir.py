@@ -110,6 +110,10 @@ def test_a_damaged_folder(whole, tmp_path, capsys, name, kind, outcome):
         assert results(again) == results(summary)
         metrics = (workdir / wd.METRICS).read_text()
         assert metrics.count("\n") == 1 and '"step": 2' in metrics
+    elif outcome is DAMAGED:
+        assert code == 1
+        assert line.endswith("are damaged; --overwrite starts anew")
+        assert [path.name for path in (workdir / wd.CHECKPOINTS).iterdir()] == ["2"]
     else:
         assert code in (1, 2)
 

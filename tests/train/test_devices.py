@@ -1,5 +1,6 @@
 """One program on any number of devices: the same losses, however it is laid out."""
 
+import functools
 import types
 
 import chex
@@ -50,6 +51,13 @@ def test_tpus_that_cannot_be_arranged_along_their_links_are_taken_in_order():
     assert [each.id for each in arranged[:, 0]] == [0, 1]
 
 
+@functools.cache
+def losses_of_one_device(*changes):
+    """The losses of a run on one device, and its last state; two tests share them."""
+    devices = jax.devices()[:1]
+    return losses_of_steps(make_tiny(dict(changes), has_noise=True, devices=devices))
+
+
 @pytest.mark.slow  # compiles for three numbers of devices
 @pytest.mark.parametrize(
     "changes",
@@ -57,14 +65,10 @@ def test_tpus_that_cannot_be_arranged_along_their_links_are_taken_in_order():
     ids=["vit", "resnet"],
 )
 def test_any_number_of_devices_gives_the_same_losses(changes):
-    results = [
-        losses_of_steps(
-            make_tiny(changes, has_noise=True, devices=jax.devices()[:count])
-        )
-        for count in (1, 2, 8)
-    ]
-    (expected, first_state), *others = results
-    for losses, state in others:
+    expected, first_state = losses_of_one_device(*changes.items())
+    for count in (2, 8):
+        parts = make_tiny(changes, has_noise=True, devices=jax.devices()[:count])
+        losses, state = losses_of_steps(parts)
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
         # BatchNorm's statistics are those of the whole batch, so they agree as well.
         chex.assert_trees_all_close(
@@ -81,8 +85,7 @@ def test_any_number_of_devices_gives_the_same_losses(changes):
     ids=["vit", "resnet"],
 )
 def test_fsdp_on_eight_devices_gives_the_losses_of_one(changes):
-    alone = make_tiny(changes, has_noise=True, devices=jax.devices()[:1])
-    expected, _ = losses_of_steps(alone)
+    expected, _ = losses_of_one_device(*changes.items())
     shared = make_tiny(changes | {"fsdp": True}, has_noise=True)
     losses, state = losses_of_steps(shared)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -16,16 +17,62 @@ from tests.train.tiny import (
     tiny_config,
     train_tiny,
 )
+from train_jax.config.config import to_json
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint_search import METRICS
 from train_jax.output.files import read_json
-from train_jax.run import build, epoch, experiment, setup
+from train_jax.run import build, epoch, experiment, setup, training
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Failed, Stopped
 from train_jax.run.saving import SaveSchedule
 from train_jax.run.splits import load_dataset
+from train_jax.run.steps import Steps
 from train_jax.tasks import Classification
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledOnce(Steps):
+    """Steps that take over the program of equal ones.
+
+    Attributes:
+        key: describes all that the steps are made of.
+        programs: those that are compiled already, by key.
+    """
+
+    key: str
+    programs: dict
+
+    def compile(self, state, *constants):
+        described = jax.tree.map(
+            lambda x: (x.shape, x.dtype, x.sharding), (state, constants)
+        )
+        key = f"{self.key} {described}"
+        if key not in self.programs:
+            self.programs[key] = super().compile(state, *constants)
+        return self.programs[key]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """Compile the steps of equal configs once: most runs here are of the same one.
+
+    Tracing and compiling is most of what such a run takes. The program depends on
+    nothing but what is in the key: of what is traced, the tests replace only the model.
+    """
+    make_steps, programs = training.make_steps, {}
+
+    def make_shared(config, model, task, train, runs):
+        steps = make_steps(config, model, task, train, runs)
+        fields = to_json(config)
+        fields = {k: v for k, v in fields.items() if not k.startswith("checkpoint.")}
+        devices = [device.id for device in runs.devices]
+        key = repr((fields, model, task, runs, devices))
+        return CompiledOnce(**vars(steps), key=key, programs=programs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_steps", make_shared)
+        yield
 
 
 def records(workdir):
@@ -113,6 +160,16 @@ class AfterSteps:
         return self.count <= 0
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was stopped after step 2."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+        train_tiny(workdir, CHANGES, should_stop=AfterSteps(2))
+    return workdir
+
+
 def test_stopped_at_any_step_it_equals_the_uninterrupted_run(
     finished, tmp_path, monkeypatch
 ):
@@ -138,10 +195,11 @@ def test_where_a_run_was_stopped_does_not_choose_the_best(tmp_path, monkeypatch)
     assert json.loads(saved.read_text()) == {"score": checkpoint.NOT_SCORED}
 
 
-def test_an_epoch_that_is_resumed_counts_its_seconds_before(tmp_path, monkeypatch):
+def test_an_epoch_that_is_resumed_counts_its_seconds_before(
+    stopped, tmp_path, monkeypatch
+):
+    run = shutil.copytree(stopped, tmp_path / "run")
     monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
-    with pytest.raises(Stopped):
-        train_tiny(tmp_path, CHANGES, should_stop=AfterSteps(2))
     read = experiment.read_progress
 
     def read_as_if_slow(*args, **kwargs):
@@ -150,8 +208,8 @@ def test_an_epoch_that_is_resumed_counts_its_seconds_before(tmp_path, monkeypatc
         return progress | {"epoch_seconds": 1000.0}
 
     monkeypatch.setattr(experiment, "read_progress", read_as_if_slow)
-    train_tiny(tmp_path, CHANGES)
-    lines = [json.loads(x) for x in (tmp_path / wd.METRICS).read_text().splitlines()]
+    train_tiny(run, CHANGES)
+    lines = [json.loads(x) for x in (run / wd.METRICS).read_text().splitlines()]
     assert [line["seconds"] > 1000 for line in lines] == [True, False, False, False]
 
 
@@ -276,10 +334,9 @@ def test_of_several_runs_the_best_one_that_was_tested_is_drawn(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["num_examples", "class_names"])
-def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, name):
-    with pytest.raises(Stopped):
-        train_tiny(tmp_path, CHANGES, should_stop=AfterSteps(2))
-    step = checkpoint.find(tmp_path / wd.CHECKPOINTS, "last")
+def test_a_run_does_not_go_on_with_other_data(stopped, tmp_path, monkeypatch, name):
+    run = shutil.copytree(stopped, tmp_path / "run")
+    step = checkpoint.find(run / wd.CHECKPOINTS, "last")
     train, val, test = load_dataset(tiny_config(CHANGES).dataset)
     if name == "num_examples":
         test = test[:80]
@@ -288,7 +345,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, name):
         train = dataclasses.replace(train, class_names=names)
     monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: (train, val, test))
     with pytest.raises(Failed, match=f"checkpoint {step} is of other data: {name} had"):
-        train_tiny(tmp_path, CHANGES)
+        train_tiny(run, CHANGES)
 
 
 def saved_steps(workdir):

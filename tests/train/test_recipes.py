@@ -1,5 +1,7 @@
 """What the recipes for CIFAR need of a whole run: groups, no validation, views."""
 
+import contextlib
+import io
 import itertools
 import json
 
@@ -43,25 +45,33 @@ ALL = {
 }
 
 
-def test_a_run_without_validation_reports_the_rest(tmp_path, capsys):
-    summary = train_tiny(tmp_path / "run", ALL, has_plots=True)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run, its summary, and what it has printed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        summary = train_tiny(workdir, ALL, has_plots=True)
+    return workdir, summary, printed.getvalue()
+
+
+def test_a_run_without_validation_reports_the_rest(whole):
+    workdir, summary, out = whole
     assert "val_accuracy" not in summary
     assert 0 <= summary["test_accuracy_augmented"] <= 1
-    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert "val_loss" not in line
-    assert (tmp_path / "run/plots/curves.png").exists()
-    out = capsys.readouterr().out
+    assert (workdir / "plots/curves.png").exists()
     assert "0 to validate" in out and "val loss" not in out
+    assert "total" in out  # the table of layers
 
 
-def test_it_resumes_exactly(tmp_path):
-    train_tiny(tmp_path / "whole", ALL)
+def test_it_resumes_exactly(whole, tmp_path):
     stops = iter([False, False, True])
     with pytest.raises(Stopped):
-        train_tiny(tmp_path / "run", ALL, should_stop=lambda: next(stops, True))
-    train_tiny(tmp_path / "run", ALL)
-    whole, resumed = (last_state(tmp_path / name, ALL) for name in ("whole", "run"))
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+        train_tiny(tmp_path, ALL, should_stop=lambda: next(stops, True))
+    train_tiny(tmp_path, ALL)
+    expected, resumed = (last_state(folder, ALL) for folder in (whole[0], tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, expected, resumed)
 
 
 def test_groups_follow_their_own_schedules():

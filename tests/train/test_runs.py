@@ -37,15 +37,17 @@ def lines(workdir):
     return [json.loads(x) for x in (workdir / wd.METRICS).read_text().splitlines()]
 
 
-def assert_equals_single_runs(tmp_path, together, singles, capsys):
-    """Train runs together and one by one, and compare all that they report."""
+@pytest.mark.slow  # three runs, each compiled
+def test_four_seeds_equal_four_runs(tmp_path, capsys):
+    """All that they report; the first and the last one are compared with runs alone."""
+    together = EVERYTHING | {"num_seeds": 4, "seed": 3}
     workdir = tmp_path / "together"
     summary = train_tiny(workdir, together)
-    assert len(summary["runs"]) == len(singles)
-    accuracies = []
-    for run, single in enumerate(singles):
+    assert [run["seed"] for run in summary["runs"]] == [3, 4, 5, 6]
+    assert len({run["test_loss"] for run in summary["runs"]}) == 4
+    for run, seed in ((0, 3), (3, 6)):
         alone = tmp_path / str(run)
-        expected = train_tiny(alone, single)
+        expected = train_tiny(alone, EVERYTHING | {"seed": seed})
         found = summary["runs"][run]
         assert found["seed"] == expected["seed"]
         for name in ("test_loss", "val_loss", "test_accuracy", "val_accuracy"):
@@ -55,7 +57,7 @@ def assert_equals_single_runs(tmp_path, together, singles, capsys):
                 np.testing.assert_allclose(
                     line[name][run], expected_line[name], rtol=1e-4, err_msg=name
                 )
-        accuracies.append(expected["test_accuracy"])
+    accuracies = [run["test_accuracy"] for run in summary["runs"]]
     np.testing.assert_allclose(summary["test_accuracy"], np.mean(accuracies))
     deviation = np.std(accuracies, ddof=1)
     np.testing.assert_allclose(summary["test_accuracy_std"], deviation, atol=1e-9)
@@ -63,26 +65,26 @@ def assert_equals_single_runs(tmp_path, together, singles, capsys):
     printed = capsys.readouterr().out
     assert f"{np.mean(accuracies):.2%} ± {deviation:.2%}" in printed
     assert "±  " not in printed
+    assert dict(make_runs(tiny_config(together)).mesh.shape) == {"run": 4, "data": 2}
 
 
-@pytest.mark.slow  # five runs, each compiled
-def test_four_seeds_equal_four_runs(tmp_path, capsys):
-    together = EVERYTHING | {"num_seeds": 4, "seed": 3}
-    singles = [EVERYTHING | {"seed": seed} for seed in (3, 4, 5, 6)]
-    assert_equals_single_runs(tmp_path, together, singles, capsys)
-    assert dict(make_tiny(together).runs.mesh.shape) == {"run": 4, "data": 2}
+def assert_equal_steps(together, singles, *, devices=None, devices_alone=None):
+    """Take ten steps of runs together and of some of them alone, and compare.
 
-
-def assert_equal_steps(together, singles, *, devices=None):
-    """Take ten steps of runs together and one by one, and compare.
+    Args:
+        together: changes of the config.
+        singles: number of a run → changes of the config with which it runs alone.
+        devices: of the runs together; all of them if not given.
+        devices_alone: of those alone, likewise. On a single device a run takes the same
+            steps, see test_devices.py, and is compiled in less time.
 
     Returns:
         The last state of the runs together.
     """
     parts = make_tiny(together, has_noise=True, devices=devices)
     losses, state = losses_of_steps(parts, num_steps=10)
-    for run, single in enumerate(singles):
-        alone = make_tiny(single, has_noise=True)
+    for run, single in singles.items():
+        alone = make_tiny(single, has_noise=True, devices=devices_alone)
         expected_losses, expected = losses_of_steps(alone, num_steps=10)
         np.testing.assert_allclose(losses[:, run], expected_losses, rtol=1e-5)
         of_run = parts.runs.select(state.eval_variables, run)
@@ -93,14 +95,14 @@ def assert_equal_steps(together, singles, *, devices=None):
 
 
 def test_seeds_of_a_resnet_equal_single_runs():
-    singles = [RESNET | {"seed": seed} for seed in (0, 1)]
+    singles = {seed: RESNET | {"seed": seed} for seed in (0, 1)}
     state = assert_equal_steps(RESNET | {"num_seeds": 2}, singles)
     assert jax.tree.leaves(state.batch_stats)[0].shape[0] == 2
 
 
 def test_a_single_cpu_computes_one_run_after_the_other():
     changes = {"model.dropout_rate": 0.1, "ema_decay": 0.9}
-    singles = [changes | {"seed": seed} for seed in (0, 1)]
+    singles = {seed: changes | {"seed": seed} for seed in (0, 1)}
     assert_equal_steps(changes | {"num_seeds": 2}, singles, devices=jax.devices()[:1])
     runs = make_runs(tiny_config({"num_seeds": 2}), devices=jax.devices()[:1])
     assert runs.in_turn and not make_runs(tiny_config({"num_seeds": 2})).in_turn
@@ -112,38 +114,56 @@ def test_a_single_cpu_computes_one_run_after_the_other():
 @pytest.mark.slow  # compiles three programs of everything
 def test_a_sweep_equals_its_runs():
     rates = (1e-3, 1e-2)
-    together = EVERYTHING | {"sweep.optimizer.learning_rate": rates}
-    singles = [EVERYTHING | {"optimizer.learning_rate": rate} for rate in rates]
-    constant = {"optimizer.schedule": "constant"}
-    state = assert_equal_steps(
-        together | constant, [single | constant for single in singles]
-    )
+    changes = EVERYTHING | {"optimizer.schedule": "constant"}
+    together = changes | {"sweep.optimizer.learning_rate": rates}
+    singles = {
+        run: changes | {"optimizer.learning_rate": rate}
+        for run, rate in enumerate(rates)
+    }
+    state = assert_equal_steps(together, singles, devices_alone=jax.devices()[:1])
     found = last_learning_rate(state.opt_state)
     np.testing.assert_allclose(found, rates, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("field", "values", "changes"),
+    ("optimizer", "swept"),
     [
-        ("optimizer.weight_decay", (0.0, 10.0), {}),
-        ("optimizer.clip_norm", (0.01, 1.0), {"optimizer.name": "sgd"}),
-        ("optimizer.momentum", (0.0, 0.9), {"optimizer.name": "sgd"}),
-        ("optimizer.b1", (0.5, 0.9), {}),
-        ("optimizer.b2", (0.5, 0.999), {}),
-        ("optimizer.eps", (1e-8, 1e-2), {}),
-        ("label_smoothing", (0.0, 0.3), {}),
-        ("ema_decay", (0.05, 0.9), {}),
+        (
+            "adamw",
+            {
+                "optimizer.weight_decay": (0.0, 10.0),
+                "optimizer.b1": (0.5, 0.9),
+                "optimizer.b2": (0.5, 0.999),
+            },
+        ),
+        (
+            "adamw",
+            {
+                "optimizer.eps": (1e-8, 1e-2),
+                "label_smoothing": (0.0, 0.3),
+                "ema_decay": (0.05, 0.9),
+            },
+        ),
+        # With steps as short as the second norm's, momentum would hardly count.
+        ("sgd", {"optimizer.clip_norm": (1.0, 0.01), "optimizer.momentum": (0.0, 0.9)}),
     ],
 )
-def test_every_field_that_can_be_swept(field, values, changes):
-    adamw = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.01}
-    changes = {"model.mlp_ratio": None} | adamw | changes  # compiled in less time
-    state = assert_equal_steps(
-        changes | {f"sweep.{field}": values},
-        [changes | {field: value} for value in values],
-    )
-    leaves = jax.tree.leaves(state.eval_variables)
-    assert any(np.abs(leaf[0] - leaf[1]).max() > 1e-4 for leaf in leaves)
+def test_every_field_that_can_be_swept(optimizer, swept):
+    """Compared are the run of all first values and those with one second value."""
+    changes = {"optimizer.name": optimizer, "optimizer.learning_rate": 0.01}
+    changes["model.mlp_ratio"] = None  # compiled in less time
+    together = changes | {f"sweep.{field}": values for field, values in swept.items()}
+    of_runs = make_runs(tiny_config(together)).swept
+    combinations = list(zip(*(of_runs[field] for field in swept), strict=True))
+    base = {field: values[0] for field, values in swept.items()}
+    chosen = [base, *(base | {field: swept[field][1]} for field in swept)]
+    singles = {combinations.index(tuple(x.values())): changes | x for x in chosen}
+    state = assert_equal_steps(together, singles, devices_alone=jax.devices()[:1])
+    leaves = jax.tree.leaves(jax.device_get(state.eval_variables))
+    first, *others = singles
+    for run in others:
+        differences = [np.abs(leaf[first] - leaf[run]).max() for leaf in leaves]
+        assert max(differences) > 1e-4, combinations[run]
 
 
 def test_sweeps_and_seeds_are_combined():

@@ -59,11 +59,13 @@ def train_tiny(
 ) -> dict[str, Any]:
     """Train and evaluate the tiny model; returns the summary.
 
-    Plots are drawn only if they are asked for: they are a third of the time.
+    Plots are drawn, and the table of layers is printed, only if plots are asked for:
+    they are a third of the time.
     """
     with contextlib.ExitStack() as stack:
         if not has_plots:
             stack.enter_context(mock.patch.object(experiment, "_plot"))
+            stack.enter_context(mock.patch.object(experiment, "print_layers"))
         return experiment.train_and_evaluate(tiny_config(changes), workdir, **how)
 
 

@@ -253,7 +253,7 @@ def test_multi_head_attention_attends_to_itself_without_memory():
 
 def test_multi_head_attention_capture_leaves_the_output_as_it_is():
     module, variables = _module()
-    initial = module.init(jax.random.key(0), normal(2, 5, 16))
+    initial = modules.shapes(module, 2, 5, 16)
     assert set(initial) == {"params"}
     x_BTD = normal(2, 5, 16)
     out_BTD, _ = apply(module, variables, x_BTD, mutable=("intermediates",))
@@ -350,10 +350,12 @@ def test_fused_attention_equals_our_own(mask, monkeypatch):
     fused_attention = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
 
-    def loss(variables, module):
+    @functools.partial(jax.jit, static_argnums=1)
+    @jax.value_and_grad
+    def loss_and_gradient(variables, module):
         return (module.apply(variables, query_BTD, mask=masks.get(mask)) ** 2).sum()
 
-    results = [jax.value_and_grad(loss)(variables, x) for x in (own, fused)]
+    results = [loss_and_gradient(variables, module) for module in (own, fused)]
     assert calls == ["xla"]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
@@ -368,10 +370,10 @@ def test_our_own_attention_steps_in_where_the_weights_are_needed():
     )
     variables = modules.variables(own, query_BTD)
     for options in (
-        {"mutable": ["intermediates"]},
+        {"mutable": ("intermediates",)},
         {"train": True, "rngs": {"dropout": jax.random.key(0)}},
     ):
-        results = [x.apply(variables, query_BTD, **options) for x in (own, fused)]
+        results = [apply(x, variables, query_BTD, **options) for x in (own, fused)]
         jax.tree.map(np.testing.assert_array_equal, *results)
 
 

@@ -75,7 +75,7 @@ def test_multi_head_attention_turns_queries_and_keys():
     x_BTD, angle = normal(2, 5, 16), rotary_angles((2, 2), 8, num_before=1)
     module = MultiHeadAttention(num_heads=2)
     variables = modules.variables(module, *x_BTD.shape)
-    out_BTD = module.apply(variables, x_BTD[:, :2], x_BTD, angle=angle)
+    out_BTD = apply(module, variables, x_BTD[:, :2], x_BTD, angle=angle)
     params = jax.tree.map(np.asarray, variables["params"])
 
     def project(name: str, x_BTD):
@@ -112,7 +112,7 @@ def test_the_last_block_computes_what_is_pooled_alone(pool, position):
     variables = modules.variables(module, *IMAGE_BHWC.shape)
     logits_BY = apply(module, variables, IMAGE_BHWC)
     # All tokens are computed where intermediates are captured.
-    expected, _ = module.apply(variables, IMAGE_BHWC, mutable=["intermediates"])
+    expected, _ = apply(module, variables, IMAGE_BHWC, mutable=("intermediates",))
     np.testing.assert_allclose(logits_BY, expected, atol=1e-5)
 
 
@@ -122,7 +122,8 @@ def test_registers_are_attended_to_and_not_pooled(pool):
     variables = modules.variables(module, *IMAGE_BHWC.shape)
     assert variables["params"]["registers"].shape == (1, 3, 16)
     num_tokens = 6 + 3 + (pool == "cls")
-    for weights in attention_weights(module, variables, IMAGE_BHWC):
+    capture = jax.jit(functools.partial(attention_weights, module))
+    for weights in capture(variables, IMAGE_BHWC):
         assert weights.shape == (2, 2, num_tokens, num_tokens)
         options = {"has_class_token": pool == "cls", "num_registers": 3}
         relevance_BT = patch_relevance(weights.mean(axis=1), **options)
@@ -179,9 +180,9 @@ def test_a_decoder_with_rope_decodes_token_by_token():
     x_BTD, angle = normal(2, 6, 16), rotary_angles((2, 3), 8)
     decoder = Decoder(depth=2, num_heads=2, mlp_dim=24)
     variables = modules.variables(decoder, *x_BTD.shape)
-    expected = decoder.apply(variables, x_BTD, angle=angle)
-    assert not np.allclose(expected, decoder.apply(variables, x_BTD), atol=1e-3)
-    step = functools.partial(decoder.apply, decode=True, mutable=["cache"])
+    expected = apply(decoder, variables, x_BTD, angle=angle)
+    assert not np.allclose(expected, apply(decoder, variables, x_BTD), atol=1e-3)
+    step = functools.partial(apply, decoder, decode=True, mutable=("cache",))
     _, cache = step(variables, x_BTD)
     for start, stop in ((0, 2), (2, 3), (3, 6)):
         part, rows = x_BTD[:, start:stop], angle[start:stop]

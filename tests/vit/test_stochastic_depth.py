@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.modules import normal
 from vit_jax import Encoder
 from vit_jax.layers import stochastic_depth
 
 KEY = jax.random.key(0)
-X_BTD = jax.random.normal(KEY, (64, 3, 8))
+X_BTD = normal(64, 3, 8)
 FIELDS = {"num_heads": 2, "mlp_dim": 16, "final_norm": False}
 
 

@@ -276,14 +276,18 @@ def _loss_and_gradient(module, params):
     return jax.value_and_grad(loss)(params)
 
 
+_compiled_loss_and_gradient = jax.jit(_loss_and_gradient, static_argnums=0)
+
+
 def test_remat_changes_nothing_but_the_memory():
     fields = STACK | {"dropout_rate": 0.5}
     params = modules.variables(Encoder(**fields), X_BTD)["params"]
     plain, remat = (
-        _loss_and_gradient(Encoder(**fields, remat=remat), params)
+        _compiled_loss_and_gradient(Encoder(**fields, remat=remat), params)
         for remat in (False, True)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, remat)
+    # XLA may sum in another order; dropping other elements would change them by far.
+    chex.assert_trees_all_close(remat, plain, rtol=1e-4, atol=1e-4)
     jaxpr = jax.make_jaxpr(_loss_and_gradient, static_argnums=0)
     assert "remat" in str(jaxpr(Encoder(**fields, remat=True), params))
     assert "remat" not in str(jaxpr(Encoder(**fields), params))
@@ -301,8 +305,8 @@ def test_scan_runs_one_block_many_times(remat):
     chex.assert_trees_all_equal_shapes(
         modules.variables(module, X_BTD)["params"], stacked
     )
-    loss, gradient = _loss_and_gradient(module, stacked)
-    expected, plain = _loss_and_gradient(Encoder(**STACK), params)
+    loss, gradient = _compiled_loss_and_gradient(module, stacked)
+    expected, plain = _compiled_loss_and_gradient(Encoder(**STACK), params)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for layer in range(STACK["depth"]):
         of_layer = jax.tree.map(lambda x, i=layer: x[i], gradient["blocks"])
@@ -324,7 +328,7 @@ def test_scanned_blocks_drop_each_their_own():
         jnp.ones_like(out["bias"]),
     )
     rngs = {"dropout": jax.random.key(0)}
-    out_BTD = module.apply({"params": params}, X_BTD, train=True, rngs=rngs)
+    out_BTD = apply(module, {"params": params}, X_BTD, train=True, rngs=rngs)
     added, counts = np.unique(np.round(out_BTD - X_BTD, 3), return_counts=True)
     np.testing.assert_array_equal(added, [0, 2, 4])
     assert counts.min() > X_BTD.size / 8
@@ -363,9 +367,10 @@ def test_tokens_that_nobody_asks_for_are_not_computed(fields, num_outputs):
         ]
 
     params = variables.get("params", {})
-    out_BTD = short.apply({"params": params}, X_BTD, mask)
+    out_BTD = apply(short, {"params": params}, X_BTD, mask)
     assert out_BTD.shape == (2, num_outputs, 16)
-    np.testing.assert_allclose(out_BTD, first(everything, params), atol=1e-5)
+    expected_BTD = apply(everything, {"params": params}, X_BTD, mask)
+    np.testing.assert_allclose(out_BTD, expected_BTD[:, :num_outputs], atol=1e-5)
     expected, found = gradient(params)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
