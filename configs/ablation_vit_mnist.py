@@ -1,4 +1,4 @@
-"""What each part of a ViT is worth: the same training with one thing changed at a time.
+"""Ablation of a ViT on MNIST: the same recipe with one part changed at a time.
 
     python -m train_jax.ablate --config configs/ablation_vit_mnist.py
 

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 def get_config(batch_size: str = "1000") -> ConfigDict:
     size = int(batch_size)
-    # The rates of airbench94_muon.py for sums over batches of 2,000 images, hence times
-    # the size.
+    # airbench94_muon.py sums the loss over a batch; here it is the mean, so its rates
+    # are multiplied by the batch size.
     bias_rate, head_rate, decay = 0.053 * size, 0.67 * size, 2e-6 * size
     sgd = {"name": "sgd", "momentum": 0.85, "weight_decay_mask": "all"}
     bias = {**sgd, "learning_rate": bias_rate, "weight_decay": decay / bias_rate}

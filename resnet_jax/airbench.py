@@ -178,7 +178,7 @@ class AirbenchNet(nn.Module):
         x_BHWC = nn.gelu(self._whiten(image_BHWC.astype(self.dtype)))
         for group, width in enumerate(self.widths, start=1):
             x_BHWC = self._group(x_BHWC, width, f"group{group}", train=train)
-        out_BY = max_pool(x_BHWC, min(x_BHWC.shape[1:3])).mean(axis=(1, 2))
+        out_BY = x_BHWC.max(axis=(1, 2))
         if self.num_classes is not None:
             head = nn.Dense(
                 self.num_classes,

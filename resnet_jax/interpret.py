@@ -1,4 +1,4 @@
-"""Where in an image a ResNet finds a class: Grad-CAM."""
+"""Grad-CAM: the regions of an image that a ResNet's score of a class depends on."""
 
 from typing import Any
 
@@ -46,11 +46,13 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     chex.assert_type(label_B, int)
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
     if model.num_classes is None:
-        raise ValueError("num_classes must not be None to look for a class")
+        raise ValueError("grad_cam needs a model with a head, got num_classes None")
     feature_BHWF = _last_features(model, variables, image_BHWC)
     batch, height, width, _ = feature_BHWF.shape
     kernel_FY = variables["params"]["head"]["kernel"]
-    one_hot_BY = jax.nn.one_hot(label_B, model.num_classes, dtype=kernel_FY.dtype)
+    one_hot_BY = jax.nn.one_hot(
+        label_B.astype(jnp.int32), model.num_classes, dtype=kernel_FY.dtype
+    )
     weight_BF = jnp.matmul(one_hot_BY, kernel_FY.T, precision="highest")
     weight_BF /= height * width
     feature_BHWF = feature_BHWF.astype(float32_or_wider(feature_BHWF.dtype))

@@ -1,4 +1,4 @@
-"""Draw or drop a picture on a web page, and see what a model says: the demo.
+"""Serve a demo page: draw or upload a picture, see class probabilities.
 
 python -m train_jax.demo --workdir RUN opens the page on this machine.
 """

@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     trained = flags.load_named_model(options)
     name, cut, split = _load_split(options, trained)
     if out is not None and not isinstance(split, ImageSplit):
-        raise ValueError(f"--out is for images, which {name!r} has not")
+        raise ValueError(f"--out needs a data set of images, got {name!r}")
     evaluation = evaluate(trained, split, batch_size=options.batch_size)
     if not np.isfinite(evaluation.loss_R).all():
         raise ValueError(f"the loss of {trained.name!r} is not finite")
@@ -117,7 +117,7 @@ def _load_split(
     own, given = trained.dataset, options.dataset
     if given is None:
         if own is None:
-            raise ValueError("--dataset must name a data set, as weights don't say one")
+            raise ValueError("--dataset is required with --weights")
         given = own.name
     name = data.canonical_name(given)
     if own is not None and name == own.name:

@@ -74,7 +74,7 @@ def _out_folder(options: argparse.Namespace) -> Path:
         return local_path(options.out, "--out")
     if options.workdir is not None:
         return any_path(options.workdir, "--workdir") / wd.PLOTS
-    raise ValueError("--out must name a folder for the pictures of --weights")
+    raise ValueError("--out is required with --weights")
 
 
 def _read(reader: PictureReader, files: list[pathlib.Path]) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ def _out_path(options: argparse.Namespace) -> Path:
     if options.out is not None:
         return local_path(options.out, "--out")
     if options.workdir is None:
-        raise ValueError("--out must say where to write what --weights hold")
+        raise ValueError("--out is required with --weights")
     folder = any_path(options.workdir, "--workdir") / wd.EXPORT
     return folder / _FORMATS[options.format][0]
 

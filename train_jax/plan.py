@@ -1,4 +1,4 @@
-"""Say whether a training fits on devices that are not here, and how fast it can be.
+"""Estimate memory and step time on TPUs without having them, by compiling ahead.
 
 python -m train_jax.plan --config vit_cifar10 --topology v5e:2x2 compiles the training's
 own step for a TPU slice, and reads what it takes.

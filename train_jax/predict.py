@@ -1,4 +1,4 @@
-"""Ask a trained model what is on pictures: python -m train_jax.predict."""
+"""Classify pictures with a trained model: python -m train_jax.predict."""
 
 import argparse
 import csv
@@ -53,11 +53,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = flags.make_model_parser(
-        _PROGRAM, "Tell the classes of pictures, with their probabilities."
+        _PROGRAM, "Print the likeliest classes of pictures, with their probabilities."
     )
     add_input_flags(parser)
     parser.add_argument(
-        "--top_k", type=int, default=5, help="so many classes of each (default: 5)"
+        "--top_k", type=int, default=5, help="classes of each picture (default: 5)"
     )
     parser.add_argument(
         "--batch_size", type=int, default=64, help="pictures at once (default: 64)"

@@ -20,13 +20,7 @@ from vit_jax.checks import (
     check_positive,
     check_rates,
 )
-from vit_jax.layers import (
-    DotGeneral,
-    Dropout,
-    LayerNorm,
-    make_dense,
-    stochastic_depth,
-)
+from vit_jax.layers import DotGeneral, Dropout, LayerNorm, make_dense, stochastic_depth
 from vit_jax.multi_head import AttentionImplementation, MultiHeadAttention
 
 Array = jax.Array
@@ -60,7 +54,7 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array, *, train: bool = False) -> Array:
-        """Transform every token.
+        """Apply the MLP to each token.
 
         Returns:
             out_BTD in the compute dtype.
@@ -136,17 +130,18 @@ class TransformerModule(nn.Module, kw_only=True):
     def _sublayer(
         self,
         name: str,
-        function: Callable[[Array], Array],
+        sublayer: Callable[[Array], Array],
         x_BTD: Array,
         train: bool,
-        depth_rate: Array | None = None,
+        stochastic_depth_rate: Array | None = None,
     ) -> Array:
-        """Put LayerNorm, dropout and residual around a function of the tokens.
+        """Compute x + f(LayerNorm(x)), or with post-norm LayerNorm(x + f(x)).
 
-        The function may return fewer tokens than it gets: the first ones.
+        Layer scale, dropout and stochastic depth act on the output of the sublayer f.
+        It may return fewer tokens than it gets: the first ones.
         """
         normalize = functools.partial(self._normalize, f"{name}_norm")
-        y_BTD = function(x_BTD if self.norm == "post" else normalize(x_BTD))
+        y_BTD = sublayer(x_BTD if self.norm == "post" else normalize(x_BTD))
         if self.layer_scale is not None:
             init = nn.initializers.constant(self.layer_scale)
             scale_D = self.param(
@@ -154,12 +149,13 @@ class TransformerModule(nn.Module, kw_only=True):
             ).astype(y_BTD.dtype)
             y_BTD = y_BTD * scale_D[None, None]
         y_BTD = Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
-        if train and depth_rate is not None:
-            y_BTD = stochastic_depth(self.make_rng("dropout"), y_BTD, depth_rate)
+        if train and stochastic_depth_rate is not None:
+            key = self.make_rng("dropout")
+            y_BTD = stochastic_depth(key, y_BTD, stochastic_depth_rate)
         y_BTD = x_BTD[:, : y_BTD.shape[1]] + y_BTD if self.residual else y_BTD
         return normalize(y_BTD) if self.norm == "post" else y_BTD
 
-    def _attention(self, name: str) -> MultiHeadAttention:
+    def _make_attention(self, name: str) -> MultiHeadAttention:
         """Make the attention of a sublayer."""
         return MultiHeadAttention(
             self.num_heads,
@@ -170,8 +166,8 @@ class TransformerModule(nn.Module, kw_only=True):
             name=name,
         )
 
-    def _transform(
-        self, x_BTD: Array, *, train: bool, depth_rate: Array | None = None
+    def _mlp_sublayer(
+        self, x_BTD: Array, train: bool, stochastic_depth_rate: Array | None = None
     ) -> Array:
         """Apply the MLP sublayer, or nothing if `mlp_dim` is None."""
         check_at_least(1, mlp_dim=self.mlp_dim)
@@ -186,8 +182,8 @@ class TransformerModule(nn.Module, kw_only=True):
             dot_general=self.dot_general,
             name="mlp",
         )
-        transform = functools.partial(mlp, train=train)
-        return self._sublayer("mlp", transform, x_BTD, train, depth_rate)
+        mlp = functools.partial(mlp, train=train)
+        return self._sublayer("mlp", mlp, x_BTD, train, stochastic_depth_rate)
 
 
 class EncoderBlock(TransformerModule, kw_only=True):
@@ -213,7 +209,7 @@ class EncoderBlock(TransformerModule, kw_only=True):
         mask: Array | None = None,
         *,
         angle: Array | None = None,
-        depth_rate: Array | None = None,
+        stochastic_depth_rate: Array | None = None,
         train: bool = False,
     ) -> Array:
         """Apply the block to the tokens.
@@ -221,8 +217,8 @@ class EncoderBlock(TransformerModule, kw_only=True):
         Args:
             mask: see `MultiHeadAttention`.
             angle: rotary position embedding (T, K / 2), see `MultiHeadAttention`.
-            depth_rate: share of the examples in which each sublayer is left out in
-                training, a scalar; see `stochastic_depth`.
+            stochastic_depth_rate: share of the examples for which each sublayer is
+                skipped in training, a scalar; see `stochastic_depth`.
             train: whether dropout and stochastic depth are active.
 
         Returns:
@@ -232,7 +228,7 @@ class EncoderBlock(TransformerModule, kw_only=True):
         check_num_outputs(self.num_outputs, num_tokens=x_BTD.shape[1])
         check_rates(self)
         x_BTD = x_BTD.astype(self.dtype)
-        attention = self._attention("attention")
+        attention = self._make_attention("attention")
         if mask is not None and self.num_outputs is not None:
             mask = mask[..., : self.num_outputs, :]
 
@@ -240,8 +236,9 @@ class EncoderBlock(TransformerModule, kw_only=True):
             query_BTD = y_BSD[:, : self.num_outputs]
             return attention(query_BTD, y_BSD, mask, angle=angle, train=train)
 
-        out_BTD = self._sublayer("attention", attend, x_BTD, train, depth_rate)
-        out_BTD = self._transform(out_BTD, train=train, depth_rate=depth_rate)
+        flags = (train, stochastic_depth_rate)
+        out_BTD = self._sublayer("attention", attend, x_BTD, *flags)
+        out_BTD = self._mlp_sublayer(out_BTD, *flags)
         chex.assert_shape(out_BTD, x_BTD[:, : self.num_outputs].shape)
         return out_BTD
 
@@ -286,15 +283,16 @@ class DecoderBlock(TransformerModule, kw_only=True):
         flags: dict[str, Any] = {"train": train, "decode": decode}
 
         def attend(y_BTD: Array) -> Array:
-            return self._attention("attention")(y_BTD, mask=mask, angle=angle, **flags)
+            attention = self._make_attention("attention")
+            return attention(y_BTD, mask=mask, angle=angle, **flags)
 
         def cross_attend(y_BTD: Array) -> Array:
-            attention = self._attention("cross_attention")
+            attention = self._make_attention("cross_attention")
             return attention(y_BTD, memory_BSD, memory_mask, **flags)
 
         out_BTD = self._sublayer("attention", attend, x_BTD, train)
         if memory_BSD is not None:
             out_BTD = self._sublayer("cross_attention", cross_attend, out_BTD, train)
-        out_BTD = self._transform(out_BTD, train=train)
+        out_BTD = self._mlp_sublayer(out_BTD, train)
         chex.assert_shape(out_BTD, x_BTD.shape)
         return out_BTD

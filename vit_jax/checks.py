@@ -75,7 +75,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
 
 
-def is_known(x: Any) -> bool:
+def is_concrete(x: Any) -> bool:
     """Return whether the values can be read: outside jit, and on this host."""
     is_traced = isinstance(x, Tracer)
     return not is_traced and getattr(x, "is_fully_addressable", True)
@@ -87,7 +87,7 @@ def check_range(name: str, x: Any, low: int, high: int) -> None:
     Raises:
         ValueError: with the first of them.
     """
-    if not is_known(x):
+    if not is_concrete(x):
         return
     numbers = np.ravel(x)
     outside = numbers[(numbers < low) | (numbers > high)]

@@ -1,7 +1,7 @@
-"""What the fields of a ViT may be, and what the choices stand for."""
+"""Allowed values of a ViT's fields; activations and initialisers by name."""
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 
@@ -17,13 +17,21 @@ ACTIVATIONS = {
     "relu": nn.relu,
 }
 
-# Kernel of the embedding, biases of the MLPs, kernel of the head.
+
+class Initializers(NamedTuple):
+    """Initialisers in which the choices of `ViT.initialization` differ."""
+
+    embedding_kernel: nn.initializers.Initializer
+    mlp_bias: nn.initializers.Initializer
+    head_kernel: nn.initializers.Initializer
+
+
 _xavier = nn.initializers.xavier_uniform()
 INITIALIZATIONS = {
-    "xavier": (_xavier, nn.initializers.zeros, _xavier),
-    "authors": (
-        nn.initializers.lecun_normal(),
-        nn.initializers.normal(1e-6),
-        nn.initializers.zeros,
+    "xavier": Initializers(_xavier, nn.initializers.zeros, _xavier),
+    "authors": Initializers(
+        embedding_kernel=nn.initializers.lecun_normal(),
+        mlp_bias=nn.initializers.normal(1e-6),
+        head_kernel=nn.initializers.zeros,
     ),
 }

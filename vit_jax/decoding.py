@@ -51,9 +51,9 @@ def greedy_decode(
     chex.assert_type(source_BS, int)
     check_at_least(1, num_tokens=num_tokens)
     check_range("start_token", start_token, 0, model.vocab_size - 1)
-    memory_BSD = model.apply(variables, source_BS, source_mask, method="encode")
+    check_range("source_BS", source_BS, 0, model.vocab_size - 1)
     start_BT = jnp.full((source_BS.shape[0], num_tokens), start_token, jnp.int32)
-    target_BT = _decode(model, variables, start_BT, memory_BSD, source_mask)
+    target_BT = _decode(model, variables, start_BT, source_BS, source_mask)
     chex.assert_shape(target_BT, start_BT.shape)
     return target_BT
 
@@ -63,10 +63,11 @@ def _decode(
     model: Seq2SeqTransformer,
     variables: Any,
     start_BT: Array,
-    memory_BSD: Any,
+    source_BS: Array,
     source_mask: Array | None,
 ) -> Array:
     """Decode as many tokens as there are start tokens, of which the first is used."""
+    memory_BSD = model.apply(variables, source_BS, source_mask, method="encode")
     _, cache = model.apply(
         variables, start_BT, memory_BSD, method="init_cache", mutable=["cache"]
     )

@@ -45,7 +45,7 @@ def attention_rollout(layers: Sequence[Array], *, residual: bool = True) -> Arra
     chex.assert_rank(layers, 4)
     if len(layers) == 0:
         raise ValueError(
-            "layers must have at least 1, there are no layers of attention to follow"
+            "layers must hold the attention weights of at least 1 layer, got none"
         )
     layers = [_widen(weights_BNTT) for weights_BNTT in layers]
     batch, _, num_tokens, _ = layers[0].shape
@@ -94,7 +94,7 @@ def patch_relevance(
         ValueError: if there is no patch, or a negative number of registers.
     """
     chex.assert_rank(map_BTT, 3)
-    chex.assert_shape(map_BTT, (None, *2 * map_BTT.shape[2:]))
+    chex.assert_shape(map_BTT, (None, map_BTT.shape[2], map_BTT.shape[2]))
     check_at_least(0, num_registers=num_registers)
     _check_patches("map_BTT", map_BTT, has_class_token + num_registers)
     num_tokens = map_BTT.shape[1] - num_registers
@@ -142,7 +142,8 @@ def mean_attention_distance(
     References: arXiv:2010.11929, figure 7 and appendix D.7.
     """
     chex.assert_rank(weights_BNTT, 4)
-    chex.assert_shape(weights_BNTT, (None, None, *2 * weights_BNTT.shape[3:]))
+    num_tokens = weights_BNTT.shape[3]
+    chex.assert_shape(weights_BNTT, (None, None, num_tokens, num_tokens))
     check_at_least(0, num_registers=num_registers)
     _check_grid(weights_BNTT.shape, grid, has_class_token + num_registers)
     first = int(has_class_token)

@@ -103,14 +103,14 @@ def random_bytes(key: Array, shape: tuple[int, ...]) -> Array:
     return numbers.reshape(num_examples, 4 * num_words)[:, :size].reshape(shape)
 
 
-def draw_kept(key: Array, shape: tuple[int, ...], *, rate: float) -> Array:
-    """Draw which elements dropout keeps: each with the probability 1 − `rate`.
+def dropout_mask(key: Array, shape: tuple[int, ...], *, rate: float) -> Array:
+    """Draw a dropout mask: each element is True with the probability 1 − `rate`.
 
     An element is dropped if its byte is below a threshold, which is 256 · `rate`
     rounded down in some examples, the first axis, and up in the others: one more draw
     for each example makes the mean of the thresholds exact.
 
-    >>> draw_kept(jax.random.key(0), (2, 3), rate=0.5).shape
+    >>> dropout_mask(jax.random.key(0), (2, 3), rate=0.5).shape
     (2, 3)
 
     Returns:
@@ -158,7 +158,7 @@ def dropout(key: Array, x: Array, *, rate: float) -> Array:
     check_rate("rate", rate)
     if rate == 0:
         return x
-    is_kept = draw_kept(key, x.shape, rate=rate)
+    is_kept = dropout_mask(key, x.shape, rate=rate)
     scaled = x.astype(float32_or_wider(x.dtype)) * (1 / (1 - rate))
     out = jnp.where(is_kept, scaled.astype(x.dtype), jnp.zeros((), x.dtype))
     chex.assert_equal_shape([out, x])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.attention import dot_product_attention
-from vit_jax.checks import check_at_least, check_choice, check_rates, is_known
+from vit_jax.checks import check_at_least, check_choice, check_rates, is_concrete
 from vit_jax.layers import DotGeneral, Dropout, make_dense
 from vit_jax.masks import causal_mask, combine_masks
 from vit_jax.position import rotate
@@ -24,14 +24,17 @@ AttentionImplementation = Literal["own", "cudnn", "xla"]
 class MultiHeadAttention(nn.Module):
     """Attend with several heads, and project their concatenated outputs.
 
+    The projections of queries, keys and values have biases, as in the authors' code;
+    the paper's U_qkv has none.
+
     The weights of each call are appended to a tuple in the collection `intermediates`,
     `attention_weights`, when that collection is mutable.
 
     With `decode=True` keys and values are stored in the collection `cache`. The first
-    call only sizes the cache for its T tokens and stores the memory's keys and values,
-    if there is a memory. Later calls bring the next tokens, which attend to all earlier
-    ones and to themselves. Too many tokens are a ValueError; under jit the output is
-    NaN from that call on.
+    call only allocates the cache for its T tokens and stores the memory's keys and
+    values, if there is a memory. Later calls pass the next tokens, which attend to
+    themselves and to all earlier ones. Too many tokens are a ValueError; under jit the
+    output is NaN from that call on.
 
     >>> x_BTD = jnp.ones((2, 5, 16))
     >>> attention = MultiHeadAttention(num_heads=4)
@@ -98,17 +101,20 @@ class MultiHeadAttention(nn.Module):
             query_BNTK = rotate(query_BNTK, angle[: query_BTD.shape[1]])
             key_BNSK = rotate(key_BNSK, angle)
         if decode and memory_BSD is None:
-            key_BNSK, value_BNSK, past_TS = self._append(key_BNSK, value_BNSK)
-            mask = combine_masks(past_TS, mask)
+            update = self._update_cache(key_BNSK, value_BNSK)
+            key_BNSK, value_BNSK, cache_mask_TS = update
+            mask = combine_masks(cache_mask_TS, mask)
         elif decode:
-            key_BNSK, value_BNSK = self._recall(key_BNSK, value_BNSK)
-        attend = self._attend if self._is_own(train, decode) else self._attend_fused
+            key_BNSK, value_BNSK = self._cached_memory(key_BNSK, value_BNSK)
+        is_own = self._uses_own_attention(train, decode)
+        attend = self._attend if is_own else self._attend_fused
         out_BTNK = attend(query_BNTK, key_BNSK, value_BNSK, mask, train=train)
-        out_BTD = self._dense("out", out_BTNK.reshape(query_BTD.shape))
+        concatenated_BTD = out_BTNK.reshape(query_BTD.shape)
+        out_BTD = self._dense("out", concatenated_BTD)
         chex.assert_shape(out_BTD, query_BTD.shape)
         return out_BTD
 
-    def _is_own(self, train: bool, decode: bool) -> bool:
+    def _uses_own_attention(self, train: bool, decode: bool) -> bool:
         """Return whether `dot_product_attention` of this module has to be used."""
         is_captured = self.is_mutable_collection("intermediates")
         is_dropped = train and self.dropout_rate > 0
@@ -197,25 +203,27 @@ class MultiHeadAttention(nn.Module):
         x_BTNK = x_BTD.reshape(batch, length, self.num_heads, width // self.num_heads)
         return x_BTNK.swapaxes(1, 2)
 
-    def _recall(self, key_BNSK: Array, value_BNSK: Array) -> tuple[Array, Array]:
+    def _cached_memory(self, key_BNSK: Array, value_BNSK: Array) -> tuple[Array, Array]:
         """Return the memory's keys and values as they were in the first call."""
         key = self.variable("cache", "past_key", lambda: key_BNSK)
         value = self.variable("cache", "past_value", lambda: value_BNSK)
         return key.value, value.value
 
-    def _append(self, key_BNTK: Array, value_BNTK: Array) -> tuple[Array, Array, Array]:
+    def _update_cache(
+        self, key_BNTK: Array, value_BNTK: Array
+    ) -> tuple[Array, Array, Array]:
         """Put the new tokens' keys and values into the cache, behind the earlier ones.
 
         Returns:
             key_BNSK, value_BNSK: the whole cache.
-            past_TS: bool, which cached keys each new token may attend to.
+            cache_mask_TS: bool, which cached keys each new token may attend to.
         """
-        is_laid_out = self.has_variable("cache", "index")
+        has_cache = self.has_variable("cache", "index")
         key = self.variable("cache", "past_key", jnp.zeros_like, key_BNTK)
         value = self.variable("cache", "past_value", jnp.zeros_like, value_BNTK)
         index = self.variable("cache", "index", jnp.zeros, (), jnp.int32)
         num_tokens = key_BNTK.shape[2]
-        if not is_laid_out:
+        if not has_cache:
             return key_BNTK, value_BNTK, causal_mask(num_tokens)
         is_full = self._is_full(num_tokens, index.value, key.value.shape[2])
         value_BNTK = jnp.where(is_full, jnp.nan, value_BNTK)
@@ -225,15 +233,15 @@ class MultiHeadAttention(nn.Module):
         position_T = index.value + jnp.arange(num_tokens, dtype=jnp.int32)
         index.value += num_tokens
         position_S = jnp.arange(key.value.shape[2], dtype=jnp.int32)
-        past_TS = position_S[None, :] <= position_T[:, None]
-        return key.value, value.value, past_TS
+        cache_mask_TS = position_S[None, :] <= position_T[:, None]
+        return key.value, value.value, cache_mask_TS
 
     def _is_full(self, num_tokens: int, index: Array, cache_size: int) -> Array:
         """Return whether the cache lacks room; raise ValueError where that is known."""
-        num_past = int(index) if is_known(index) else 0
+        num_past = int(index) if is_concrete(index) else 0
         if num_past + num_tokens > cache_size:
             raise ValueError(
-                f"decode must be called for at most {cache_size} tokens in all, as the "
-                f"cache was laid out, got {num_tokens} after {num_past}"
+                f"the cache of decode holds {cache_size} tokens, those of its first "
+                f"call, got {num_tokens} more after {num_past}"
             )
         return index + num_tokens > cache_size

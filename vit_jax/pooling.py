@@ -83,11 +83,13 @@ class AttentionPool(nn.Module):
         batch, _, width = x_BTD.shape
         init = nn.initializers.xavier_uniform()
         probe_11D = self.param("probe", init, (1, 1, width), jnp.float32)
-        query_B1D = jnp.broadcast_to(probe_11D, (batch, 1, width)).astype(self.dtype)
+        x_BTD = x_BTD.astype(self.dtype)
+        # Sharded as the tokens are, on a mesh with explicit axes.
+        query_B1D = jnp.zeros_like(x_BTD[:, :1]) + probe_11D.astype(self.dtype)
         attention = MultiHeadAttention(
             self.num_heads, dtype=self.dtype, name="attention"
         )
-        y_B1D = attention(query_B1D, x_BTD.astype(self.dtype))
+        y_B1D = attention(query_B1D, x_BTD)
         if self.mlp_dim is not None:
             norm = LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")
             mlp = MlpBlock(

@@ -44,10 +44,10 @@ def sincos2d_position(
             f"'sincos2d', got width {width}"
         )
     check_positive(temperature=temperature)
-    frequency_F = temperature ** -np.linspace(0, 1, width // 4)
+    frequencies = temperature ** -np.linspace(0, 1, width // 4)
     row_T, column_T = (x.ravel() for x in np.indices(grid))
-    angles = [x_T[:, None] * frequency_F for x_T in (column_T, row_T)]
-    parts = [f(angle_TF) for angle_TF in angles for f in (np.sin, np.cos)]
+    angles = [x_T[:, None] * frequencies for x_T in (column_T, row_T)]
+    parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
     position_TD = jnp.asarray(np.concatenate(parts, axis=1), jnp.float32)
     chex.assert_shape(position_TD, (grid[0] * grid[1], width))
     return position_TD
@@ -91,9 +91,9 @@ def rotary_angles(
             f"'rope', got {head_size}"
         )
     check_positive(temperature=temperature)
-    frequency_F = temperature ** -(np.arange(head_size // 4) / (head_size // 4))
+    frequencies = temperature ** -(np.arange(head_size // 4) / (head_size // 4))
     row_T, column_T = (x.ravel() for x in np.indices(grid))
-    angles = [x_T[:, None] * frequency_F for x_T in (column_T, row_T)]
+    angles = [x_T[:, None] * frequencies for x_T in (column_T, row_T)]
     outside = ((num_before, num_after), (0, 0))
     angle = jnp.asarray(np.pad(np.concatenate(angles, axis=1), outside), jnp.float32)
     num_tokens = num_before + grid[0] * grid[1] + num_after

@@ -245,6 +245,7 @@ class Seq2SeqTransformer(nn.Module):
 
     def _embed(self, token_BT: Array, position_TD: Array, *, train: bool) -> Array:
         """Embed the tokens and add their position."""
+        token_BT = token_BT.astype(jnp.int32)  # V may be beyond uint8
         x_BTD = self.embedding(token_BT) * self.width**0.5
         # The look-up alone would count negative numbers from the vocabulary's end.
         is_known_BT = (token_BT >= 0) & (token_BT < self.vocab_size)

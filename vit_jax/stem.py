@@ -35,10 +35,14 @@ def patchify(image_BHWC: Array, patch_size: int) -> Array:
     """
     chex.assert_rank(image_BHWC, 4)
     rows, columns = grid_of_patches(image_BHWC, patch_size)
-    batch, *_, channels = image_BHWC.shape
-    grid = (batch, rows, patch_size, columns, patch_size, channels)
-    patches = jnp.swapaxes(image_BHWC.reshape(grid), 2, 3)
-    chex.assert_shape(patches, (batch, rows, columns, *2 * (patch_size,), channels))
+    batch, _, width, channels = image_BHWC.shape
+    # One axis at a time: of a sharded array JAX splits or merges no more.
+    strips = image_BHWC.reshape(batch, rows, patch_size, width, channels)
+    squares = strips.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    patches = jnp.swapaxes(squares, 2, 3)
+    shape = (batch, rows, columns, patch_size, patch_size, channels)
+    chex.assert_shape(patches, shape)
+    patches = patches.reshape(batch, rows * columns, *shape[3:])
     return patches.reshape(batch, rows * columns, patch_size**2 * channels)
 
 

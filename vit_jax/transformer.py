@@ -35,9 +35,9 @@ class Encoder(TransformerModule, kw_only=True):
         num_outputs: number of tokens to return, from the first on; the last block
             computes no others. None for all.
         final_norm: whether a LayerNorm follows the last block.
-        stochastic_depth_rate: rate of the last block: the share of the examples for
-            which each of its sublayers is skipped in training. The rate rises linearly
-            from 0 in the first block, as in timm; a single block has rate 0.
+        stochastic_depth_rate: stochastic depth (DropPath): share of the examples for
+            which each sublayer of the last block is skipped in training. The rate rises
+            linearly from 0 in the first block, as in timm; a single block has rate 0.
         remat: whether the backward pass recomputes each block's activations instead of
             storing them: less memory, more time.
         scan: whether one block is compiled and run L times, for a deep model: its
@@ -79,7 +79,8 @@ class Encoder(TransformerModule, kw_only=True):
             rate_L = jnp.linspace(0, self.stochastic_depth_rate, self.depth)
 
         def encode(block: EncoderBlock, x_BTD: Array, rate: Array | None) -> Array:
-            return block(x_BTD, mask, angle=angle, depth_rate=rate, train=train)
+            flags = {"stochastic_depth_rate": rate, "train": train}
+            return block(x_BTD, mask, angle=angle, **flags)
 
         if self.remat:
             encode = nn.remat(encode, prevent_cse=not self.scan)

@@ -4,6 +4,7 @@ References: "An Image is Worth 16x16 Words", arXiv:2010.11929.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -65,9 +66,9 @@ class ViT(nn.Module):
             (FlashAttention, bfloat16 on NVIDIA GPUs) or "xla".
         embedding_dropout_rate: dropout on the embedded tokens. In the paper it equals
             `dropout_rate`, and the attention weights have no dropout.
-        stochastic_depth_rate: rate of the last block: the share of the examples for
-            which each of its sublayers is skipped in training. The rate rises linearly
-            from 0 in the first block, as in timm; a single block has rate 0.
+        stochastic_depth_rate: stochastic depth (DropPath): share of the examples for
+            which each sublayer of the last block is skipped in training. The rate rises
+            linearly from 0 in the first block, as in timm; a single block has rate 0.
         layer_scale: initial factor of each sublayer's output, a parameter for each
             channel; None for no such factor.
         pool: "cls" classifies the class token. Without one, "mean" classifies the mean
@@ -85,8 +86,8 @@ class ViT(nn.Module):
             embedded patches are of order 1. With 0.02, as in the authors' code for
             ImageNet, a small model needs many epochs to make use of the positions.
         initialization: initial values of the other parameters: "xavier" for all
-            kernels and zero for the biases, or "authors", which differs in the
-            embedding (LeCun's), the MLPs' biases (normal, 1e-6) and the head (zero).
+            kernels and zero for the biases, or "authors", which differs in embedding
+            and representation (LeCun's), MLP biases (normal, 1e-6) and head (zero).
         remat: whether the backward pass recomputes each block's activations.
         scan: whether one block is compiled and run `depth` times.
         conv_general_dilated: computes the convolutions of the stem "conv".
@@ -141,22 +142,25 @@ class ViT(nn.Module):
         chex.assert_rank(image_BHWC, 4)
         chex.assert_type(image_BHWC, float)
         self._check_fields()
-        kernel_init, mlp_bias_init, head_init = INITIALIZATIONS[self.initialization]
+        init = INITIALIZATIONS[self.initialization]
         dense = functools.partial(make_dense, dtype=self.dtype)
-        rows, columns = grid = grid_of_patches(image_BHWC, self.patch_size)
-        x_BTD = self._add_tokens(self._embed(image_BHWC, kernel_init), grid)
+        grid = grid_of_patches(image_BHWC, self.patch_size)
+        num_patches = math.prod(grid)
+        x_BTD = self._embed(image_BHWC, init.embedding_kernel)
+        x_BTD = self._add_positions_and_tokens(x_BTD, grid)  # eq. 1
         x_BTD = Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
-        encoder = self._encoder(mlp_bias_init, self._num_outputs(rows * columns))
-        x_BTD = encoder(x_BTD, angle=self._angle(grid), train=train)
-        x_BD = self._pool(x_BTD, rows * columns)
+        encoder = self._make_encoder(init.mlp_bias, self._num_outputs(num_patches))
+        x_BTD = encoder(x_BTD, angle=self._rotary_angles(grid), train=train)  # eq. 2, 3
+        x_BD = self._pool(x_BTD, num_patches)  # eq. 4
         if self.representation_size is not None:
-            x_BD = nn.tanh(dense(self.representation_size, name="pre_logits")(x_BD))
+            fields = {"kernel_init": init.embedding_kernel, "name": "pre_logits"}
+            x_BD = nn.tanh(dense(self.representation_size, **fields)(x_BD))
         out_BY = x_BD
         if self.num_classes is not None:
-            head = dense(self.num_classes, kernel_init=head_init, name="head")
+            head = dense(self.num_classes, kernel_init=init.head_kernel, name="head")
             out_BY = head(x_BD)
-        num_outputs = self.num_classes or self.representation_size or self.width
-        chex.assert_shape(out_BY, (image_BHWC.shape[0], num_outputs))
+        num_features = self.num_classes or self.representation_size or self.width
+        chex.assert_shape(out_BY, (image_BHWC.shape[0], num_features))
         return out_BY.astype(float32_or_wider(self.dtype))
 
     @property
@@ -178,16 +182,16 @@ class ViT(nn.Module):
         fields = {"dtype": self.dtype, "kernel_init": init, "name": "embedding"}
         return make_dense(self.width, **fields)(patchify(image_BHWC, self.patch_size))
 
-    def _add_tokens(self, x_BTD: Array, grid: tuple[int, int]) -> Array:
-        """Add class token, position embedding and registers, where there are any."""
-        batch, _, width = x_BTD.shape
+    def _add_positions_and_tokens(self, x_BTD: Array, grid: tuple[int, int]) -> Array:
+        """Add position embedding, class token and registers, where there are any."""
 
         def tokens(name: str, init: nn.initializers.Initializer, count: int) -> Array:
-            token_1TD = self.param(name, init, (1, count, width), jnp.float32)
-            return jnp.broadcast_to(token_1TD, (batch, count, width)).astype(self.dtype)
+            token_1TD = self.param(name, init, (1, count, self.width), jnp.float32)
+            # Sharded as the patches are, on a mesh with explicit axes.
+            return jnp.zeros_like(x_BTD[:, :1]) + token_1TD.astype(self.dtype)
 
-        if self.position_embedding == "sincos2d":
-            x_BTD += sincos2d_position(grid, width)[None].astype(self.dtype)
+        if self.position_embedding == "sincos2d":  # has no row for the class token
+            x_BTD += sincos2d_position(grid, self.width)[None].astype(self.dtype)
         if self.pool == "cls":
             cls_B1D = tokens("cls", nn.initializers.zeros, 1)
             x_BTD = jnp.concatenate([cls_B1D, x_BTD], axis=1)
@@ -199,7 +203,7 @@ class ViT(nn.Module):
             x_BTD = jnp.concatenate([x_BTD, registers], axis=1)
         return x_BTD
 
-    def _angle(self, grid: tuple[int, int]) -> Array | None:
+    def _rotary_angles(self, grid: tuple[int, int]) -> Array | None:
         """Compute the angles of the rotary position embedding, if there is one."""
         if self.position_embedding != "rope":
             return None
@@ -211,14 +215,14 @@ class ViT(nn.Module):
         )
 
     def _num_outputs(self, num_patches: int) -> int | None:
-        """Return the number of tokens the last block computes: those that are pooled.
+        """Return how many tokens the last block has to compute: those that are pooled.
 
-        None, all of them, where intermediates are captured.
+        All of them (None) while intermediates are captured.
         """
         is_captured = self.is_mutable_collection("intermediates")
         return None if is_captured else 1 if self.pool == "cls" else num_patches
 
-    def _encoder(
+    def _make_encoder(
         self, mlp_bias_init: nn.initializers.Initializer, num_outputs: int | None
     ) -> Encoder:
         """Make the encoder."""
@@ -262,9 +266,8 @@ class ViT(nn.Module):
         else:
             activation = ACTIVATIONS[self.activation]
             fields |= {"activation": activation, "norm_epsilon": self.norm_epsilon}
-            _, fields["mlp_bias_init"], _ = INITIALIZATIONS[self.initialization]
-            pool = AttentionPool(self.num_heads, self._mlp_dim(), **fields)
-            x_BD = pool(patches_BTD)
+            fields["mlp_bias_init"] = INITIALIZATIONS[self.initialization].mlp_bias
+            x_BD = AttentionPool(self.num_heads, self._mlp_dim(), **fields)(patches_BTD)
         if self.norm is None or not self.norm_after_pool:
             return x_BD
         return LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(x_BD)

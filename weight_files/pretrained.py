@@ -124,6 +124,15 @@ def without_other_head(
     return {**variables, "params": params}
 
 
+def without_head(pretrained: Pretrained) -> Pretrained:
+    """Leave the head out: a model of the features before it."""
+    model = pretrained.model.clone(num_classes=None)  # type: ignore (of all models)
+    variables = without_other_head(pretrained.variables, pretrained.model, model)
+    return dataclasses.replace(
+        pretrained, model=model, variables=variables, class_names=None
+    )
+
+
 def _find_mismatch(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     """Say how arrays differ from those that a model has, in names and shapes.
 

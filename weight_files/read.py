@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
@@ -104,13 +105,14 @@ def _download(name: str) -> pathlib.Path:
     patterns = [*_CONFIGS.values(), *_NAMES, "model-*.safetensors"]
     fetch = functools.partial(hub.snapshot_download, repository, revision=revision)
     try:
-        with contextlib.suppress(OSError, hub.errors.HfHubHTTPError):  # offline
-            files = hub.HfApi().list_repo_files(repository, revision=revision)
+        with contextlib.suppress(OSError, hub.errors.HTTPError):  # offline
+            found = hub.HfApi().model_info(repository, revision=revision, timeout=10)
+            files = [file.rfilename for file in found.siblings]
             first = next((name for name in _NAMES if name in files), None)
             if first is not None and not first.endswith(".index.json"):
                 patterns = [*_CONFIGS.values(), first]
         return pathlib.Path(fetch(allow_patterns=patterns))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, hub.errors.HTTPError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"weights {name!r} can't be fetched: {reason}") from error
 
@@ -238,6 +240,8 @@ def _as_float32(array: Any) -> np.ndarray:
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array
     array = np.asarray(array)
+    if array.dtype == np.dtype("V2"):  # numpy writes bfloat16 as bytes without a type
+        array = array.view(ml_dtypes.bfloat16)
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 

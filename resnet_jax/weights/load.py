@@ -22,6 +22,7 @@ from weight_files.pretrained import (
     check_fields,
     describe_error,
     preprocessing_of,
+    without_head,
 )
 
 # Side of an image, pixels, where nothing says another: of the two stems.
@@ -50,7 +51,8 @@ def load(
             `weight_files.open_source`.
         image_size: height and width, pixels; by default 224 for the stem "imagenet",
             32 for "small", where nothing else says it.
-        **fields: of `ResNet`, in place of those that were found.
+        **fields: of `ResNet`, in place of those that were found; `num_classes=None`
+            leaves the head out.
 
     Returns:
         The model, its variables, and what belongs to them. The variables are numpy
@@ -62,6 +64,9 @@ def load(
     """
     check_fields(ResNet, fields)
     opened = open_source(source)
+    if fields.get("num_classes", 0) is None:
+        del fields["num_classes"]
+        return without_head(load(opened, image_size=image_size, **fields))
     if not is_resnet(opened):
         raise ValueError(
             f"weights {opened.name!r} are not a ResNet of torchvision, timm or Hugging "
@@ -78,7 +83,7 @@ def load(
         return _load(opened, read, found, image_size, fields, layout=huggingface)
     except WRONG_CONTENT as error:
         raise ValueError(
-            f"weights {opened.name!r} are not a complete ResNet: "
+            f"weights {opened.name!r} cannot be read as a ResNet: "
             f"{describe_error(error)}"
         ) from error
 

@@ -37,7 +37,7 @@ EXEMPT = {
     "vit_jax.checks.check_range": "checks values of any shape",
     "vit_jax.checks.check_rate": "checks a number",
     "vit_jax.checks.check_rates": "checks numbers",
-    "vit_jax.checks.is_known": "takes values of any shape",
+    "vit_jax.checks.is_concrete": "takes values of any shape",
     "vit_jax.dtypes.float32_or_wider": "takes a dtype",
     "vit_jax.layers.make_dense": "makes a layer",
     "vit_jax.stem.grid_of_patches": "returns numbers",
@@ -120,7 +120,7 @@ CONTRACTS = {
         misshape=lambda x: x[:1],
     ),
     "vit_jax.attention.dot_product_attention": Contract(
-        (X, X, X), (X[0, 0], X, X), "vit_jax.attention._multiply"
+        (X, X, X), (X[0, 0], X, X), "vit_jax.attention._matmul"
     ),
     "vit_jax.multi_head.MultiHeadAttention": Contract(
         (X, X), (X, X[0]), DENSE, _init(MultiHeadAttention(2)), layer="out"
@@ -136,13 +136,13 @@ CONTRACTS = {
     "vit_jax.blocks.EncoderBlock": Contract(
         (X,),
         (X[0],),
-        "vit_jax.blocks.EncoderBlock._transform",
+        "vit_jax.blocks.EncoderBlock._mlp_sublayer",
         _init(EncoderBlock(**_stack)),
     ),
     "vit_jax.blocks.DecoderBlock": Contract(
         (X, X),
         (X, X[0]),
-        "vit_jax.blocks.DecoderBlock._transform",
+        "vit_jax.blocks.DecoderBlock._mlp_sublayer",
         _init(DecoderBlock(**_stack)),
     ),
     "vit_jax.decoding.greedy_decode": Contract(
@@ -195,16 +195,16 @@ CONTRACTS = {
     "vit_jax.layers.random_bytes": Contract(
         (KEY, (2, 3)), (KEYS, (2, 3)), "jax.lax.bitcast_convert_type"
     ),
-    "vit_jax.layers.draw_kept": Contract(
+    "vit_jax.layers.dropout_mask": Contract(
         (KEY, (2, 3)),
         (KEYS, (2, 3)),
         "jax.numpy.expand_dims",
-        _with("vit_jax.layers.draw_kept", rate=0.5),
+        _with("vit_jax.layers.dropout_mask", rate=0.5),
     ),
     "vit_jax.layers.dropout": Contract(
         (KEY, X),
         (KEY, X[0, 0, 0]),
-        "vit_jax.layers.draw_kept",
+        "vit_jax.layers.dropout_mask",
         _with("vit_jax.layers.dropout", rate=0.5),
     ),
     "vit_jax.layers.stochastic_depth": Contract(

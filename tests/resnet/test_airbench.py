@@ -1,14 +1,19 @@
 """The fast network for CIFAR-10, its pooling and its whitening."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from resnet_jax import AirbenchNet, max_pool, whitening_kernel
+from tests import modules
+from tests.modules import normal
 
 KEY = jax.random.key(0)
-IMAGE_BHWC = jax.random.normal(KEY, (4, 32, 32, 3))
+IMAGE_BHWC = normal(4, 32, 32, 3)
 
 
 def test_max_pool_takes_the_largest_value_of_each_window():
@@ -18,8 +23,8 @@ def test_max_pool_takes_the_largest_value_of_each_window():
 
 
 def test_whitened_patches_are_uncorrelated():
-    mixed = jnp.cumsum(jax.random.normal(KEY, (64, 12, 12, 3)), axis=2)
-    kernel = whitening_kernel(mixed, epsilon=0.0)
+    mixed = jnp.cumsum(normal(64, 12, 12, 3), axis=2)
+    kernel = jax.jit(functools.partial(whitening_kernel, epsilon=0.0))(mixed)
     numbers = ("NHWC", "HWIO", "NHWC")
     out = jax.lax.conv_general_dilated(
         mixed, kernel[..., :12], (1, 1), "VALID", dimension_numbers=numbers
@@ -29,9 +34,14 @@ def test_whitened_patches_are_uncorrelated():
 
 
 def test_convolutions_start_as_identities():
-    variables = AirbenchNet(10, widths=(32, 32, 32)).init(KEY, IMAGE_BHWC)
-    kernel = variables["params"]["group1_conv2"]["kernel"]
-    x_BHWC = jax.random.normal(KEY, (1, 5, 5, 32))
+    model = AirbenchNet(10, widths=(32, 32, 32))
+
+    @jax.jit
+    def start(image_BHWC):  # XLA computes what is returned alone
+        return model.init(KEY, image_BHWC)["params"]["group1_conv2"]["kernel"]
+
+    kernel = start(IMAGE_BHWC)
+    x_BHWC = normal(1, 5, 5, 32)
     numbers = ("NHWC", "HWIO", "NHWC")
     out = jax.lax.conv_general_dilated(
         x_BHWC, kernel, (1, 1), "SAME", dimension_numbers=numbers
@@ -50,7 +60,7 @@ def test_parameters(fields, num_params):
 
 def test_the_whitening_kernel_is_frozen_and_its_bias_is_not():
     model = AirbenchNet(10, widths=(8, 8, 8))
-    variables = jax.jit(model.init)(KEY, IMAGE_BHWC)
+    variables = modules.variables(model, *IMAGE_BHWC.shape)
 
     def loss(params):
         logits, _ = model.apply(
@@ -74,6 +84,16 @@ def test_the_whitening_kernel_is_frozen_and_its_bias_is_not():
 def test_wrong_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         AirbenchNet(**{"num_classes": 10, **fields}).init(KEY, IMAGE_BHWC)
+
+
+def test_all_of_an_oblong_image_is_pooled(monkeypatch):
+    model = AirbenchNet(None, widths=(4, 4, 4))
+    variables = jax.jit(model.init)(KEY, IMAGE_BHWC)
+    x_BHWC = normal(2, 10, 15, 4)
+    monkeypatch.setattr(AirbenchNet, "_whiten", lambda self, _: x_BHWC)
+    monkeypatch.setattr(AirbenchNet, "_group", lambda self, x, *_, train: x)
+    found_BF = model.apply(variables, normal(2, 10, 15, 3))
+    np.testing.assert_array_equal(found_BF, nn.gelu(x_BHWC).max(axis=(1, 2)))
 
 
 def test_an_image_that_is_too_small_is_refused():

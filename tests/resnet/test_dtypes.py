@@ -37,7 +37,8 @@ def test_float64_is_never_rounded_and_the_state_is_float32(name):
         model, image = MODELS[name](dtype=jnp.float64), _image(jnp.float64)
         shapes = modules.shapes(model, image)
         assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-        assert dtypes.roundings(model.apply, shapes, image) == []
+        found, out = dtypes.roundings(model.apply, shapes, image)
+        assert found == [] and out.dtype == jnp.float64
         out, updated = jax.eval_shape(
             functools.partial(model.apply, train=True, mutable=["batch_stats"]),
             shapes,

@@ -189,6 +189,15 @@ def test_erasing_sets_a_rectangle_of_some_images_to_zero():
     assert (np.asarray(always) == 0).any(axis=0).all()
 
 
+def test_the_proportions_of_what_is_erased_are_those_of_pixels():
+    image = jnp.ones((20, 32, 64, 1))
+    how = {"rate": 1.0, "area": (0.1, 0.1), "ratio": (1.0, 1.0)}
+    erased = np.asarray(augment.random_erasing(KEY, image, **how))[..., 0] == 0
+    side = round((0.1 * 32 * 64) ** 0.5)
+    assert (erased.any(axis=2).sum(axis=1) == side).all()
+    assert (erased.any(axis=1).sum(axis=1) == side).all()
+
+
 def test_views_are_mirrored_and_shifted():
     image = jnp.arange(16.0).reshape(1, 4, 4, 1)
     flip = augment.test_views(image, "flip")

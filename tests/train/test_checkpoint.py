@@ -226,6 +226,14 @@ def test_find_names_what_is_wrong_with_a_numbered_checkpoint(directory):
         )
 
 
+def test_a_save_that_is_under_way_is_completed_at_the_end(tmp_path):
+    directory = tmp_path / "checkpoints"
+    checkpoints = checkpoint.Checkpoints(directory, keep=9)
+    checkpoints.save(5, make_state(5), {})
+    checkpoints.close()  # without `wait`, as after an error elsewhere
+    assert checkpoint.find(directory, "last") == 5
+
+
 def test_no_checkpoints(tmp_path):
     for directory in (tmp_path, tmp_path / "missing"):
         assert checkpoint.find(directory, "last") is None

@@ -39,6 +39,15 @@ def test_a_folder_that_the_user_names_is_used(no_cache, tmp_path):
     assert jax.config.values[CACHE] == str(tmp_path)
 
 
+def test_several_processes_with_gpus_keep_no_programs(no_cache, monkeypatch):
+    """One that compiles would wait for one that has found the program."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    compiler.enable_compilation_cache()
+    assert not jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(no_cache, capsys):
     jax.config.update(CACHE, "/proc/no_such_folder")
     compiler.enable_compilation_cache()

@@ -39,6 +39,23 @@ def test_unusable_config_files(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_may_define_dataclasses(tmp_path):
+    path = tmp_path / "fields.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\n"
+        "@dataclasses.dataclass\nclass Fields:\n    seed: int = 3\n"
+        "def get_config():\n"
+        "    return dataclasses.asdict(Fields()) | {'model': {'name': 'resnet18'}}\n"
+    )
+    assert load_config(str(path), {}).seed == 3
+
+
+@pytest.mark.parametrize("value", ["{[1]}", "(" * 9999, "1.0.0", "\0"])
+def test_a_value_that_is_no_literal_is_a_string(value):
+    with pytest.raises(ValueError, match=r"config.seed must be an integer in"):
+        load_config("vit_digits", {"seed": value})
+
+
 REFERRING = """
 from ml_collections import ConfigDict, config_dict
 

@@ -1,6 +1,9 @@
 """Evaluation counts every example exactly once."""
 
+import weakref
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,6 +47,22 @@ def test_evaluate_counts_every_example_once(count):
     np.testing.assert_allclose(result.loss_R, [loss], rtol=1e-5)
     assert result.accuracy_R == [accuracy]
     np.testing.assert_allclose(result.output_RM, [probability_BY], atol=1e-5)
+
+
+def test_devices_hold_the_results_of_few_batches():
+    evaluator = _make_evaluator(Pixels())
+    step, outputs, numbers_alive = evaluator._eval_step, [], []
+
+    def watch(variables, batch):
+        output = step(variables, batch)
+        outputs.extend(map(weakref.ref, jax.tree.leaves(output)))
+        numbers_alive.append(sum(it() is not None for it in outputs))
+        return output
+
+    evaluator._eval_step = watch
+    evaluator({}, _split(100))
+    assert len(outputs) == 3 * 7  # loss, hit and output of each batch
+    assert max(numbers_alive) <= 3 * 3
 
 
 def test_views_are_normalised_as_training_images_are():

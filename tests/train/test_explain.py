@@ -19,6 +19,7 @@ import pytest
 import resnet_jax.weights
 import train
 from resnet_jax import ResNet
+from tests import modules
 from tests.train.command import train_arguments
 from train_jax import explain
 from train_jax.inference import explainers
@@ -81,7 +82,7 @@ def test_loaded_model_has_the_test_loss_of_the_summary(run):
 
 def test_a_checkpoint_is_chosen_by_name(run, capsys):
     for which in ("last", "best", "5"):
-        assert load_model(run, which=which).step == 5
+        assert load_model(run, checkpoint=which).step == 5
     assert explain.main(["--workdir", str(run), "--checkpoint", "7"]) == 2
     assert capsys.readouterr().err == (
         "python -m train_jax.explain: error: --checkpoint must be last, best or the "
@@ -178,26 +179,23 @@ def test_a_file_leaves_the_pictures_of_test_images_alone(
     assert before.items() <= after.items()
 
 
-@pytest.mark.parametrize(
-    ("stem", "expected"),
-    [
-        ("x" * 251, f"explain_file_{'x' * 238}.png"),
-        ("x" + "ü" * 125, f"explain_file_x{'ü' * 118}.png"),
-        ("my own five", "explain_file_my_own_five.png"),
-        ("line\nbreak", "explain_file_line_break.png"),
-        ("\udcff", "explain_file__.png"),
-    ],
-)
-def test_output_names_of_unusual_file_names(
-    run, image_MHWC, tmp_path, capsys, stem, expected
-):
-    file = _write_image(tmp_path / f"{stem}.png", image_MHWC[5])
+def test_output_names_of_unusual_file_names(run, image_MHWC, tmp_path, capsys):
+    names = {
+        "x" * 251: f"explain_file_{'x' * 238}.png",
+        "x" + "ü" * 125: f"explain_file_x{'ü' * 118}.png",
+        "my own five": "explain_file_my_own_five.png",
+        "line\nbreak": "explain_file_line_break.png",
+        "\udcff": "explain_file__.png",
+    }
+    files = [_write_image(tmp_path / f"{stem}.png", image_MHWC[5]) for stem in names]
     out = tmp_path / "out"
-    flags = ["--workdir", str(run), str(file), "--out", str(out)]
+    flags = ["--workdir", str(run), *map(str, files), "--out", str(out)]
     assert explain.main(flags) == 0
-    assert os.listdir(out) == [expected]
-    assert len(os.fsencode(expected)) <= 255
-    assert capsys.readouterr().out == f"{out / expected}\n"
+    assert sorted(os.listdir(out)) == sorted(names.values())
+    assert max(len(os.fsencode(name)) for name in names.values()) <= 255
+    assert capsys.readouterr().out.splitlines() == [
+        str(out / name) for name in names.values()
+    ]
 
 
 def test_the_home_folder_is_expanded(run, image_MHWC, monkeypatch):
@@ -339,7 +337,7 @@ def test_a_checkpoint_of_version_0_1(run, tmp_path, capsys):
 
 def test_grad_cam_of_a_resnet(tmp_path, drawn, capsys):
     model = ResNet(3, stage_sizes=(1, 1), width=8)
-    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    variables = modules.variables(model, 1, 32, 32, 3)
     half = (0.5, 0.5, 0.5)
     pretrained = Pretrained(model, variables, (32, 32, 3), mean=half, std=half)
     file = tmp_path / "a.safetensors"
@@ -352,7 +350,7 @@ def test_grad_cam_of_a_resnet(tmp_path, drawn, capsys):
     assert names == ("0", "1", "2")
     assert relevance["Grad-CAM"].shape == (16, 16)
     assert "--head is for a ViT alone" in _fail([*flags, "--head", "1"], capsys)
-    assert "--out must name a folder" in _fail(flags[:3], capsys)
+    assert "--out is required with --weights" in _fail(flags[:3], capsys)
     message = "pictures must be named, as weights have no test images"
     assert message in _fail([*flags[:2], *flags[3:]], capsys)
 

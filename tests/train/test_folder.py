@@ -138,6 +138,14 @@ def test_pictures_of_other_sizes_are_resized(resize, corner, tmp_path):
         load_folder(tmp_path, "train")
 
 
+def test_a_folder_is_loaded_at_a_size(tmp_path):
+    write(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"])
+    write(tmp_path, ["train/b/2.png"], PICTURE[:2])
+    split = data.load(f"folder:{tmp_path}", "train", image_size=3, resize="pad")
+    assert split.image_BHWC.shape == (3, 3, 3, 3)
+    assert sum(not x[-1].any() for x in split.image_BHWC) == 1  # has a frame
+
+
 def test_every_set_can_be_resized():
     (split,) = data.load_splits("digits", "test", image_size=12)
     assert split.image_BHWC.shape == (360, 12, 12, 1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from tests.train.test_folder import write
 from tests.train.test_processes import CONFIG, SIMPLE, results, start_two
-from tests.train.tiny import TINY, make_tiny, tiny_config
+from tests.train.tiny import TINY, make_tiny, tiny_config, train_tiny
 from train_jax import data
 from train_jax.config.config import load_config
 from train_jax.data.loader import Batches, LoaderError, load_batches
@@ -86,12 +87,12 @@ def last_step(workdir):
     return step
 
 
-def train(photos, workdir, **more):
+def train(photos, workdir, *, has_plots=False, **more):
     """Train on the photos; return the results and the arrays of the last state."""
-    config = tiny_config(fields(photos, **more))
-    summary = train_and_evaluate(config, workdir)
+    changes = fields(photos, **more)
+    summary = train_tiny(workdir, changes, has_plots=has_plots)
     step = last_step(workdir)
-    parts = set_up(config, resumes=True)
+    parts = set_up(tiny_config(changes), resumes=True)
     state = checkpoint.restore(workdir / wd.CHECKPOINTS, step, parts.abstract_state)
     return (summary["test_loss"], results(workdir)), jax.tree.leaves(state)
 
@@ -108,7 +109,7 @@ def test_a_streamed_run_is_that_of_the_set_in_memory(
     photos, in_memory, tmp_path, workers
 ):
     how = {"dataset.streaming": True, "dataset.num_workers": workers}
-    assert_same(train(photos, tmp_path / "run", **how), in_memory)
+    assert_same(train(photos, tmp_path / "run", has_plots=True, **how), in_memory)
     assert (tmp_path / "run" / "plots" / "misclassified.png").exists()
 
 
@@ -128,7 +129,9 @@ def test_a_stopped_run_goes_on_with_another_number_of_workers(
 
 
 @pytest.mark.slow  # two processes
-def test_two_processes_load_the_batches_of_one(photos, tmp_path):
+def test_two_processes_load_the_batches_of_one(photos, tmp_path, monkeypatch):
+    # The two draw plots, this one need not.
+    monkeypatch.setattr("train_jax.run.experiment._plot", lambda *_: None)
     changes = SIMPLE | fields(photos, **{"dataset.streaming": True})
     outputs, both = start_two(tmp_path / "two", tmp_path, changes)
     texts = {field: str(value) for field, value in (TINY | changes).items()}
@@ -217,6 +220,23 @@ def test_what_does_not_fit_into_memory_is_streamed(photos, monkeypatch):
 def test_the_room_for_data_is_a_share_of_what_is_free():
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < memory.room_for_data() < free
+
+
+@pytest.mark.parametrize(("others", "share"), [(["here", "here"], 3), (["b", "c"], 1)])
+def test_processes_share_the_memory_of_their_machine(monkeypatch, others, share):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(memory.platform, "node", lambda: "here")
+    monkeypatch.setattr(memory, "_free_on_host", lambda: 600.0)
+    monkeypatch.setattr(memory, "free_in_cgroups", lambda: 700.0)
+
+    def gather(x):
+        if x.dtype == np.uint32:  # which machine it is
+            others_P = [zlib.crc32(name.encode()) for name in others]
+            return np.array([x, *others_P], np.uint32)
+        return np.array([x, x, x])
+
+    monkeypatch.setattr(memory.multihost_utils, "process_allgather", gather)
+    assert memory.room_for_data() == pytest.approx(memory.SHARE * 600 / share)
 
 
 def test_crops_depend_on_seed_step_and_example_alone(photos):
@@ -401,18 +421,18 @@ def test_cifar10_streamed_has_the_metrics_of_cifar10_in_memory(one_device, tmp_p
     common = {
         "dataset.name": "cifar10",
         # All of one split, so that the other one need not be decoded.
-        "dataset.train_split": "test[:5120]",
+        "dataset.train_split": "test[:2560]",
         "dataset.val_split": "test[5120:5620]",
         "dataset.test_split": "test[5620:6120]",
         "augment.crop_padding": 4,
         "augment.flip": "random",
         "batch_size": 128,
-        "num_steps": 60,
+        "num_steps": 30,  # of which 20 are an epoch
     }
     found = {}
     for streaming, workers in ((False, 0), (True, 2)):
         how = {"dataset.streaming": streaming, "dataset.num_workers": workers}
         workdir = tmp_path / f"{streaming}-{workers}"
-        summary = train_and_evaluate(tiny_config(common | how), workdir)
+        summary = train_tiny(workdir, common | how)
         found[workdir.name] = (summary["test_loss"], results(workdir))
     assert json.dumps(found["False-0"]) == json.dumps(found["True-2"])

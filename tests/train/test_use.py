@@ -1,5 +1,6 @@
 """Use a trained model by command: evaluate, predict, export."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -65,7 +66,8 @@ def test_load_model_gives_the_model_that_was_tested(run):
     trained = train_jax.load_model(str(run))
     test, mean, std = trained.load_test(), trained.task.mean, trained.task.std
     images = (test.image_BHWC / 255 - np.array(mean)) / np.array(std)
-    logits = trained.model.apply(trained.variables, images.astype(np.float32))
+    classify = jax.jit(trained.model.apply)
+    logits = classify(trained.variables, images.astype(np.float32))
     accuracy = (logits.argmax(axis=1) == test.label_B).mean()
     assert accuracy == json.loads((run / wd.SUMMARY).read_text())["test_accuracy"]
 
@@ -79,7 +81,8 @@ def test_the_package_has_no_other_names():
 def resnet(tmp_path_factory):
     """A file with the weights of a small ResNet for colours."""
     model = ResNet(10, stage_sizes=(1, 1), width=8)
-    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    image_BHWC = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), image_BHWC)
     file = tmp_path_factory.mktemp("resnet") / "a.safetensors"
     half = (0.5, 0.5, 0.5)
     pretrained = Pretrained(model, variables, (32, 32, 3), mean=half, std=half)
@@ -252,10 +255,8 @@ def test_one_picture_in_all_encodings(run, test_images, tmp_path, capsys):
             assert top == expected, name
     trained = load_model(run)
     image = test_images.image_BHWC[index : index + 1]
-    logits = trained.model.apply(
-        trained.variables,
-        trained.task.normalize(image),
-    )
+    inputs = trained.task.normalize(image)
+    logits = jax.jit(trained.model.apply)(trained.variables, inputs)
     probability_Y = jax.nn.softmax(logits)[0]
     for name, probability in expected.items():
         assert probability == pytest.approx(float(probability_Y[int(name)]), abs=1e-5)
@@ -364,9 +365,9 @@ def test_a_bright_border_is_noticed(run, test_images, tmp_path, capsys):
         assert a["probability"] == pytest.approx(b["probability"], abs=1e-6)
 
 
-# Reads the file in a process to which only jax, its parts and flatbuffers are known.
+# Reads files in a process to which only jax, its parts and flatbuffers are known.
 READER = """
-import sys
+import pathlib, sys
 class Only:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("flax", "chex", "optax", "vit_jax", "resnet_jax",
@@ -374,35 +375,43 @@ class Only:
             raise ImportError(name)
 sys.meta_path.insert(0, Only())
 import jax.export, numpy as np
-program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
-assert program.platforms == ("cpu", "cuda", "tpu")
-images = np.load(sys.argv[2])
-for size in (1, 7, 256):
-    out = program.call(images[:size])
-    np.savez(f"{sys.argv[3]}_{size}.npz", **out)
+for folder in map(pathlib.Path, sys.argv[1:]):
+    content = bytearray((folder / "model.stablehlo").read_bytes())
+    program = jax.export.deserialize(content)
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    images = np.load(folder / "images.npy")
+    for size in (1, 7, 256):
+        out = program.call(images[:size])
+        np.savez(folder / f"out_{size}.npz", **out)
 """
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_stablehlo_is_opened_without_this_project(kind, run, resnet, tmp_path):
+def test_stablehlo_is_opened_without_this_project(run, resnet, tmp_path):
     pytest.importorskip("flatbuffers")
-    flags = ["--workdir", run] if kind == "vit" else ["--weights", resnet]
-    file = tmp_path / "model.stablehlo"
-    call(export, *flags, "--format", "stablehlo", "--out", file)
-    options = model_flags.make_model_parser("", "").parse_args(list(map(str, flags)))
-    trained = model_flags.load_named_model(options)
-    shape = (256, *trained.task.image_shape)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    arguments = [str(file), str(tmp_path / "images.npy"), str(tmp_path / "out")]
-    subprocess.run([sys.executable, "-c", READER, *arguments], check=True)
-    inputs = trained.task.normalize(images)
-    logits = np.asarray(jax.jit(trained.model.apply)(trained.variables, inputs))
-    for size in (1, 7, 256):
-        with np.load(tmp_path / f"out_{size}.npz") as out:
-            error = np.abs(out["logits"] - logits[:size]).max() / np.abs(logits).max()
-            assert error < (1e-5 if kind == "vit" else 1e-4)
-            np.testing.assert_allclose(out["probabilities"].sum(axis=1), 1, rtol=1e-5)
+    logits_of = {}
+    for kind, flags in (("vit", ["--workdir", run]), ("resnet", ["--weights", resnet])):
+        folder = tmp_path / kind
+        folder.mkdir()
+        file = folder / "model.stablehlo"
+        call(export, *flags, "--format", "stablehlo", "--out", file)
+        parser = model_flags.make_model_parser("", "")
+        trained = model_flags.load_named_model(parser.parse_args(list(map(str, flags))))
+        shape = (256, *trained.task.image_shape)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        np.save(folder / "images.npy", images)
+        inputs = trained.task.normalize(images)
+        logits = jax.jit(trained.model.apply)(trained.variables, inputs)
+        logits_of[folder] = np.asarray(logits)
+    folders = list(map(str, logits_of))
+    subprocess.run([sys.executable, "-c", READER, *folders], check=True)
+    for folder, logits in logits_of.items():
+        most = 1e-5 if folder.name == "vit" else 1e-4
+        for size in (1, 7, 256):
+            with np.load(folder / f"out_{size}.npz") as out:
+                error = np.abs(out["logits"] - logits[:size]).max()
+                assert error / np.abs(logits).max() < most, folder.name
+                sums = out["probabilities"].sum(axis=1)
+                np.testing.assert_allclose(sums, 1, rtol=1e-5)
 
 
 def test_a_cpu_s_own_convolutions_are_not_exported(resnet):
@@ -447,21 +456,29 @@ np.savez(out + ".npz", **{name: value.numpy() for name, value in outputs.items()
         np.testing.assert_allclose(out["logits"], logits, atol=1e-4)
 
 
+TESTED = ("--dataset", "digits", "--split", "test[:90]", "--json")
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    """What the command evaluate says of the run."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        call(evaluate, "--workdir", run, *TESTED)
+    return json.loads(printed.getvalue())
+
+
 @pytest.mark.parametrize("format", ["safetensors", "npz", "hf"])
-def test_weights_are_written_and_used_again(format, run, tmp_path, capsys):
+def test_weights_are_written_and_used_again(format, run, evaluated, tmp_path, capsys):
     out = tmp_path / ("hf" if format == "hf" else f"model.{format}")
     call(export, "--workdir", run, "--format", format, "--out", out, "--json")
     result = json.loads(capsys.readouterr().out)
     channels = vit_jax.weights.load(out).image_shape[2]
     assert channels == (3 if format == "hf" else 1)  # which its pipelines take
     assert result["bytes"] == sum(os.path.getsize(file) for file in result["files"])
-    flags = ["--dataset", "digits", "--split", "test[:90]", "--json"]
-    call(evaluate, "--workdir", run, *flags)
-    expected = json.loads(capsys.readouterr().out)
-    call(evaluate, "--weights", out, *flags)
+    call(evaluate, "--weights", out, *TESTED)
     actual = json.loads(capsys.readouterr().out)
     for name in ("accuracy", "loss", "calibration_error"):
-        assert actual[name] == pytest.approx(expected[name], rel=1e-5)
+        assert actual[name] == pytest.approx(evaluated[name], rel=1e-5)
 
 
 def test_weights_say_nothing_of_how_pictures_were_resized(
@@ -598,7 +615,7 @@ WRONG = {
         ("--weights nothing.npz --dataset digits", "'nothing.npz' do not exist"),
         ("--weights README.md --dataset digits", "must be a file of: .npz"),
         ("--weights hf://x --dataset digits", "must be hf://owner/name"),
-        ("--weights RESNET", "--dataset must name a data set"),
+        ("--weights RESNET", "--dataset is required with --weights"),
         ("--weights RESNET --checkpoint best", "--checkpoint is for --workdir alone"),
         ("--weights RESNET --run 1", "--run is for --workdir alone"),
         ("--weights RESNET --dataset digits --mean 0.5", "--mean must have 3 values"),
@@ -630,7 +647,7 @@ WRONG = {
     "export": [
         ("--workdir RUN", "the following arguments are required: --format"),
         ("--workdir RUN --format onnx", "invalid choice: 'onnx'"),
-        ("--weights RESNET --format npz", "--out must say where to write"),
+        ("--weights RESNET --format npz", "--out is required with --weights"),
         ("--weights RESNET --format npz --out OUT", "--format npz takes a ViT, not"),
         ("--weights RESNET --format hf --out OUT", "has no ResNet with stem 'small'"),
         ("--workdir RUN --format npz --out README.md/x", "File exists"),

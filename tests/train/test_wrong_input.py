@@ -240,8 +240,8 @@ FIELDS = {
     ),
     "augment.hue=0.6": ".augment.hue must be a number in [0, 0.5], got 0.6",
     "optimizer.milestones=(0.5,0.2)": (
-        ".optimizer.milestones must be a tuple of growing numbers between 0 and 1, got "
-        "(0.5, 0.2)"
+        ".optimizer.milestones must be a tuple of increasing numbers between 0 and 1, "
+        "got (0.5, 0.2)"
     ),
     "optimizer.drop_factor=2": (
         ".optimizer.drop_factor must be a number in [0, 1], got 2"
@@ -497,12 +497,13 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
             {"config.json": {"batch_size": 32, "seed": 1}},
             "--workdir '{}' holds a run of another config: config.batch_size was 32 "
             "and is 64; config.seed was 1 and is 0. Give another --workdir, or "
-            "--overwrite to lose it",
+            "--overwrite to delete the run",
         ),
         (  # a field that version 0.1 had
             {"config.json": {"optimizer.nesterov": True}},
             "--workdir '{}' holds a run of another config: config.optimizer.nesterov "
-            "was True and is False. Give another --workdir, or --overwrite to lose it",
+            "was True and is False. Give another --workdir, or --overwrite to delete "
+            "the run",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from vit_jax import (
     MlpBlock,
     MultiHeadAttention,
 )
-from vit_jax.layers import Dropout, draw_kept, dropout
+from vit_jax.layers import Dropout, dropout, dropout_mask
 
 KEY = jax.random.key(0)
 
@@ -33,7 +33,7 @@ def test_the_share_dropped_and_the_mean(rate):
 @pytest.mark.parametrize("rate", [3e-4, 1e-3, 0.1, 0.5, 0.999])
 def test_the_rate_is_exact(rate):
     num_examples, size = 200_000, 16
-    is_kept = np.asarray(draw_kept(KEY, (num_examples, size), rate=rate))
+    is_kept = np.asarray(dropout_mask(KEY, (num_examples, size), rate=rate))
     dropped_B = size - is_kept.sum(axis=1)
     # The examples are independent, their elements share one threshold: five deviations
     # of the mean over the examples.

@@ -187,7 +187,7 @@ def test_rollout_multiplies_the_layers_from_the_last_to_the_first():
 
 
 def test_rollout_needs_a_layer():
-    with pytest.raises(ValueError, match="no layers of attention"):
+    with pytest.raises(ValueError, match="of at least 1 layer, got none"):
         attention_rollout([])
 
 

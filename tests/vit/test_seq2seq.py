@@ -64,10 +64,10 @@ def test_padding_of_the_source_is_hidden_by_its_mask():
     short_BS = SOURCE_BS[:, :4]
     padded_BS = jnp.pad(short_BS, [(0, 0), (0, 2)], constant_values=START)
     mask = padding_mask(jnp.full(3, 4), 6)
-    logits_BTV = model.apply(variables, padded_BS, TARGET_BT, mask)
-    expected_BTV = model.apply(variables, short_BS, TARGET_BT)
+    logits_BTV = apply(model, variables, padded_BS, TARGET_BT, mask)
+    expected_BTV = apply(model, variables, short_BS, TARGET_BT)
     np.testing.assert_allclose(logits_BTV, expected_BTV, rtol=1e-5, atol=1e-5)
-    unmasked_BTV = model.apply(variables, padded_BS, TARGET_BT)
+    unmasked_BTV = apply(model, variables, padded_BS, TARGET_BT)
     assert jnp.abs(unmasked_BTV - expected_BTV).max() > 1e-2
 
     how = {"start_token": START, "num_tokens": 5}
@@ -134,16 +134,28 @@ def test_greedy_decoding_is_one_compiled_loop_over_single_tokens():
     assert sizes[0] == sizes[1]
 
 
-def test_greedy_decoding_is_compiled_once(monkeypatch):
+def test_tokens_may_be_small_integers():
+    """The vocabulary's size may be beyond their type."""
+    model = Seq2SeqTransformer(256, 4, 2, 8, encoder_depth=1, decoder_depth=1)
+    variables = modules.variables(model, SOURCE_BS, TARGET_BT)
+    small = [x.astype(jnp.uint8) for x in (SOURCE_BS, TARGET_BT)]
+    np.testing.assert_array_equal(
+        apply(model, variables, *small), apply(model, variables, SOURCE_BS, TARGET_BT)
+    )
+
+
+@pytest.mark.parametrize("method", ["encode", "decode_next"])
+def test_greedy_decoding_is_compiled_once(monkeypatch, method):
     model, variables = _model()
     traced = []
-    decode_next = Seq2SeqTransformer.decode_next
+    original = getattr(Seq2SeqTransformer, method)
 
-    def count(self, *args):
+    def count(self, *args, **kwargs):
         traced.append(args)
-        return decode_next(self, *args)
+        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Seq2SeqTransformer, "decode_next", count)
+    monkeypatch.setattr(Seq2SeqTransformer, method, count)
+    jax.clear_caches()
     greedy_decode(model, variables, SOURCE_BS, start_token=START, num_tokens=3)
     num_traced = len(traced)
     greedy_decode(model, variables, SOURCE_BS[:, ::-1], start_token=0, num_tokens=3)

@@ -276,15 +276,15 @@ def test_decoding_ends_where_the_cache_does(memory):
 
     fast_decode = jax.jit(decode)
     _, empty = fast_decode({}, X_BTD)
-    message = "decode must be called for at most 5 tokens in all, as the cache was laid"
-    with _rejects(f"{message} out, got 6 after 0"):
+    message = "the cache of decode holds 5 tokens, those of its first call, got"
+    with _rejects(f"{message} 6 more after 0"):
         decode(empty, normal(2, 6, 16))
     _, cache = fast_decode(empty, X_BTD[:, :4])
-    with _rejects(f"{message} out, got 2 after 4"):
+    with _rejects(f"{message} 2 more after 4"):
         decode(cache, X_BTD[:, :2])
     out_BTD, full = fast_decode(cache, X_BTD[:, 4:])
     assert jnp.isfinite(out_BTD).all()
-    with _rejects(f"{message} out, got 1 after 5"):
+    with _rejects(f"{message} 1 more after 5"):
         decode(full, X_BTD[:, :1])
     # Under jit all of it is NaN, from the call on that goes too far.
     for before, x_BTD in ((cache, X_BTD[:, :2]), (full, X_BTD[:, :1])):
@@ -314,7 +314,7 @@ def test_decode_next_ends_where_the_cache_does():
         decode_next(cache, jnp.asarray([1, 8]))
     for t in range(2):
         _, cache = decode_next(cache, TARGET_BT[:, t])
-    with _rejects("decode must be called for at most 2 tokens in all"):
+    with _rejects("the cache of decode holds 2 tokens, those of its first call"):
         decode_next(cache, TARGET_BT[:, 0])
     logits_BV, _ = jax.jit(decode_next)(cache, TARGET_BT[:, 0])
     assert jnp.isnan(logits_BV).all()
@@ -326,7 +326,10 @@ MAP_BTT = jnp.full((2, 5, 5), 0.2)
 @pytest.mark.parametrize(
     "function, message",
     [
-        (lambda: attention_rollout([]), "layers must have at least 1"),
+        (
+            lambda: attention_rollout([]),
+            "layers must hold the attention weights of at least 1 layer",
+        ),
         *(
             (
                 functools.partial(

@@ -8,7 +8,8 @@ import pytest
 import resnet_jax.weights
 import vit_jax.weights
 from resnet_jax import ResNet
-from tests.modules import normal
+from tests import modules
+from tests.modules import apply, normal
 from vit_jax import ViT
 from weight_files import Pretrained, adapt_channels
 
@@ -17,7 +18,7 @@ IMAGE_BHWC = normal(2, 8, 8, 3)
 
 def pretrained(model):
     """A model with drawn variables, as `load` returns them."""
-    variables = jax.device_get(model.init(jax.random.key(0), IMAGE_BHWC))
+    variables = jax.device_get(modules.variables(model, *IMAGE_BHWC.shape))
     return Pretrained(model, variables, (8, 8, 3))
 
 
@@ -35,10 +36,10 @@ def test_a_convolutional_stem_is_fitted_to_other_channels(channels):
     kernel = fitted["params"]["stem"]["conv_0"]["kernel"]
     np.testing.assert_array_equal(kernel, adapt_channels(old, channels))
     image_BHWC = jnp.ones((1, 8, 8, channels))
-    expected = model.apply(whole.variables, IMAGE_BHWC[:1] * 0 + 1)
     if channels < 5:  # a grey image's sum is that of its three equal channels
+        expected = apply(model, whole.variables, jnp.ones((1, 8, 8, 3)))
         np.testing.assert_allclose(
-            model.apply(fitted, image_BHWC), expected, rtol=1e-4, atol=1e-5
+            apply(model, fitted, image_BHWC), expected, rtol=1e-4, atol=1e-5
         )
 
 
@@ -52,11 +53,11 @@ def test_features_before_the_head(package, vit, resnet):
     whole = vit if package is vit_jax else resnet
     backbone = whole.model.clone(num_classes=None)
     variables = package.weights.fit(whole, backbone, (8, 8, 3))
-    features_BF = backbone.apply(variables, IMAGE_BHWC)
+    features_BF = apply(backbone, variables, IMAGE_BHWC)
     head = whole.variables["params"]["head"]
     np.testing.assert_allclose(
         features_BF @ head["kernel"] + head["bias"][None],
-        whole.model.apply(whole.variables, IMAGE_BHWC),
+        apply(whole.model, whole.variables, IMAGE_BHWC),
         atol=1e-5,
     )
 
@@ -75,11 +76,10 @@ def test_another_head_is_left_out_and_the_same_one_stays(package, vit, resnet):
 def test_a_grey_image_gives_what_the_same_in_colour_gave(package, vit, resnet):
     whole = vit if package is vit_jax else resnet
     grey_BHWC = IMAGE_BHWC[..., :1]
+    fitted = package.weights.fit(whole, whole.model, (8, 8, 1))
     np.testing.assert_allclose(
-        whole.model.apply(
-            package.weights.fit(whole, whole.model, (8, 8, 1)), grey_BHWC
-        ),
-        whole.model.apply(whole.variables, jnp.repeat(grey_BHWC, 3, axis=-1)),
+        apply(whole.model, fitted, grey_BHWC),
+        apply(whole.model, whole.variables, jnp.repeat(grey_BHWC, 3, axis=-1)),
         atol=1e-5,
     )
 
@@ -88,8 +88,8 @@ def test_scan_there_and_back(vit):
     scanned = vit.model.clone(scan=True)
     variables = vit_jax.weights.fit(vit, scanned, (8, 8, 3))
     np.testing.assert_allclose(
-        scanned.apply(variables, IMAGE_BHWC),
-        vit.model.apply(vit.variables, IMAGE_BHWC),
+        apply(scanned, variables, IMAGE_BHWC),
+        apply(vit.model, vit.variables, IMAGE_BHWC),
         atol=1e-5,
     )
     again = vit_jax.weights.fit(
@@ -104,7 +104,8 @@ def test_a_larger_image_has_positions_in_between(vit):
         vit.variables["params"]["pos_embedding"], (2, 2), (4, 3)
     )
     np.testing.assert_array_equal(fitted["params"]["pos_embedding"], expected)
-    assert vit.model.apply(fitted, normal(1, 16, 12, 3)).shape == (1, 3)
+    logits_BY = jax.eval_shape(vit.model.apply, fitted, normal(1, 16, 12, 3))
+    assert logits_BY.shape == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,7 @@ def test_a_larger_image_has_positions_in_between(vit):
     [
         ({"num_heads": 4}, "model.num_heads must be 2, as in the weights, got 4"),
         ({"position_embedding": "rope"}, "model.position_embedding must be 'learned'"),
+        ({"stem": "conv"}, "model.stem must be 'patches', as in the weights"),
         ({"width": 32}, "the weights have other shapes than the model"),
         (
             {"pool": "mean"},

@@ -51,8 +51,72 @@ def test_heads_are_not_guessed_where_timm_has_two_models_of_a_width():
     with pytest.raises(ValueError, match="num_heads must be given for a width of 768"):
         weights.load(state)
     assert weights.load(state, num_heads=16).model.num_heads == 16
-    siglip = Source("a", state, {"architecture": "vit_base_patch16_siglip_gap_224"})
-    assert weights.load(siglip).model.num_heads == 12
+    for name, num_heads in (
+        ("vit_base_patch16_siglip_gap_224", 12),
+        ("vit_base_patch16_gap_224", 16),
+    ):
+        source = Source("a", state, {"architecture": name})
+        assert weights.load(source).model.num_heads == num_heads
+
+
+@pytest.mark.parametrize(
+    ("architecture", "activation"),
+    [
+        ("vit_base_patch16_siglip_256", "gelu"),
+        ("vit_base_patch32_siglip_256", "gelu_tanh"),
+        ("vit_base_patch32_siglip_gap_256", "gelu_tanh"),
+        ("vit_large_patch16_siglip_384", "gelu"),
+        ("vit_large_patch16_siglip_512", "gelu_tanh"),
+        ("vit_so400m_patch16_siglip_gap_512", "gelu_tanh"),
+        ("vit_giantopt_patch16_siglip_384", "gelu_tanh"),
+    ],
+)
+def test_which_gelu_timm_s_siglip_has(architecture, activation):
+    state, heads = state_of(make_vit()), {"num_heads": 2}
+    config = {"architecture": architecture, "model_args": heads}
+    assert weights.load(Source("a", state, config)).model.activation == activation
+    given = config | {"model_args": heads | {"act_layer": "relu"}}
+    assert weights.load(Source("a", state, given)).model.activation == "relu"
+
+
+def test_a_pooling_that_takes_other_tokens_is_refused():
+    config = {"model_args": {"num_heads": 2, "pool_include_prefix": True}}
+    with pytest.raises(ValueError, match="pool_include_prefix is not supported"):
+        weights.load(Source("a", state_of(make_vit()), config))
+
+
+@pytest.mark.parametrize("package", [vit_jax, resnet_jax])
+def test_features_are_loaded_without_the_head(package, tmp_path):
+    whole = make_vit()
+    if package is resnet_jax:
+        model = ResNet(3, stage_sizes=(1, 1), width=4)
+        variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+        whole = dataclasses.replace(whole, model=model, variables=variables)
+    (path,) = package.weights.save(tmp_path / "a.safetensors", whole, format="timm")
+    loaded = package.weights.load(path, num_classes=None, image_size=(8, 8))
+    assert (loaded.model.num_classes, loaded.class_names) == (None, None)
+    image_BHWC = jnp.ones((1, 8, 8, 3))
+    features_BF = loaded.model.apply(loaded.variables, image_BHWC)
+    head = whole.variables["params"]["head"]
+    np.testing.assert_allclose(
+        features_BF @ head["kernel"] + head["bias"][None],
+        whole.model.apply(whole.variables, image_BHWC),
+        atol=1e-5,
+    )
+
+
+def test_an_npz_file_may_hold_bfloat16(tmp_path):
+    vit = make_vit(activation="gelu_tanh")
+    (path,) = weights.save(tmp_path / "a.npz", vit, format="npz")
+    with np.load(path) as file:
+        arrays = {name: file[name].astype(jnp.bfloat16) for name in file.files}
+    np.savez(path, **arrays)
+    loaded = weights.load(path, num_heads=2, image_size=(8, 8))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)),
+        jax.device_get(loaded.variables),
+        jax.device_get(vit.variables),
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the commands share: a config, its fields as flags, and a line for a mistake."""
+"""Command-line arguments: --config, its fields as flags, exit codes, error lines."""
 
 import argparse
 import io

@@ -1,4 +1,4 @@
-"""Start this program again with large pages of memory, which make a CPU faster.
+"""Restart the program with huge pages (glibc.malloc.hugetlb): faster on a CPU.
 
 XLA takes fresh memory for each start of a compiled program, which is slow in pages of
 4 KiB. With pages of 2 MiB, on two cores of an AMD EPYC, a training step of ViT-S/16

@@ -166,8 +166,9 @@ def _check_together(config: Config) -> None:
         is_whole = rule.name in ("adafactor", "lamb", "sm3")
         if config.model.arguments.get("scan") and is_whole:
             raise ValueError(
-                f"config.model.scan must be False for the optimiser {rule.name!r}, to "
-                "which the stacked arrays of all blocks would be one, got True"
+                f"config.model.scan must be False for the optimiser {rule.name!r}, "
+                "which would treat the stacked parameters of all blocks as one array, "
+                "got True"
             )
     keeps_norm = any(rule.arguments.get("keep_norm") for rule in rules.values())
     if config.optimizer.layer_decay is not None and keeps_norm:
@@ -262,7 +263,7 @@ def _parse(text: str) -> Any:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

@@ -135,8 +135,8 @@ class AugmentConfig:
     )
     flip: Literal["random", "alternating"] | None = option(
         None,
-        "whether images are mirrored, left to right: at random, or each in every "
-        "second epoch",
+        "mirror images left to right: 'random', each with probability one half, or "
+        "'alternating', each in every second epoch",
     )
     rotation: float = option(
         0.0, "largest rotation to either side, degrees", number(0, most=180)
@@ -182,19 +182,19 @@ class AugmentConfig:
 class CheckpointConfig:
     """When to save a checkpoint, and how many to keep."""
 
-    every_epochs: int = option(1, "save after so many epochs", integer(1))
+    every_epochs: int = option(1, "save every N epochs", integer(1))
     every_steps: int | None = option(
-        None, "save after so many steps as well", or_none(integer(1))
+        None, "also save every N steps", or_none(integer(1))
     )
     every_minutes: float | None = option(
-        None, "save after so many minutes as well", or_none(POSITIVE)
+        None, "also save every N minutes", or_none(POSITIVE)
     )
     keep: int = option(2, "how many of the newest checkpoints are kept", integer(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The training: what is in no section."""
+    """Fields that belong to no section: length, batch size, seeds, dtype, testing."""
 
     model: ModelConfig
     dataset: DatasetConfig
@@ -204,7 +204,10 @@ class Config:
     batch_size: int = option(128, "examples in a training step", integer(1))
     eval_batch_size: int = option(256, "examples in an evaluation step", integer(1))
     accumulation_steps: int = option(
-        1, "parts of a batch, one after the other, to save memory", integer(1)
+        1,
+        "gradient accumulation: number of parts into which a batch is split, and whose "
+        "gradients are averaged; saves memory",
+        integer(1),
     )
     num_epochs: int = option(
         10, "passes over the training split", integer(1, MOST_STEPS)
@@ -222,7 +225,8 @@ class Config:
     )
     ema_decay: float | None = option(
         None,
-        "decay of the parameters' moving average, which is evaluated; None for none",
+        "decay rate of the exponential moving average (EMA) of the parameters, which "
+        "is then evaluated; None for none",
         or_none(number(0, below=1)),
         sweepable=True,
     )
@@ -233,8 +237,8 @@ class Config:
     )
     freeze: Literal["backbone"] | None = option(
         None,
-        "what keeps its weights: all but the head, which then learns from features "
-        "without dropout, or nothing",
+        "'backbone' trains the head alone, on features without dropout and with "
+        "BatchNorm's running statistics; None trains everything",
     )
     dtype: Literal["float32", "bfloat16", "auto"] = option(
         "float32",
@@ -259,13 +263,14 @@ class Config:
     )
     test_checkpoint: Literal["last", "best"] = option(
         "last",
-        "which checkpoint is tested: the last, or the best on validation, of several "
-        "runs by their mean",
+        "checkpoint that is tested: the last, or the one with the best validation "
+        "accuracy (of several runs: the best mean)",
     )
     test_augmentation: Literal["flip", "flip_shift"] | None = option(
         None,
-        "views of each test image whose outputs are averaged for a second result: "
-        "itself and mirrored, and both shifted by a pixel",
+        "test-time augmentation, reported as test_accuracy_augmented: average the "
+        "outputs of each image and its mirror image ('flip'), or of these and both "
+        "shifted by a pixel ('flip_shift')",
     )
     # Dotted field → values: a run for each, trained in one program.
     sweep: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)

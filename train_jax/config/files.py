@@ -4,6 +4,7 @@ import importlib.resources
 import importlib.util
 import pathlib
 import re
+import sys
 from typing import Any
 
 from train_jax.devices.folders import local_path
@@ -40,6 +41,7 @@ def read_config_file(path: str, name: str) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"--config must name a Python file (.py), got {path!r}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
         value = getattr(module, name)

@@ -1,4 +1,4 @@
-"""The part of the config's table that says how parameters are updated."""
+"""Config fields of the optimiser and of groups of parameters."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,28 +37,31 @@ class RuleConfig:
     schedule: Literal["constant", "cosine", "linear", "rsqrt", "steps"] = option(
         "cosine",
         "the learning rate after the warm-up: constant, cosine or linear to 0, rsqrt "
-        "(1 / √step), or steps (falls at the milestones)",
+        "(1 / √step), or steps (multiplied by drop_factor at the milestones)",
     )
     cooldown_epochs: float = option(
         0.0,
-        "last epochs, in which the rate also falls linearly to 0",
+        "epochs at the end in which the rate is also multiplied by a factor that "
+        "falls linearly from 1 to 0",
         number(0),
     )
     milestones: tuple[float, ...] = option(
         (0.5, 0.75),
-        "shares of the training, after each of which the schedule 'steps' falls",
+        "fractions of the training after which the schedule 'steps' multiplies the "
+        "rate by drop_factor",
         SHARES,
     )
     drop_factor: float = option(
-        0.1, "what the schedule 'steps' multiplies the rate by", number(0, most=1)
+        0.1, "factor of the schedule 'steps'", number(0, most=1)
     )
     warmup_epochs: float = option(
-        0.0, "epochs in which the learning rate grows from 0", number(0)
+        0.0, "epochs of linear warm-up of the learning rate, from 0", number(0)
     )
     weight_decay: float = option(
         0.0,
-        "coefficient of weight decay: decoupled in optimisers that have it, such as "
-        "adamw and muon, else an L2 penalty",
+        "coefficient of weight decay, multiplied by the learning rate as in PyTorch; "
+        "decoupled (AdamW) in optimisers that have it, such as adamw and muon, else an "
+        "L2 penalty",
         number(0),
         sweepable=True,
     )
@@ -98,13 +101,13 @@ class OptimizerConfig(RuleConfig):
     # With a lower norm Adam's eps, with a higher eps any gradient, is all that counts.
     clip_norm: float | None = option(
         None,
-        "largest global norm of the gradient; None for no clipping",
+        "gradient clipping: largest global norm of the gradient; None for no clipping",
         or_none(number(1e-3)),
         sweepable=True,
     )
     layer_decay: float | None = option(
         None,
-        "factor of the learning rate from each layer of a ViT to the one below it; "
-        "None for the same rate in all",
+        "layer-wise learning rate decay of a ViT: each layer's rate is this factor "
+        "times that of the layer above; None for one rate",
         or_none(number(1e-3, most=1)),
     )

@@ -1,4 +1,4 @@
-"""A row of the table of the config, and how a dataclass defines it."""
+"""Define a field of the config: type, default, rule, meaning."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Rules for values: a test of a value, and the words for what passes it."""
+"""Rules for values of the config: a predicate, and the words for the error."""
 
 import dataclasses
 import math
@@ -138,7 +138,7 @@ SHARES = Rule(
         and all(_is_number(x) and 0 < x < 1 for x in v)
         and sorted(set(v)) == list(v)
     ),
-    "a tuple of growing numbers between 0 and 1",
+    "a tuple of increasing numbers between 0 and 1",
 )
 
 

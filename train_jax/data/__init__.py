@@ -37,7 +37,13 @@ _MAKERS: dict[str, Callable[[str], ImageSplit | SequenceSplit]] = {
 
 
 def load(
-    name: str, split: str, *, data_dir: str | None = None, manual_dir: str | None = None
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    image_size: int | None = None,
+    resize: Resize = "crop",
 ) -> ImageSplit | SequenceSplit:
     """Load a split of a dataset, or a slice of it.
 
@@ -53,6 +59,10 @@ def load(
         data_dir: folder of prepared TFDS sets; defaults to the environment variable
             `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         manual_dir: folder with the dataset's original archives.
+        image_size: side to which images are resized, pixels; None for images as they
+            are, which must then have the same size.
+        resize: how images of other proportions are brought to a square; see
+            `resize_image`.
 
     Returns:
         The split; images of the same size, in the order of the prepared files.
@@ -60,7 +70,14 @@ def load(
     Raises:
         ValueError: if the arguments are wrong, or the data are missing or damaged.
     """
-    return load_splits(name, split, data_dir=data_dir, manual_dir=manual_dir)[0]
+    return load_splits(
+        name,
+        split,
+        data_dir=data_dir,
+        manual_dir=manual_dir,
+        image_size=image_size,
+        resize=resize,
+    )[0]
 
 
 def load_splits(

@@ -81,6 +81,9 @@ def decoded_size(folder: pathlib.Path, base: str, image_size: int | None) -> flo
         return float(info.splits[base].num_examples * num_values)
 
 
+_UNREAD = np.iinfo(np.int64).min
+
+
 class Records:
     """The records of a split in array_record files, see `Source`."""
 
@@ -99,21 +102,25 @@ class Records:
         )
         self._keys = keys
         self._channels = channels
+        self._label_M = np.full(len(self._records), _UNREAD, np.int64)
 
     def read_image(self, place: int) -> np.ndarray:
         """Read and decode an image."""
         with naming_damage(self._folder):
-            image, _ = self._features(place)
+            image, label = self._features(place)
+            self._label_M[place] = label.int64_list.value[0]
             return decode_image(image.bytes_list.value[0], self._channels)
 
     def read_label(self, place: int) -> int:
-        """Read a label."""
-        with naming_damage(self._folder):
-            _, label = self._features(place)
-            return label.int64_list.value[0]
+        """Read a label, which is known if the image has been read."""
+        if self._label_M[place] == _UNREAD:
+            with naming_damage(self._folder):
+                _, label = self._features(place)
+                self._label_M[place] = label.int64_list.value[0]
+        return int(self._label_M[place])
 
     def _features(self, place: int) -> tuple[Any, Any]:
-        (record,) = self._records.__getitems__([place])
+        record = self._records[place]
         feature = example_class().FromString(record).features.feature
         image, label = (feature[key] for key in self._keys)
         return image, label

@@ -22,11 +22,15 @@ def enable_compilation_cache() -> None:
 
     The folder is one for this kind of CPU, as XLA compiles for its instructions;
     JAX_COMPILATION_CACHE_DIR names another one. If it cannot be written, a warning is
-    printed.
+    printed. Several processes with GPUs keep none: they share the work of autotuning,
+    and one that compiles would wait for another that found the program in its cache.
 
     Raises:
         ValueError: if the folder is an address that JAX cannot write to.
     """
+    if jax.process_count() > 1 and jax.default_backend() == "gpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     name = "JAX_COMPILATION_CACHE_DIR"
     chosen = jax.config.values["jax_compilation_cache_dir"]
     if chosen and "://" in chosen:

@@ -2,10 +2,13 @@
 
 import os
 import pathlib
+import platform
 import re
+import zlib
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 # Of the free memory, the share that a set may take. On a CPU it lies there twice while
@@ -16,14 +19,17 @@ SHARE = 0.4
 def room_for_data() -> float:
     """Estimate how many bytes of images fit into the machine's and a device's memory.
 
-    In several processes all come to the same: the least of them.
+    Several processes get the same answer, the smallest; those of one machine share its
+    memory.
     """
-    on_devices = map(_free_on_device, jax.local_devices())
-    room = SHARE * min(_free_on_host(), free_in_cgroups(), *on_devices)
+    on_host = min(_free_on_host(), free_in_cgroups())
+    on_device = min(map(_free_on_device, jax.local_devices()))
     if jax.process_count() == 1:
-        return room
-    rooms = multihost_utils.process_allgather(jax.numpy.float32(room))
-    return float(rooms.min())
+        return SHARE * min(on_host, on_device)
+    gather = multihost_utils.process_allgather
+    host_P = gather(np.uint32(zlib.crc32(platform.node().encode())))
+    on_host /= (host_P == host_P[jax.process_index()]).sum()
+    return SHARE * float(gather(np.float32(min(on_host, on_device))).min())
 
 
 def _free_on_host() -> float:

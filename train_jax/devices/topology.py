@@ -1,4 +1,4 @@
-"""Devices that are not here: TPU slices to compile for, and what their chips can do."""
+"""TPU topologies to compile for, and their chips' memory, FLOP/s and bandwidth."""
 
 import dataclasses
 import math

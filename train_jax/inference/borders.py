@@ -1,4 +1,4 @@
-"""Notice a digit on white paper, where a model was trained on white digits."""
+"""Detect inverted pictures: dark on white, for a model trained on white on black."""
 
 import numpy as np
 

@@ -74,7 +74,7 @@ def load_named_model(options: argparse.Namespace) -> TrainedModel:
         if fields:
             raise ValueError(f"--{next(iter(fields))} is for --weights alone")
         workdir = any_path(options.workdir, "--workdir")
-        return load_model(workdir, run=options.run, which=options.checkpoint)
+        return load_model(workdir, run=options.run, checkpoint=options.checkpoint)
     for name, default in (("run", 0), ("checkpoint", "last")):
         if getattr(options, name) != default:
             raise ValueError(f"--{name} is for --workdir alone")

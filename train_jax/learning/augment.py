@@ -167,11 +167,12 @@ def random_erasing(
         jax.random.uniform(keys[2], (batch,), minval=log_ratio[0], maxval=log_ratio[1])
     )
     masks = []
+    scale = (height * width) ** 0.5
     for axis_key, length, root in (
         (keys[3], height, jnp.sqrt(area_B * ratio_B)),
         (keys[4], width, jnp.sqrt(area_B / ratio_B)),
     ):
-        side_B = jnp.round(jnp.minimum(root, 1.0) * length)
+        side_B = jnp.round(jnp.minimum(root * scale, length))
         start_B = jnp.floor(
             jax.random.uniform(axis_key, (batch,)) * (length - side_B + 1)
         )

@@ -1,4 +1,4 @@
-"""The batch of each step: which examples it has, and in which order they come."""
+"""Shuffle the examples of an epoch, and select the batch of each step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
 def select_examples(
     examples: tuple[Array, ...],
     order_M: Array,
-    place: Array,
+    batch_index: Array,
     *,
     batch_size: int,
     batch_sharding: Any,
@@ -36,7 +36,7 @@ def select_examples(
         examples: the arrays of the whole split, all axes but the first merged: a TPU
             would pad the channels to 128, and copy the split to do so.
         order_M: the order of an epoch's examples.
-        place: number of the batch in the epoch, a scalar.
+        batch_index: number of the batch in the epoch, a scalar.
         batch_size: number of examples in a batch, over all devices.
         batch_sharding: sharding of the batch.
         shapes: of one example in each array.
@@ -44,9 +44,9 @@ def select_examples(
     Returns:
         The arrays of the batch's examples, and their indices, (B,).
     """
-    chex.assert_rank([order_M, place], [1, 0])
+    chex.assert_rank([order_M, batch_index], [1, 0])
     chex.assert_equal_shape_prefix([*examples, order_M], 1)
-    start = place * batch_size
+    start = batch_index * batch_size
     index_B = jax.lax.dynamic_slice(order_M, (start,), (batch_size,))
     index_B = jax.lax.with_sharding_constraint(index_B, batch_sharding)
     chex.assert_shape(index_B, (batch_size,))
@@ -58,24 +58,28 @@ def select_examples(
 
 
 def take_loaded(
-    examples: tuple[Array, ...], index_B: Array, place: Array, *, look_up: bool = False
+    examples: tuple[Array, ...],
+    index_B: Array,
+    batch_index: Array,
+    *,
+    look_up: bool = False,
 ) -> tuple[tuple[Array, ...], Array]:
     """Take the examples of a batch that was loaded; stands in for `select_examples`.
 
     Args:
         examples: the arrays of the batch's examples.
         index_B: their indices.
-        place: number of the batch in the epoch, a scalar.
+        batch_index: number of the batch in the epoch, a scalar.
         look_up: whether the examples are looked up by their row, as those of a split
             are by their index. XLA then compiles what follows in the same way, and
             results agree to the last bit; several devices would gather the batch.
     """
-    chex.assert_rank([index_B, place], [1, 0])
+    chex.assert_rank([index_B, batch_index], [1, 0])
     chex.assert_equal_shape_prefix([*examples, index_B], 1)
     if not look_up:
         return examples, index_B
-    # Depends on the place, or XLA would move it out of the loop over the steps.
-    row_B = jnp.arange(len(index_B)) + jnp.minimum(place, 0)
+    # Depends on batch_index, or XLA would move it out of the loop over the steps.
+    row_B = jnp.arange(len(index_B)) + jnp.minimum(batch_index, 0)
     loaded = tuple(array[row_B] for array in examples)
     chex.assert_trees_all_equal_shapes_and_dtypes(loaded, examples)
     return loaded, index_B

@@ -1,4 +1,4 @@
-"""Random changes of brightness, contrast, saturation and hue."""
+"""Colour jitter: random brightness, contrast, saturation and hue."""
 
 import chex
 import jax

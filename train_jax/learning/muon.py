@@ -25,11 +25,12 @@ def muon(
 
     Args:
         momentum: decay rate of the accumulated gradient.
-        nesterov: whether to look ahead by one step.
+        nesterov: whether to use Nesterov momentum.
         ns_steps: number of Newton-Schulz iterations.
-        consistent_rms: root mean square of a kernel's update, of about Adam's with 0.2,
-            so that rates for Adam serve; None for an update whose singular values are 1
-        keep_norm: whether each kernel is scaled to the norm √F before each step
+        consistent_rms: root mean square to which each kernel's update is scaled. With
+            0.2 it is about that of Adam's updates, so that Adam's learning rates can be
+            used; None for updates whose singular values are 1.
+        keep_norm: whether each kernel is scaled to the norm √F before each step.
 
     References: Jordan et al., Muon, 2024 (kellerjordan.github.io/posts/muon);
     consistent_rms: arXiv:2502.16982, eq. 4.

@@ -119,7 +119,7 @@ def adam(
         b1: decay rate of the first moment.
         b2: decay rate of the second moment.
         eps: added to the root of the second moment.
-        nesterov: whether to look ahead by one step (NAdam).
+        nesterov: whether to use Nesterov momentum (NAdam).
 
     References: arXiv:1412.6980, algorithm 1.
     """
@@ -133,7 +133,7 @@ def sgd(
 
     Args:
         momentum: decay rate of the accumulated gradient.
-        nesterov: whether to look ahead by one step.
+        nesterov: whether to use Nesterov momentum.
     """
     return optax.trace(momentum, nesterov)
 

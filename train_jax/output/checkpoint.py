@@ -157,10 +157,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Release the folder; after `wait`, or after an error."""
-        self._saving = None
         # `wait` has raised what went wrong with a save.
         with contextlib.suppress(ValueError, OSError):
-            self._manager.close()
+            self._manager.close()  # completes a save that is under way
+        self._saving = None
 
     @contextlib.contextmanager
     def _raising_checkpoint_errors(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_file(path: Path, content: str | bytes | bytearray) -> None:
-    """Write a file beside the path, then put it in its place."""
+    """Write a file beside the path, to the disk, then put it in its place."""
     content = content.encode() if isinstance(content, str) else content
     if not isinstance(path, pathlib.Path):
         with store.errors(path):
@@ -47,7 +47,10 @@ def replace_file(path: Path, content: str | bytes | bytearray) -> None:
         return
     draft = path.with_name(path.name + DRAFT)
     try:
-        draft.write_bytes(content)
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError:
         draft.unlink(missing_ok=True)

@@ -121,12 +121,12 @@ def _check_extension(workdir: Path, before: Fields, now: Fields, extend: bool) -
     is_longer = not differences(before, now, but=LENGTH) and _is_longer(before, now)
     if is_longer and (extend or not _knows_its_length(now)):
         return
-    remedy = "Give another --workdir, or --overwrite to lose it"
+    remedy = "Give another --workdir, or --overwrite to delete the run"
     if is_longer:
         remedy = (
             f"--extend trains it on, with the {now['optimizer.schedule']} schedule of "
             "the new length from the step where it stands; or give another --workdir, "
-            "or --overwrite to lose it"
+            "or --overwrite to delete the run"
         )
     raise WorkdirError(
         f"--workdir {str(workdir)!r} holds a run of another config: "

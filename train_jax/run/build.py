@@ -254,6 +254,6 @@ def check_groups(groups: Mapping[str, GroupConfig], params: Any) -> None:
     frozen = {name for name, group in groups.items() if not group.learning_rate}
     if all(owners.get(path) in frozen for path in flat):
         raise ValueError(
-            "config.freeze and config.groups must leave a parameter to learn, such as "
-            "those of a head, which this model has not"
+            "config.freeze and config.groups freeze every parameter; at least one "
+            "must be trained, such as a head, which this model does not have"
         )

@@ -1,4 +1,4 @@
-"""Choose the dtype of a run whose config leaves it open."""
+"""Choose float32 or bfloat16 where the config says dtype 'auto'."""
 
 import dataclasses
 

@@ -80,8 +80,8 @@ class Evaluator:
             padded = tuple(_pad(x, len(rows)) for x in examples)
             batch = sharding.put_rows(padded, size, self._batch_sharding)
             outputs.append(self._eval_step(variables, batch))
-            # So that few batches wait in the devices' memory.
-            jax.block_until_ready(outputs[-2:-1])
+            # So that the devices hold two batches and their results, not the split's.
+            outputs[-2:-1] = jax.device_get(outputs[-2:-1])
         loss_RM, hit_RM, output_RM = jax.tree.map(
             lambda *parts: np.concatenate(parts, axis=1)[:, :count],
             *jax.device_get(outputs),

@@ -142,8 +142,8 @@ class StepIndices:
 
     def __call__(self, step: int) -> np.ndarray:
         """Look the indices up, int32."""
-        epoch, place = divmod(step, self.num_examples // self.batch_size)
-        return self._order(epoch)[place * self.batch_size + self.rows]
+        epoch, batch = divmod(step, self.num_examples // self.batch_size)
+        return self._order(epoch)[batch * self.batch_size + self.rows]
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._last is None or self._last[0] != epoch:

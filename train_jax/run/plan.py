@@ -1,4 +1,4 @@
-"""Compile a training step for devices that are not here, and read what it takes."""
+"""Compile a training step ahead of time; read its memory, FLOPs and communication."""
 
 import dataclasses
 import functools

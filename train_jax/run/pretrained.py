@@ -88,7 +88,7 @@ def fit_pretrained(
     if not _has_same_classes(pretrained, task):
         flat = {k: v for k, v in flat.items() if not k.startswith("params/head/")}
         classes = f"{task.num_classes} classes"
-        print(f"the head is drawn anew, for {classes}", file=sys.stderr)
+        print(f"the head is initialised at random, for {classes}", file=sys.stderr)
     return {path: np.asarray(array) for path, array in flat.items()}
 
 

@@ -141,7 +141,7 @@ class Runs:
 
     def select(self, tree: Any, run: int) -> Any:
         """Take one run's arrays."""
-        return jax.tree.map(lambda x: x[run], self.add_axis(tree))
+        return tree if len(self) == 1 else jax.tree.map(lambda x: x[run], tree)
 
 
 def _make_keys(seed: jax.Array) -> dict[str, jax.Array]:

@@ -16,7 +16,7 @@ from train_jax.data import ImageSplit, SequenceSplit
 from train_jax.data.resize import Resize
 from train_jax.devices import policy
 from train_jax.devices.store import Path, any_path
-from train_jax.output import checkpoint
+from train_jax.output import checkpoint as checkpoints
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
 from train_jax.run.initial_state import make_initial_state, make_runs
@@ -92,14 +92,14 @@ def require_images(trained: TrainedModel) -> Classification:
 
 
 def load_model(
-    workdir: Path | str, *, run: int = 0, which: str = "last"
+    workdir: Path | str, *, run: int = 0, checkpoint: str = "last"
 ) -> TrainedModel:
     """Restore a trained model from the folder of its run.
 
     Args:
         workdir: the run's folder; of it, only `checkpoints/` is used.
         run: which one, from 0, if several were trained in one program.
-        which: "last", "best" (by validation) or the step of a checkpoint.
+        checkpoint: "last", "best" (by validation) or a step.
 
     Returns:
         The model with its variables, which are on one device.
@@ -111,11 +111,11 @@ def load_model(
     workdir = any_path(str(workdir), "workdir")
     directory = workdir / wd.CHECKPOINTS
     with wd.naming_workdir(workdir):
-        step = checkpoint.find(directory, which)
+        step = checkpoints.find(directory, checkpoint)
     if step is None:
         raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
     try:
-        metadata = checkpoint.read_metadata(directory, step)
+        metadata = checkpoints.read_metadata(directory, step)
     except OSError as error:
         raise ValueError(f"checkpoint {step} cannot be read: {error}") from error
     fields = metadata["config"]
@@ -128,7 +128,7 @@ def load_model(
         raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
     model = make_model(config, task)
     abstract_state, _ = make_initial_state(config, model, task, runs)
-    state = checkpoint.restore(directory, step, abstract_state)
+    state = checkpoints.restore(directory, step, abstract_state)
     variables = runs.select(state.eval_variables, run)
     return TrainedModel(
         task, model, variables, config.model.name, dataset=config.dataset, step=step
@@ -169,7 +169,7 @@ def load_weights(
     loaded = read_weights(source, **fields)
     num_classes: int | None = loaded.model.num_classes  # type: ignore (of both)
     if num_classes is None:
-        raise ValueError(f"weights {source!r} have no head, so that nothing is told")
+        raise ValueError(f"weights {source!r} have no classification head")
     channels = loaded.image_shape[2]
     for flag, given, known in (
         ("--mean", mean, loaded.mean),
@@ -177,7 +177,7 @@ def load_weights(
     ):
         if given is None and known is None:
             raise ValueError(
-                f"{flag} must be given, as weights {source!r} don't say it"
+                f"{flag} must be given, as weights {source!r} do not contain it"
             )
         if given is not None and len(given) != channels:
             raise ValueError(f"{flag} must have {channels} values, got {given}")

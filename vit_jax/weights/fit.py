@@ -13,7 +13,7 @@ from weight_files import Pretrained, adapt_channels, check_variables, without_ot
 # Fields that change what is computed, but not the parameters' shapes.
 _SAME_FIELDS = (
     *("num_heads", "activation", "norm", "norm_epsilon", "residual"),
-    "position_embedding",
+    *("stem", "position_embedding"),
 )
 
 

@@ -22,6 +22,7 @@ from weight_files.pretrained import (
     check_fields,
     describe_error,
     preprocessing_of,
+    without_head,
 )
 
 FORMATS: dict[str, Format] = {
@@ -50,7 +51,8 @@ def load(
         image_size: height and width that the weights are for, pixels; needed where
             the patches form no square, and nothing else says so.
         **fields: of `ViT`, in place of those that were found; such as `num_heads`,
-            which files in PyTorch's layout do not tell, or `pool`.
+            which files in PyTorch's layout do not tell, or `pool`. `num_classes=None`
+            leaves the head out.
 
     Returns:
         The model, its variables, and what belongs to them. The parameters are numpy
@@ -65,6 +67,9 @@ def load(
     """
     check_fields(ViT, fields)
     opened = open_source(source)
+    if fields.get("num_classes", 0) is None:
+        del fields["num_classes"]
+        return without_head(load(opened, image_size=image_size, **fields))
     for layout in FORMATS.values():
         if layout.recognises(opened.arrays):
             break
@@ -80,7 +85,7 @@ def load(
         raise
     except WRONG_CONTENT as error:
         raise ValueError(
-            f"weights {opened.name!r} are not a complete ViT of {layout.library}: "
+            f"weights {opened.name!r} cannot be read as a ViT of {layout.library}: "
             f"{describe_error(error)}"
         ) from error
 

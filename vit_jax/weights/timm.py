@@ -1,5 +1,6 @@
 """The layout of timm: fused query, key and value, registers, LayerScale, pooling."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ from vit_jax.weights.format import (
 from weight_files import Entry, Source, dense, fused, norm, renamed
 
 _POOLS = {"token": "cls", "avg": "mean", "map": "map"}
+# Models that timm makes with the tanh form of GELU, which their files do not say.
+_GELU_TANH = re.compile(
+    r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip"
+    r"|vit_large_patch16_siglip_(gap_)?512"
+)
 
 
 def _recognises(arrays: Mapping[str, Any]) -> bool:
@@ -32,6 +38,8 @@ def _read_fields(source: Source) -> dict[str, Any]:
     hidden = len(arrays["blocks.0.mlp.fc1.weight"])
     if arrays["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
         raise ValueError("a ViT with gated MLPs (SwiGLU) is not supported")
+    if arguments.get("pool_include_prefix"):
+        raise ValueError("pool_include_prefix is not supported")
     if "dist_token" in arrays:
         raise ValueError("a distilled DeiT, which has two heads, is not supported")
     pool = "cls" if "cls_token" in arrays else "mean"
@@ -54,9 +62,10 @@ def _read_fields(source: Source) -> dict[str, Any]:
     # vit_base_patch16_siglip_gap, which has 12.
     others = ("cls_token", "reg_token", "fc_norm.weight", "attn_pool.latent")
     has_twin = (width, depth) == (768, 12) and not any(it in arrays for it in others)
-    is_siglip = "siglip" in source.config.get("architecture", "")
-    if has_twin and "num_heads" not in arguments and not is_siglip:
-        heads = {}
+    architecture = source.config.get("architecture", "")
+    if has_twin and "num_heads" not in arguments and "siglip" not in architecture:
+        heads = {"num_heads": 16} if "patch16_gap" in architecture else {}
+    gelu = "gelu_tanh" if _GELU_TANH.match(architecture) else "gelu"
     return {
         "num_classes": len(arrays["head.weight"]) if "head.weight" in arrays else None,
         "patch_size": patch_size,
@@ -64,7 +73,7 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "depth": depth,
         **heads,
         "mlp_ratio": hidden / width,
-        "activation": arguments.get("act_layer") or "gelu",
+        "activation": arguments.get("act_layer") or gelu,
         "pool": pool,
         "num_registers": num_registers,
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in arrays else None,

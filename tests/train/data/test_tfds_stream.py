@@ -18,6 +18,15 @@ def test_a_prepared_set_is_streamed_in_the_order_of_its_files(tiny):
     np.testing.assert_array_equal(part.label_B[[0, 3]], expected.label_B[[3, 6]])
 
 
+def test_a_label_is_known_once_its_image_has_been_read(tiny, monkeypatch):
+    (split,) = data.load_splits("tiny", "train", data_dir=str(tiny), room=0)
+    source = split.image_BHWC.source
+    source.read_image(4)
+    expected = source.read_label(5), source.read_label(4)
+    monkeypatch.setattr(source, "_features", None)
+    assert (source.read_label(5), source.read_label(4)) == expected == (2, 1)
+
+
 def test_examples_without_a_label_are_refused(tmp_path):
     examples = encoded(4)
     examples[2] = (examples[2][0], -1)
