@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
@@ -241,7 +241,7 @@ def _as_float32(array: Any) -> np.ndarray:
         array = array.float() if array.is_floating_point() else array
     array = np.asarray(array)
     if array.dtype == np.dtype("V2"):  # numpy writes bfloat16 as bytes without a type
-        array = array.view(ml_dtypes.bfloat16)
+        array = array.view(jnp.bfloat16)
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 

@@ -57,21 +57,14 @@ def _read_fields(source: Source) -> dict[str, Any]:
     places = arrays["pos_embed"].shape[1]
     num_others = registers + ("cls_token" in arrays)
     side = square_side(places - num_others) or square_side(places)
-    heads = find_num_heads(width, depth, arguments)
-    # The arrays of vit_base_patch16_gap, which has 16 heads, are like those of
-    # vit_base_patch16_siglip_gap, which has 12.
-    others = ("cls_token", "reg_token", "fc_norm.weight", "attn_pool.latent")
-    has_twin = (width, depth) == (768, 12) and not any(it in arrays for it in others)
     architecture = source.config.get("architecture", "")
-    if has_twin and "num_heads" not in arguments and "siglip" not in architecture:
-        heads = {"num_heads": 16} if "patch16_gap" in architecture else {}
     gelu = "gelu_tanh" if _GELU_TANH.match(architecture) else "gelu"
     return {
         "num_classes": len(arrays["head.weight"]) if "head.weight" in arrays else None,
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
-        **heads,
+        **_find_heads(source, width, depth),
         "mlp_ratio": hidden / width,
         "activation": arguments.get("act_layer") or gelu,
         "pool": pool,
@@ -82,6 +75,20 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "channels": channels,
         "image_size": side and (side * patch_size, side * patch_size),
     }
+
+
+def _find_heads(source: Source, width: int, depth: int) -> dict[str, int]:
+    """Find the number of heads; none where nothing tells two models of timm apart."""
+    arguments = source.config.get("model_args", {})
+    architecture = source.config.get("architecture", "")
+    # The arrays of vit_base_patch16_gap, which has 16 heads, are like those of
+    # vit_base_patch16_siglip_gap, which has 12.
+    others = ("cls_token", "reg_token", "fc_norm.weight", "attn_pool.latent")
+    is_like_both = not any(name in source.arrays for name in others)
+    is_told = "num_heads" in arguments or "siglip" in architecture
+    if (width, depth) == (768, 12) and is_like_both and not is_told:
+        return {"num_heads": 16} if "patch16_gap" in architecture else {}
+    return find_num_heads(width, depth, arguments)
 
 
 def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
