@@ -1,6 +1,6 @@
 """ViT and Transformer work on a mesh with explicit axes, `jax.make_mesh`'s default.
 
-Convolutions and `nn.Embed` do not: JAX asks for the sharding of what they return.
+Gradients of convolutions and `nn.Embed` do not: JAX asks for their output sharding.
 """
 
 import jax

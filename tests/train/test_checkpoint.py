@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 
@@ -13,6 +14,7 @@ import pytest
 
 from train_jax.devices import sharding
 from train_jax.output import checkpoint, checkpoint_search, checksums
+from train_jax.output.files import write_json
 
 SCORES = {5: 0.5, 10: 0.9, 15: 0.7}
 
@@ -232,6 +234,17 @@ def test_a_save_that_is_under_way_is_completed_at_the_end(tmp_path):
     checkpoints.save(5, make_state(5), {})
     checkpoints.close()  # without `wait`, as after an error elsewhere
     assert checkpoint.find(directory, "last") == 5
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """After a loss of power it is the old one or the new one, not an empty one."""
+    calls, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda _: calls.append("fsync"))
+    monkeypatch.setattr(
+        os, "replace", lambda *paths: (calls.append("replace"), replace(*paths))
+    )
+    write_json(tmp_path / "a.json", {})
+    assert calls == ["fsync", "replace"]
 
 
 def test_no_checkpoints(tmp_path):

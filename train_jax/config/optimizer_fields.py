@@ -52,7 +52,7 @@ class RuleConfig:
         SHARES,
     )
     drop_factor: float = option(
-        0.1, "factor of the schedule 'steps'", number(0, most=1)
+        0.1, "factor by which 'steps' multiplies the rate", number(0, most=1)
     )
     warmup_epochs: float = option(
         0.0, "epochs of linear warm-up of the learning rate, from 0", number(0)
