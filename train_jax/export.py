@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import resnet_jax.weights
@@ -114,16 +114,35 @@ def _write_weights(
             "trained with config.dataset.mean 'pixel'; --format stablehlo takes any "
             "model"
         )
-    if format != "npz" and trained.resize != "crop":
-        print(
-            "warning: other libraries will resize pictures and cut their centre out; "
-            f"the training had config.dataset.resize {trained.resize!r}",
-            file=sys.stderr,
-        )
+    for warning in _not_written(trained, pretrained, format):
+        print(f"warning: {warning}", file=sys.stderr)
     library = vit_jax if isinstance(trained.model, ViT) else resnet_jax
     if format == "hf" and pretrained.image_shape[2] == 1:
         pretrained = _for_colours(pretrained, library.weights.fit)
     return library.weights.save(path, pretrained, format=format)
+
+
+def _not_written(
+    trained: TrainedModel, pretrained: Pretrained, format: str
+) -> Iterator[str]:
+    """Say what of the preparation of images a format cannot hold."""
+    height, width, _ = pretrained.image_shape
+    if format == "npz":
+        if {*(pretrained.mean or ()), *(pretrained.std or ())} != {0.5}:
+            yield (
+                "a .npz file holds no mean and standard deviation; its readers use 0.5 "
+                f"and 0.5, the training had {pretrained.mean} and {pretrained.std}"
+            )
+    elif trained.resize == "pad":
+        yield (
+            "other libraries will resize pictures and cut their centre out; the "
+            "training had config.dataset.resize 'pad'"
+        )
+    elif format == "hf" and trained.resize == "crop" and height != width:
+        yield (
+            "transformers will not fill an oblong input, but cut the centre out and "
+            "add black bands, where pictures have other proportions"
+        )
 
 
 def _for_colours(pretrained: Pretrained, fit: Callable[..., Any]) -> Pretrained:

@@ -44,12 +44,15 @@ def write_huggingface(
         "label2id": {name: label for label, name in enumerate(names)},
     }
     height, width, _ = pretrained.image_shape
-    edge = round(min(height, width) / pretrained.crop_fraction)
+    # 1e-6: 224 / (224 / 248) may be a little less than 248.
+    scaled = [int(side / pretrained.crop_fraction + 1e-6) for side in (height, width)]
+    is_stretched = pretrained.resize == "stretch"
+    size = dict(zip(("height", "width"), scaled, strict=True))
     preprocessing = {
-        # It fills the input and cuts out the centre.
-        "image_processor_type": "BitImageProcessor",
+        # The one resizes to a height and width, the other keeps the proportions.
+        "image_processor_type": f"{'DeiT' if is_stretched else 'Bit'}ImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": edge},
+        "size": size if is_stretched else {"shortest_edge": min(scaled)},
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "resample": _RESAMPLING[pretrained.resampling],
@@ -106,6 +109,7 @@ def write_timm(
         "mean": pretrained.mean,
         "std": pretrained.std,
         "crop_pct": pretrained.crop_fraction,
+        "crop_mode": "squash" if pretrained.resize == "stretch" else "center",
         "interpolation": pretrained.resampling,
     }
     names = list(pretrained.class_names or ())[:num_classes]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weight_files.read import Source
 from weight_files.table import first_three
 
 Resampling = Literal["bilinear", "bicubic"]
+Resize = Literal["crop", "stretch"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CROP_FRACTION = 224 / 256
 
@@ -33,6 +33,7 @@ class Pretrained:
         crop_fraction: an image is resized so that its shorter side is the model's
             divided by this, and then cropped.
         resampling: how it is resized.
+        resize: whether it keeps its proportions ("crop") or not ("stretch").
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Pretrained:
     class_names: tuple[str, ...] | None = None
     crop_fraction: float = 1.0
     resampling: Resampling = "bilinear"
+    resize: Resize = "crop"
 
 
 # What reading arrays of another layout, or of an unexpected form, raises.
@@ -178,59 +180,3 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
         return kernel.sum(axis=2, keepdims=True)
     repeated = np.concatenate([kernel] * -(-channels // old), axis=2)[:, :, :channels]
     return (repeated * np.float32(old / channels)).astype(kernel.dtype)
-
-
-def _height_and_width(size: Any) -> tuple[int, int]:
-    """Parse an image size: a number, a list of one or two, or named sides."""
-    if isinstance(size, Mapping):
-        edge = size.get("shortest_edge")
-        height, width = size.get("height", edge), size.get("width", edge)
-        if height is None or width is None:
-            raise ValueError(
-                "their size must be a height and a width, or a shortest edge, got "
-                f"{dict(size)}"
-            )
-        return (height, width)
-    if isinstance(size, int):
-        return (size, size)
-    return (size[0], size[-1])
-
-
-def preprocessing_of(source: Source) -> dict[str, Any]:
-    """Read normalisation, size and class names from a source's configs.
-
-    They may be those of Hugging Face or of timm.
-
-    Returns:
-        The fields of `Pretrained` that the source tells, without `image_shape`; and
-        "image_size", (height, width), where it tells that.
-    """
-    config, preprocessing = source.config, source.preprocessing
-    timm = config.get("pretrained_cfg", {})
-    found: dict[str, Any] = {}
-    mean = preprocessing.get("image_mean", timm.get("mean"))
-    std = preprocessing.get("image_std", timm.get("std"))
-    if mean is not None and std is not None:
-        if preprocessing.get("do_normalize") is False:
-            mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-        found |= {"mean": tuple(mean), "std": tuple(std)}
-    names = config.get("id2label") or config.get("label_names")
-    if isinstance(names, Mapping):
-        names = [names[key] for key in sorted(names, key=int)]
-    if names:
-        found["class_names"] = tuple(names)
-    size = preprocessing.get("size", config.get("image_size"))
-    size = timm.get("input_size", (0, size))[1:] if timm else size
-    if size is not None:
-        found["image_size"] = _height_and_width(size)
-    fraction = preprocessing.get("crop_pct", timm.get("crop_pct"))
-    crop = preprocessing.get("crop_size")
-    if preprocessing.get("do_center_crop") and crop and size is not None:
-        height, width = _height_and_width(crop)
-        fraction = min(height, width) / min(found["image_size"])
-        found["image_size"] = (height, width)
-    if fraction is not None:
-        found["crop_fraction"] = float(fraction)
-    method = preprocessing.get("resample", timm.get("interpolation"))
-    found["resampling"] = "bicubic" if method in (3, "bicubic") else "bilinear"
-    return found

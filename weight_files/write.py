@@ -54,6 +54,8 @@ def _write(path: pathlib.Path, write: Callable[[Any], object]) -> None:
     try:
         with draft.open("wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # or it may be empty after a power cut
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from weight_files import (
     open_source,
     to_ours,
 )
+from weight_files.preprocessing import preprocessing_of
 from weight_files.pretrained import (
     IMAGENET_CROP_FRACTION,
     IMAGENET_MEAN,
@@ -21,7 +22,6 @@ from weight_files.pretrained import (
     WRONG_CONTENT,
     check_fields,
     describe_error,
-    preprocessing_of,
     without_head,
 )
 

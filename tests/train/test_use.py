@@ -16,6 +16,7 @@ from typing import get_args
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -37,7 +38,6 @@ from tests.train.data.encodings import (
     with_alpha,
 )
 from train_jax import data, evaluate, export, predict
-from train_jax.config.fields import DatasetConfig
 from train_jax.data.resize import Resize, resize_image
 from train_jax.inference import flags as model_flags
 from train_jax.inference.classifier import Classifier, fit_image
@@ -136,6 +136,11 @@ def test_images_are_resized_when_they_are_asked_for():
     assert evaluate.fit_split(trained, fitted[:0]).image_BHWC.shape == (0, 4, 4, 1)
     same = dataclasses.replace(split, image_BHWC=images[:, :4, :4])
     assert evaluate.fit_split(trained, same) is same
+    cropping = dataclasses.replace(trained, crop_fraction=0.5)
+    (image_HWC,) = evaluate.fit_split(cropping, same[:1]).image_BHWC[np.arange(1)]
+    expected_HWC = fit_image(cropping, same.image_BHWC[0])
+    assert (image_HWC != same.image_BHWC[0]).any()
+    np.testing.assert_array_equal(image_HWC, expected_HWC)
 
 
 def test_a_model_that_diverged_has_no_scores(run, capsys, monkeypatch):
@@ -186,8 +191,8 @@ def test_a_picture_is_brought_to_the_input_as_in_the_training():
     image_HWC = np.array([[[50], [100], [100], [200]]] * 2, np.uint8)
     seen = set()
     for resize in get_args(Resize):
-        dataset = DatasetConfig(resize=resize)
-        trained = TrainedModel(task, vit_jax.ViT(1, 1, 1, 1, 1), {}, "vit", dataset)
+        vit = vit_jax.ViT(1, 1, 1, 1, 1)
+        trained = TrainedModel(task, vit, {}, "vit", resize=resize)
         fitted = fit_image(trained, image_HWC)
         expected = resize_image(image_HWC, (2, 2), how=resize, background=0)
         np.testing.assert_array_equal(fitted, expected)
@@ -481,16 +486,53 @@ def test_weights_are_written_and_used_again(format, run, evaluated, tmp_path, ca
         assert actual[name] == pytest.approx(evaluated[name], rel=1e-5)
 
 
-def test_weights_say_nothing_of_how_pictures_were_resized(
-    run, tmp_path, capsys, monkeypatch
+def of_another_mean(trained):
+    task = dataclasses.replace(trained.task, mean=(0.25,))
+    return dataclasses.replace(trained, task=task)
+
+
+def of_oblong_images(trained):
+    task = dataclasses.replace(trained.task, image_shape=(8, 4, 1))
+    model = vit_jax.ViT(10, 4, 8, 1, 2, activation="gelu")
+    variables = model.init(jax.random.key(0), jnp.ones((1, 8, 4, 1)))
+    return dataclasses.replace(trained, task=task, model=model, variables=variables)
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "message"),
+    [
+        (
+            "hf",
+            lambda trained: dataclasses.replace(trained, resize="pad"),
+            "had config.dataset.resize 'pad'",
+        ),
+        ("hf", of_oblong_images, "transformers will not fill an oblong input"),
+        ("npz", of_another_mean, "holds no mean and standard deviation"),
+    ],
+)
+def test_what_a_format_cannot_say_of_the_images_is_told(
+    format, change, message, run, tmp_path, capsys, monkeypatch
 ):
-    trained = load_model(run)
-    assert trained.dataset is not None
-    padded = dataclasses.replace(trained.dataset, resize="pad")
-    trained = dataclasses.replace(trained, dataset=padded)
+    trained = change(load_model(run))
     monkeypatch.setattr(model_flags, "load_model", lambda *_, **__: trained)
-    call(export, "--workdir", run, "--format", "hf", "--out", tmp_path / "hf")
-    assert "had config.dataset.resize 'pad'" in capsys.readouterr().err
+    call(export, "--workdir", run, "--format", format, "--out", tmp_path / "a")
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_that_have_changed_since_the_training_are_told(
+    run, capsys, monkeypatch
+):
+    call(evaluate, "--workdir", run)
+    assert capsys.readouterr().err == ""
+    load = evaluate.load_named_splits
+
+    def load_changed(*args):
+        return [dataclasses.replace(split, order=7) for split in load(*args)]
+
+    monkeypatch.setattr(evaluate, "load_named_splits", load_changed)
+    call(evaluate, "--workdir", run)
+    error = capsys.readouterr().err
+    assert error.startswith("warning: the pictures of 'digits' have changed since the")
 
 
 def test_a_set_that_has_changed_since_the_training_is_refused(run, capsys, monkeypatch):

@@ -22,7 +22,7 @@ from vit_jax import weights
 from vit_jax.weights.load import FORMATS
 from vit_jax.weights.timm import timm_config
 from weight_files import Pretrained, open_source
-from weight_files.pretrained import preprocessing_of
+from weight_files.preprocessing import preprocessing_of
 
 
 @pytest.fixture(scope="module")
@@ -331,38 +331,79 @@ def test_a_decoder_alone_has_mlps(norm):
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
+_CONVNEXT = {"image_processor_type": "ConvNextImageProcessor"}
+
+
 @pytest.mark.parametrize(
-    ("preprocessing", "image_size", "fraction"),
+    ("preprocessing", "model_type", "expected"),
     [
-        ({"size": 224}, (224, 224), 1.0),
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, 224), 0.875),
+        ({"size": 224}, None, (224, 1.0, "stretch")),
+        ({"size": 224}, "vit", (224, 1.0, "stretch")),
+        ({"size": 224}, "resnet", (224, 0.875, "crop")),
+        ({"size": [224, 224]}, "resnet", (224, 0.875, "crop")),
+        ({"size": {"shortest_edge": 224}}, "vit", (224, 1.0, "crop")),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.9}, None, (224, 0.9, "crop")),
         (
             {"size": {"height": 256, "width": 256}, "crop_size": 224}
             | {"do_center_crop": True},
-            (224, 224),
-            0.875,
+            "deit",
+            (224, 0.875, "stretch"),
         ),
-        ({"size": [256], "crop_size": 224, "do_center_crop": False}, (256, 256), 1.0),
+        (
+            {"size": [256], "crop_size": 224, "do_center_crop": False},
+            None,
+            (256, 1.0, "stretch"),
+        ),
+        (
+            {"size": 224, "feature_extractor_type": "CLIPFeatureExtractor"},
+            "vit",
+            (224, 1.0, "crop"),
+        ),
+        ({"size": 224} | _CONVNEXT, "vit", (224, 0.875, "crop")),
+        ({"size": 224, "crop_pct": 0.95} | _CONVNEXT, "vit", (224, 0.95, "crop")),
+        ({"size": 384, "crop_pct": 0.875} | _CONVNEXT, "vit", (384, 1.0, "stretch")),
     ],
 )
-def test_sizes_in_preprocessor_config(preprocessing, image_size, fraction):
-    source = weight_files.Source("a", {}, {}, preprocessing)
-    found = preprocessing_of(source)
-    assert found["image_size"] == image_size
-    assert found.get("crop_fraction", 1.0) == fraction
+def test_resizing_in_preprocessor_config(preprocessing, model_type, expected):
+    config = {} if model_type is None else {"model_type": model_type}
+    found = preprocessing_of(weight_files.Source("a", {}, config, preprocessing))
+    size, fraction, resize = expected
+    assert found["image_size"] == (size, size)
+    assert (found["crop_fraction"], found["resize"]) == (fraction, resize)
 
 
-@pytest.mark.parametrize(("side", "fraction"), [(224, 0.875), (384, 1.0)])
-def test_images_for_torchvision_s_vits_are_cropped(side, fraction):
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_resizing_in_timm_s_config(resize):
+    mode = {"crop": "center", "stretch": "squash"}[resize]
+    timm = {"input_size": [3, 32, 48], "crop_pct": 0.9, "crop_mode": mode}
+    found = preprocessing_of(weight_files.Source("a", {}, {"pretrained_cfg": timm}))
+    assert found == {"image_size": (32, 48), "crop_fraction": 0.9, "resize": resize}
+
+
+@pytest.mark.parametrize(
+    ("side", "patch_size", "width", "expected"),
+    [
+        (224, 112, 8, (0.875, "bilinear")),
+        (224, 16, 1024, (224 / 242, "bilinear")),  # of vit_l_16
+        (384, 192, 8, (1.0, "bicubic")),
+    ],
+)
+def test_images_for_torchvision_s_vits_are_cropped(side, patch_size, width, expected):
     model = vit_jax.ViT(
-        2, patch_size=side // 2, width=8, depth=1, num_heads=2, activation="gelu"
+        2,
+        patch_size=patch_size,
+        width=width,
+        depth=1,
+        num_heads=2,
+        mlp_ratio=8 / width,
+        activation="gelu",
     )
     variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, side, side, 3)))
     table = FORMATS["torchvision"].table(model)
     state = weight_files.to_theirs(table, jax.device_get(variables))
     loaded = weights.load(state, num_heads=2)
     assert loaded.image_shape == (side, side, 3)
-    assert loaded.crop_fraction == fraction
+    assert (loaded.crop_fraction, loaded.resampling) == expected
 
 
 @pytest.mark.parametrize(("stem", "fraction"), [("imagenet", 0.875), ("small", 1.0)])
@@ -576,11 +617,35 @@ def test_the_hidden_width_survives_timm_s_rounding(vit, hidden, width):
 
 @pytest.mark.parametrize(
     ("preprocessing", "message"),
-    [({"size": {"longest_edge": 512}}, "must be a height and a width, or a shortest")],
+    [
+        (
+            {"size": {"longest_edge": 512}},
+            "must be a height and a width, or a shortest",
+        ),
+        (
+            {"size": 256, "do_center_crop": True, "crop_size": 384},
+            r"crop_size must be at most their size, got \(384, 384\) of \(256, 256\)",
+        ),
+    ],
 )
 def test_sizes_that_cannot_be_read(preprocessing, message):
     with pytest.raises(ValueError, match=message):
         preprocessing_of(weight_files.Source("a", {}, {}, preprocessing))
+
+
+def test_a_frame_of_timm_is_refused():
+    config = {"pretrained_cfg": {"crop_mode": "border"}}
+    with pytest.raises(ValueError, match="crop_mode 'border' is not supported"):
+        preprocessing_of(weight_files.Source("a", {}, config))
+
+
+def test_a_compressed_npz_that_is_damaged(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", kernel=np.arange(1000.0))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        weight_files.open_source(tmp_path / "a.npz")
 
 
 def test_preprocessing_without_normalisation_and_names_by_number():

@@ -3,14 +3,16 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import resnet_jax.weights
 import vit_jax.weights
 from tests.weights.test_parity import relative
+from train_jax.data.resize import resize_image
 from vit_jax.weights.authors import AUTHORS
-from weight_files import open_source, to_theirs
+from weight_files import Pretrained, open_source, to_theirs
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]  # up to 86 million parameters
 
@@ -121,6 +123,30 @@ def test_vit_of_hugging_face(torch, tmp_path):
     compare(again.eval(), loaded)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
     assert tuple(processor.image_mean) == (0.5,) * 3
+
+
+@pytest.mark.parametrize("shape", [(300, 450), (450, 300), (224, 224)])
+@pytest.mark.parametrize("fraction", [1.0, 0.9, 0.875])
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_pictures_are_resized_as_by_hugging_face(shape, fraction, resize, tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = vit_jax.ViT(
+        2, patch_size=112, width=8, depth=1, num_heads=2, activation="gelu"
+    )
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 224, 224, 3)))
+    how = {"resize": resize, "crop_fraction": fraction}
+    half = (0.5,) * 3
+    pretrained = Pretrained(model, variables, (224, 224, 3), half, half, **how)
+    vit_jax.weights.save(tmp_path, pretrained, format="hf")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    image_HWC = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    (pixels_CHW,) = processor(image_HWC, return_tensors="np")["pixel_values"]
+    resized = resize_image(image_HWC, (224, 224), how=resize, crop_fraction=fraction)
+    # Torch rounds otherwise than PIL. (An odd number of pixels that are cut off is
+    # halved as by torchvision here, and rounded down there.)
+    theirs_HWC = 127.5 + 127.5 * pixels_CHW.transpose(1, 2, 0)
+    np.testing.assert_allclose(theirs_HWC, resized, atol=1.01)
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32"])

@@ -15,7 +15,7 @@ from vit_jax import weights
 from vit_jax.weights.format import Format
 from vit_jax.weights.timm import TIMM
 from weight_files import Pretrained, Source, open_source, to_theirs
-from weight_files.pretrained import preprocessing_of
+from weight_files.preprocessing import preprocessing_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -139,12 +139,16 @@ def test_another_pooling_of_a_resnet_is_refused(config, tmp_path):
 
 @pytest.mark.parametrize("image_shape", [(16, 8, 3), (8, 16, 3)])
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_the_cut_of_an_oblong_image_is_read_as_written(tmp_path, image_shape, fraction):
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+@pytest.mark.parametrize("format", ["hf", "timm"])
+def test_how_images_are_resized_is_read_as_written(
+    tmp_path, image_shape, fraction, resize, format
+):
     vit = make_vit(image_shape, activation="gelu")
-    vit = dataclasses.replace(vit, crop_fraction=fraction)
-    weights.save(tmp_path / "hf", vit, format="hf")
-    loaded = weights.load(tmp_path / "hf")
-    assert loaded.crop_fraction == fraction
+    vit = dataclasses.replace(vit, crop_fraction=fraction, resize=resize)
+    weights.save(tmp_path / "a.safetensors", vit, format=format)
+    loaded = weights.load(tmp_path / "a.safetensors")
+    assert (loaded.crop_fraction, loaded.resize) == (fraction, resize)
     assert loaded.image_shape == image_shape
 
 

@@ -1,5 +1,6 @@
 """Bring images of any size to the size of a model's input."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ def resize_image(
     resampling: str = "bilinear",
     background: int = 255,
 ) -> np.ndarray:
-    """Bring an image to a size; one that has it is returned as it is.
+    """Bring an image to a size.
 
     Args:
         image_HWC: uint8, of 1 or 3 channels.
@@ -31,47 +32,50 @@ def resize_image(
         how: "crop" fills the frame and cuts what is outside off, equally on both sides;
             "pad" puts all of the image into it, in the middle; "stretch" changes the
             proportions.
-        crop_fraction: for "crop", the share of the shorter side that is kept.
+        crop_fraction: share of the shorter side that is kept, unless it is padded.
         resampling: "bilinear" or "bicubic", with antialiasing.
         background: for "pad", the grey level around the image.
 
     Returns:
-        (height, width, C), uint8.
+        (height, width, C), uint8; an image of this size, as it is, if nothing is cut
+        off.
     """
     height, width = size
     old_height, old_width, channels = image_HWC.shape
-    if (old_height, old_width) == size:
+    if (old_height, old_width) == size and (how == "pad" or crop_fraction == 1):
         return image_HWC
-    ratios = (height / old_height, width / old_width)
-    if how == "stretch":
-        return _resize(image_HWC, (height, width), resampling)
-    scale = min(ratios) if how == "pad" else max(ratios) / crop_fraction
-    scaled = (max(round(old_height * scale), 1), max(round(old_width * scale), 1))
-    most = max(int(_LONGEST * max(size) / scale), 1)
-    if how == "crop" and max(old_height, old_width) > most:
-        # Most of what would be cut off is cut off before it is scaled.
-        image_HWC = _cut(image_HWC, min(old_height, most), min(old_width, most))
-        return resize_image(
-            image_HWC, size, crop_fraction=crop_fraction, resampling=resampling
-        )
-    image_HWC = _resize(image_HWC, scaled, resampling)
     if how == "pad":
+        scale = min(height / old_height, width / old_width)
+        scaled = (max(round(old_height * scale), 1), max(round(old_width * scale), 1))
         canvas = np.full((height, width, channels), background, np.uint8)
         top, left = (height - scaled[0]) // 2, (width - scaled[1]) // 2
-        canvas[top : top + scaled[0], left : left + scaled[1]] = image_HWC
+        canvas[top : top + scaled[0], left : left + scaled[1]] = _resize(
+            image_HWC, scaled, resampling
+        )
         return canvas
-    return _cut(image_HWC, height, width)
+    # 1e-6: 224 / (224 / 248) may be a little less than 248.
+    frame = [int(side / crop_fraction + 1e-6) for side in size]
+    if how == "stretch":
+        return _cut(_resize(image_HWC, frame, resampling), size)
+    # Rounded down, as in torchvision.
+    axis = int(height * old_width < width * old_height)
+    new, old = frame[axis], image_HWC.shape[axis]
+    most = max(_LONGEST * max(size) * old // new, old)
+    if max(old_height, old_width) > most:
+        # Most of what would be cut off is cut off before it is scaled.
+        image_HWC = _cut(image_HWC, (min(old_height, most), min(old_width, most)))
+    scaled = [side * new // old for side in image_HWC.shape[:2]]
+    return _cut(_resize(image_HWC, scaled, resampling), size)
 
 
-def _cut(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cut the centre out; the rest is let go."""
-    top, left = (image_HWC.shape[0] - height) // 2, (image_HWC.shape[1] - width) // 2
+def _cut(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Cut the centre out, where torchvision does; the rest is let go."""
+    (height, width), sides = size, image_HWC.shape
+    top, left = round((sides[0] - height) / 2), round((sides[1] - width) / 2)
     return image_HWC[top : top + height, left : left + width].copy()
 
 
-def _resize(
-    image_HWC: np.ndarray, size: tuple[int, ...], resampling: str
-) -> np.ndarray:
+def _resize(image_HWC: np.ndarray, size: Sequence[int], resampling: str) -> np.ndarray:
     """Resize to a height and width."""
     image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
     resized = image.resize((size[1], size[0]), _FILTERS[resampling])

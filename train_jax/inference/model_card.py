@@ -10,8 +10,8 @@ from train_jax.run.trained_model import TrainedModel, require_images
 _TEXT = """\
 # {name} trained on {dataset}
 
-An image classifier with {parameters:,} parameters for {num_classes} classes, trained \
-with [vit-resnet-jax](https://github.com/vit-resnet-jax/vit-resnet-jax).
+An image classifier with {parameters:,} parameters for {num_classes} classes, {origin} \
+vit-resnet-jax.
 
 - input: {height} × {width} pixels, {channels}
 - normalisation: mean {mean}, standard deviation {std}, of pixels in [0, 1]
@@ -82,6 +82,7 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
         header["model-index"] = [{"name": trained.name, "results": [result]}]
     text = _TEXT.format(
         name=trained.name,
+        origin="converted by" if trained.dataset is None else "trained with",
         dataset=dataset,
         parameters=count_parameters(trained.variables["params"]),
         num_classes=task.num_classes,

@@ -28,10 +28,10 @@ def add_input_flags(parser: argparse.ArgumentParser, *, nargs: str = "+") -> Non
         type=int,
         default=255,
         metavar="GREY",
-        help="what shines through transparent pixels, 0 to 255 (default: 255, white)",
+        help="grey level behind transparent pixels, 0 to 255 (default: 255, white)",
     )
     parser.add_argument(
-        "--invert", action="store_true", help="turn dark into bright, and back"
+        "--invert", action="store_true", help="exchange dark and bright"
     )
 
 

@@ -85,7 +85,14 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "image_size": side and (side * patch_size, side * patch_size),
         "mean": (0.5,) * channels,
         "std": (0.5,) * channels,
+        # As the authors evaluate; big_vision crops, each model in its own way.
+        **({} if _is_of_big_vision(source.arrays) else {"resize": "stretch"}),
     }
+
+
+def _is_of_big_vision(arrays: Mapping[str, Any]) -> bool:
+    """Tell by the place of the position embedding."""
+    return not any(name.endswith(_PLACES) for name in arrays)
 
 
 def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:

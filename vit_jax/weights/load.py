@@ -17,11 +17,11 @@ from weight_files import (
     open_source,
     to_ours,
 )
+from weight_files.preprocessing import preprocessing_of
 from weight_files.pretrained import (
     WRONG_CONTENT,
     check_fields,
     describe_error,
-    preprocessing_of,
     without_head,
 )
 
@@ -109,7 +109,7 @@ def _load(
     if known and square and not _is_as_many(known, square, patch):
         known = None
     size = image_size or known or square
-    names = {"mean", "std", "crop_fraction"} & found.keys()
+    names = {"mean", "std", "crop_fraction", "resampling", "resize"} & found.keys()
     extras = {name: found.pop(name) for name in names}
     if "num_heads" not in found | fields:
         raise UnknownHeadsError(

@@ -1,5 +1,6 @@
 """The layout of timm: fused query, key and value, registers, LayerScale, pooling."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,9 @@ def _read_fields(source: Source) -> dict[str, Any]:
     hidden = len(arrays["blocks.0.mlp.fc1.weight"])
     if arrays["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
         raise ValueError("a ViT with gated MLPs (SwiGLU) is not supported")
-    if arguments.get("pool_include_prefix"):
+    architecture = source.config.get("architecture", "")
+    # test_vit3 has it without an argument.
+    if arguments.get("pool_include_prefix") or architecture.startswith("test_vit3"):
         raise ValueError("pool_include_prefix is not supported")
     if "dist_token" in arrays:
         raise ValueError("a distilled DeiT, which has two heads, is not supported")
@@ -56,8 +59,6 @@ def _read_fields(source: Source) -> dict[str, Any]:
     num_registers = registers + ("cls_token" in arrays and pool != "cls")
     places = arrays["pos_embed"].shape[1]
     num_others = registers + ("cls_token" in arrays)
-    side = square_side(places - num_others) or square_side(places)
-    architecture = source.config.get("architecture", "")
     gelu = "gelu_tanh" if _GELU_TANH.match(architecture) else "gelu"
     return {
         "num_classes": len(arrays["head.weight"]) if "head.weight" in arrays else None,
@@ -73,8 +74,22 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "norm_after_pool": "fc_norm.weight" in arrays,
         "position_std": 0.02,
         "channels": channels,
-        "image_size": side and (side * patch_size, side * patch_size),
+        "image_size": _image_size(source.config, patch_size, places, num_others),
     }
+
+
+def _image_size(
+    config: Mapping[str, Any], patch_size: int, places: int, num_others: int
+) -> tuple[int, int] | None:
+    """Find the size whose patches have these positions, with or without the tokens."""
+    counts = (places - num_others, places)
+    sides = [square_side(count) for count in counts]
+    grids = [(side, side) for side in sides if side]
+    told = config.get("pretrained_cfg", {}).get("input_size", (0, 0, 0))
+    # Pixels that fill no patch are cut off.
+    grid = (told[1] // patch_size, told[2] // patch_size)
+    grids = [grid, *grids] if math.prod(grid) in counts else grids
+    return (grids[0][0] * patch_size, grids[0][1] * patch_size) if grids else None
 
 
 def _find_heads(source: Source, width: int, depth: int) -> dict[str, int]:

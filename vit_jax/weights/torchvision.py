@@ -56,10 +56,17 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "position_std": 0.02,
         "channels": channels,
         "image_size": side and (side, side),
-        # Models for larger images take the whole image.
-        "crop_fraction": IMAGENET_CROP_FRACTION if side == 224 else 1.0,
+        **_resizing(side, width, patch_size),
         **({"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if is_colour else {}),
     }
+
+
+def _resizing(side: int | None, width: int, patch_size: int) -> dict[str, Any]:
+    """Say how images were resized for the first weights of each model and size."""
+    if side != 224:
+        return {"crop_fraction": 1.0, "resampling": "bicubic"}
+    is_l16 = (width, patch_size) == (1024, 16)
+    return {"crop_fraction": 224 / 242 if is_l16 else IMAGENET_CROP_FRACTION}
 
 
 def _table(model: ViT) -> list[Entry]:
