@@ -15,7 +15,9 @@ from resnet_jax.resnet import (
     ResNet44,
     ResNet50_ImageNet,
     ResNet56,
+    ResNet101_ImageNet,
     ResNet110,
+    ResNet152_ImageNet,
 )
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "ResNet44",
     "ResNet50_ImageNet",
     "ResNet56",
+    "ResNet101_ImageNet",
     "ResNet110",
+    "ResNet152_ImageNet",
     "conv_general_dilated",
     "max_pool",
     "pad_shortcut",

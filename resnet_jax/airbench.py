@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.batch_norm import BatchNorm
-from resnet_jax.blocks import ConvGeneralDilated
+from resnet_jax.blocks import ConvGeneralDilated, check_at_least_1
 from resnet_jax.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -146,6 +146,7 @@ class AirbenchNet(nn.Module):
             parameter `whitening` out of weight decay.
         dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: function that computes the convolutions; see `ResNet`.
+        axis_name: for BatchNorm; see `ResNet`.
 
     References: arXiv:2404.00498, section 3 and listing 4; the head:
     airbench94_muon.py of github.com/KellerJordan/cifar10-airbench, whose GELU is exact,
@@ -159,6 +160,7 @@ class AirbenchNet(nn.Module):
     whitening_init: nn.initializers.Initializer = nn.initializers.orthogonal()
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
+    axis_name: str | None = None
     has_convolutions: ClassVar[bool] = True
 
     @nn.compact
@@ -228,6 +230,7 @@ class AirbenchNet(nn.Module):
                 momentum=self.momentum,
                 epsilon=1e-12,
                 use_scale=False,
+                axis_name=self.axis_name,
                 dtype=self.dtype,
                 name=f"{name}_norm{index}",
             )
@@ -241,8 +244,7 @@ class AirbenchNet(nn.Module):
 
     def _check(self, image_BHWC: Array) -> None:
         """Raise ValueError for a field that is out of range, or too small an image."""
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        check_at_least_1(num_classes=self.num_classes)
         if len(self.widths) != 3 or min(self.widths) < 1:
             raise ValueError(
                 f"widths must be three numbers of at least 1, got {self.widths}"

@@ -13,7 +13,7 @@ from resnet_jax.dtypes import float32_or_wider
 Array = jax.Array
 
 
-def batch_statistics(x: Array) -> tuple[Array, Array]:
+def batch_statistics(x: Array, *, axis_name: str | None = None) -> tuple[Array, Array]:
     """Compute the mean and variance of each channel over all other axes.
 
     The variance is the mean of (x − mean)². E[x²] − E[x]², which Flax computes by
@@ -25,6 +25,8 @@ def batch_statistics(x: Array) -> tuple[Array, Array]:
 
     Args:
         x: (..., F), at least one value a channel.
+        axis_name: name of an axis of `jax.shard_map`, `jax.pmap` or `jax.vmap`, over
+            which it is computed too; None for none.
 
     Returns:
         mean_F and variance_F, in float32 or wider.
@@ -37,11 +39,16 @@ def batch_statistics(x: Array) -> tuple[Array, Array]:
         raise ValueError(f"x must have at least 1 value a channel, got shape {x.shape}")
     x = x.astype(float32_or_wider(x.dtype))
     axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axis=axes, keepdims=True)
-    variance_F = jnp.square(x - mean).mean(axis=axes)
+    mean = _mean_over(axis_name, x.mean(axis=axes, keepdims=True))
+    variance_F = _mean_over(axis_name, jnp.square(x - mean).mean(axis=axes))
     mean_F = mean.reshape(x.shape[-1:])
     chex.assert_shape([mean_F, variance_F], x.shape[-1:])
     return mean_F, variance_F
+
+
+def _mean_over(axis_name: str | None, x: Array) -> Array:
+    """Average over a named axis, if there is one."""
+    return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
 
 def batch_norm(
@@ -100,6 +107,7 @@ class BatchNorm(nn.Module):
         momentum: share of the old value in the running averages.
         epsilon: added to the variance.
         use_scale: whether each channel is multiplied by a parameter.
+        axis_name: see `batch_statistics`.
         dtype: dtype of the output; parameters and running averages stay float32, the
             statistics of a batch are computed in float32 or wider.
     """
@@ -107,6 +115,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
+    axis_name: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -125,7 +134,9 @@ class BatchNorm(nn.Module):
         x = x.astype(float32_or_wider(self.dtype))
         statistics = (mean.value, variance.value)
         if train and x.size:
-            statistics = batch_statistics(x)
+            # There is no axis while the model is initialised.
+            axis_name = None if self.is_initializing() else self.axis_name
+            statistics = batch_statistics(x, axis_name=axis_name)
             if not self.is_initializing():
                 for running, new in zip((mean, variance), statistics, strict=True):
                     old = self.momentum * running.value

@@ -50,9 +50,12 @@ def make_conv(
     )
 
 
-def make_norm(train: bool, dtype: Any, name: str) -> Callable[[Array], Array]:
-    """Make a BatchNorm over the whole batch."""
-    return functools.partial(BatchNorm(dtype=dtype, name=name), train=train)
+def make_norm(
+    train: bool, dtype: Any, axis_name: str | None, name: str
+) -> Callable[[Array], Array]:
+    """Make a BatchNorm."""
+    norm = BatchNorm(dtype=dtype, axis_name=axis_name, name=name)
+    return functools.partial(norm, train=train)
 
 
 def check_at_least_1(**values: int | None) -> None:
@@ -102,13 +105,14 @@ class ResidualBlock(nn.Module):
     """Convolutions with a shortcut around them; base of the two kinds of block.
 
     Attributes:
-        features: channels F of the 3×3 convolutions.
+        features: channels of the 3×3 convolutions.
         stride: stride of the first 3×3 convolution.
         shortcut: what becomes of the input exactly where the block changes the shape:
             its 1×1 "projection" or, without parameters, "padding", see `pad_shortcut`.
         dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: function that computes the convolutions; on a CPU
             `resnet_jax.conv_general_dilated` is more than twice as fast as XLA's.
+        axis_name: named axis of the devices that share a batch, see `BatchNorm`.
 
     References: arXiv:1512.03385, fig. 5; shortcut: eq. 1 and 2.
     """
@@ -120,13 +124,15 @@ class ResidualBlock(nn.Module):
     shortcut: Shortcut = "projection"
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x_BHWC: Array, *, train: bool = False) -> Array:
         """Transform a feature map.
 
         Returns:
-            out_BHWF: F = `expansion`·`features`; height and width divided by `stride`.
+            out_BHWF: F = `expansion`·`features`; height and width divided by `stride`
+            and rounded up.
         """
         chex.assert_rank(x_BHWC, 4)
         check_at_least_1(features=self.features, stride=self.stride)
@@ -137,7 +143,7 @@ class ResidualBlock(nn.Module):
         conv = functools.partial(
             make_conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )
-        norm = functools.partial(make_norm, train, self.dtype)
+        norm = functools.partial(make_norm, train, self.dtype, self.axis_name)
         shortcut = y = x_BHWC.astype(self.dtype)
         layers = self._layers()
         for index, layer in enumerate(layers, start=1):

@@ -53,6 +53,8 @@ class ResNet(nn.Module):
         dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: function that computes the convolutions; on a CPU
             `resnet_jax.conv_general_dilated` is more than twice as fast as XLA's.
+        axis_name: inside `jax.shard_map` or `jax.pmap`, the name of the axis over
+            which BatchNorm computes its statistics; None for each shard alone.
 
     References: arXiv:1512.03385, table 1.
     """
@@ -65,6 +67,7 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
+    axis_name: str | None = None
     has_convolutions: ClassVar[bool] = True
 
     @nn.compact
@@ -90,6 +93,7 @@ class ResNet(nn.Module):
                     shortcut=self.shortcut,
                     dtype=self.dtype,
                     conv_general_dilated=self.conv_general_dilated,
+                    axis_name=self.axis_name,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(x_BHWC, train=train)
 
@@ -113,7 +117,8 @@ class ResNet(nn.Module):
             name="stem_conv",
         )
         x_BHWC = conv(x_BHWC)
-        x_BHWC = nn.relu(make_norm(train, self.dtype, "stem_norm")(x_BHWC))
+        norm = make_norm(train, self.dtype, self.axis_name, "stem_norm")
+        x_BHWC = nn.relu(norm(x_BHWC))
         if self.stem == "imagenet":
             padding: Any = [(1, 1), (1, 1)]  # nn.max_pool annotates it as str
             x_BHWC = nn.max_pool(x_BHWC, (3, 3), (2, 2), padding)
@@ -122,16 +127,14 @@ class ResNet(nn.Module):
     def _check(self, image_BHWC: Array) -> None:
         """Raise ValueError for a field that is out of range, or an empty image."""
         check_at_least_1(num_classes=self.num_classes, width=self.width)
-        for name, choice in (("stem", Stem), ("shortcut", Shortcut)):
-            value, allowed = getattr(self, name), get_args(choice)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        if self.stem not in (allowed := get_args(Stem)):
+            raise ValueError(f"stem must be one of {allowed}, got {self.stem!r}")
         if len(self.stage_sizes) < 1 or min(self.stage_sizes) < 1:
             raise ValueError(
                 "stage_sizes must be of at least 1 stage of at least 1 block, got "
                 f"{tuple(self.stage_sizes)}"
             )
-        if min(image_BHWC.shape[1:]) < 1:
+        if any(size < 1 for size in image_BHWC.shape[1:]):
             raise ValueError(
                 "image_BHWC must have at least 1 pixel and channel, got shape "
                 f"{image_BHWC.shape}"
@@ -153,6 +156,7 @@ ResNet110 = functools.partial(_cifar, stage_sizes=(18, 18, 18))
 # The networks of the paper's table 1.
 ResNet18_ImageNet = functools.partial(ResNet18, stem="imagenet")
 ResNet34_ImageNet = functools.partial(ResNet34, stem="imagenet")
-ResNet50_ImageNet = functools.partial(
-    ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock, stem="imagenet"
-)
+_bottlenecks = functools.partial(ResNet, block=BottleneckBlock, stem="imagenet")
+ResNet50_ImageNet = functools.partial(_bottlenecks, stage_sizes=(3, 4, 6, 3))
+ResNet101_ImageNet = functools.partial(_bottlenecks, stage_sizes=(3, 4, 23, 3))
+ResNet152_ImageNet = functools.partial(_bottlenecks, stage_sizes=(3, 8, 36, 3))

@@ -7,7 +7,12 @@ from vit_jax.layers import Dropout, LayerNorm, dropout, layer_norm
 from vit_jax.masks import causal_mask, combine_masks, padding_mask
 from vit_jax.multi_head import MultiHeadAttention
 from vit_jax.pooling import AttentionPool, SequencePool
-from vit_jax.position import rotary_angles, rotate, sincos2d_position
+from vit_jax.position import (
+    rotary_angles,
+    rotary_angles_1d,
+    rotate,
+    sincos2d_position,
+)
 from vit_jax.presets import ViT_B16, ViT_B32, ViT_L16, ViT_S16, ViT_Ti16
 from vit_jax.seq2seq import Seq2SeqTransformer, sinusoidal_position
 from vit_jax.stem import ConvStem, patchify
@@ -43,6 +48,7 @@ __all__ = [
     "padding_mask",
     "patchify",
     "rotary_angles",
+    "rotary_angles_1d",
     "rotate",
     "sincos2d_position",
     "sinusoidal_position",

@@ -75,7 +75,7 @@ def _attention_weights(
     query: Array, key: Array, mask: Array | None, dot_general: DotGeneral
 ) -> Array:
     """Compute softmax(QKᵀ/√d_k): (..., T, S)."""
-    if min(key.shape[-2:]) < 1:
+    if key.shape[-2] < 1 or key.shape[-1] < 1:
         raise ValueError(f"key must have S >= 1 and K >= 1, got shape {key.shape}")
     dtype = float32_or_wider(query.dtype)
     logits = _matmul(query, key, transpose_y=True, dtype=dtype, dot_general=dot_general)

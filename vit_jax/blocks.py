@@ -28,7 +28,7 @@ NormPlacement = Literal["pre", "post"] | None
 
 
 class MlpBlock(nn.Module):
-    """Apply two dense layers with a nonlinearity between them to each token.
+    """Apply two dense layers with a nonlinearity between them to the last axis.
 
     >>> x_BTD = jnp.ones((2, 3, 4))
     >>> MlpBlock(mlp_dim=8).init_with_output(jax.random.key(0), x_BTD)[0].shape
@@ -53,13 +53,9 @@ class MlpBlock(nn.Module):
     dot_general: DotGeneral = jax.lax.dot_general
 
     @nn.compact
-    def __call__(self, x_BTD: Array, *, train: bool = False) -> Array:
-        """Apply the MLP to each token.
-
-        Returns:
-            out_BTD in the compute dtype.
-        """
-        chex.assert_rank(x_BTD, 3)
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Apply the MLP to tokens (..., D): likewise, in the compute dtype."""
+        chex.assert_shape(x, (..., None))
         check_at_least(1, mlp_dim=self.mlp_dim)
         check_rates(self)
         dropout = Dropout(self.dropout_rate, deterministic=not train)
@@ -69,11 +65,10 @@ class MlpBlock(nn.Module):
             bias_init=self.bias_init,
             dot_general=self.dot_general,
         )
-        h_BTF = dense(self.mlp_dim, name="hidden")(x_BTD)
-        h_BTF = dropout(self.activation(h_BTF))
-        out_BTD = dense(x_BTD.shape[-1], name="out")(h_BTF)
-        chex.assert_shape(out_BTD, x_BTD.shape)
-        return out_BTD
+        hidden = dropout(self.activation(dense(self.mlp_dim, name="hidden")(x)))
+        out = dense(x.shape[-1], name="out")(hidden)
+        chex.assert_equal_shape([out, x])
+        return out
 
 
 class TransformerModule(nn.Module, kw_only=True):
@@ -262,6 +257,7 @@ class DecoderBlock(TransformerModule, kw_only=True):
         memory_mask: Array | None = None,
         *,
         angle: Array | None = None,
+        causal: bool = False,
         train: bool = False,
         decode: bool = False,
     ) -> Array:
@@ -269,22 +265,21 @@ class DecoderBlock(TransformerModule, kw_only=True):
 
         Args:
             memory_BSD: the encoder's output; without it there is no cross-attention.
-            mask: for self-attention, see `MultiHeadAttention`.
+            mask: for self-attention, as are `angle` and `causal`; see
+                `MultiHeadAttention`.
             memory_mask: for cross-attention.
-            angle: for self-attention, see `MultiHeadAttention`.
             decode: see `MultiHeadAttention`.
         """
-        inputs = [x_BTD] if memory_BSD is None else [x_BTD, memory_BSD]
-        chex.assert_rank(inputs, 3)
-        batch, _, width = x_BTD.shape
-        chex.assert_shape(inputs, (batch, None, width))
+        chex.assert_rank([x_BTD, x_BTD if memory_BSD is None else memory_BSD], 3)
         check_rates(self)
+        if memory_BSD is None and self.has_variable("params", "cross_attention"):
+            raise ValueError("memory_BSD must be given: the block has cross-attention")
         x_BTD = x_BTD.astype(self.dtype)
         flags: dict[str, Any] = {"train": train, "decode": decode}
 
         def attend(y_BTD: Array) -> Array:
             attention = self._make_attention("attention")
-            return attention(y_BTD, mask=mask, angle=angle, **flags)
+            return attention(y_BTD, mask=mask, angle=angle, causal=causal, **flags)
 
         def cross_attend(y_BTD: Array) -> Array:
             attention = self._make_attention("cross_attention")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checks import check_positive, check_rate, check_rates
+from vit_jax.checks import check_positive, check_rate, check_rates, is_concrete
 from vit_jax.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -185,6 +185,8 @@ def stochastic_depth(key: Array, y_BTD: Array, rate: Array | float) -> Array:
     for each batch and block, and scaled in training instead of in evaluation.
     """
     chex.assert_rank([key, y_BTD, rate], [{0, 1}, 3, 0])
+    if is_concrete(rate):
+        check_rate("rate", float(rate))
     dtype = float32_or_wider(y_BTD.dtype)
     share_kept = 1 - jnp.asarray(rate, dtype)
     is_kept = jax.random.bernoulli(key, share_kept, (y_BTD.shape[0], 1, 1))

@@ -33,8 +33,9 @@ class MultiHeadAttention(nn.Module):
     With `decode=True` keys and values are stored in the collection `cache`. The first
     call only allocates the cache for its T tokens and stores the memory's keys and
     values, if there is a memory. Later calls pass the next tokens, which attend to
-    themselves and to all earlier ones. Too many tokens are a ValueError; under jit the
-    output is NaN from that call on.
+    themselves and to all earlier ones, and a memory of the same shape, whose values are
+    not used. Too many tokens are a ValueError; under jit the output is NaN from that
+    call on.
 
     >>> x_BTD = jnp.ones((2, 5, 16))
     >>> attention = MultiHeadAttention(num_heads=4)
@@ -47,7 +48,7 @@ class MultiHeadAttention(nn.Module):
         attention_implementation: "own": `dot_product_attention` of this package;
             "cudnn" (FlashAttention, bfloat16 on NVIDIA GPUs) and "xla": those of
             `jax.nn.dot_product_attention`. The last two cannot return or drop weights,
-            so "own" is used whenever weights are captured, dropout is active or
+            so "own" is used whenever `intermediates` is mutable, dropout is active or
             `decode` is set; also for float64 and strict dtype promotion.
         dtype: dtype of the computation; parameters stay float32, the softmax runs in
             float32 or wider.
@@ -71,18 +72,22 @@ class MultiHeadAttention(nn.Module):
         mask: Array | None = None,
         *,
         angle: Array | None = None,
+        causal: bool = False,
         train: bool = False,
         decode: bool = False,
     ) -> Array:
         """Attend from the query tokens to the key/value tokens.
 
         Args:
-            memory_BSD: key/value tokens; the query tokens (self-attention) by default.
+            memory_BSD: key/value tokens, of any width; the query tokens
+                (self-attention) by default.
             mask: bool, True where a query may attend: (T, S) for all alike, or four
                 axes that broadcast to (B, N, T, S).
             angle: rotary position embedding, radians (S, K / 2), see `rotate`; the
                 query tokens are the first T of the S. With `decode`, the rows of the
                 new tokens alone. None for none.
+            causal: whether query t attends to the keys 0 to t alone; "cudnn" then
+                skips the others.
             train: whether dropout is active.
             decode: whether to use the collection `cache`, see the class.
 
@@ -92,11 +97,11 @@ class MultiHeadAttention(nn.Module):
         source_BSD = query_BTD if memory_BSD is None else memory_BSD
         chex.assert_rank([query_BTD, source_BSD], 3)
         batch, _, width = query_BTD.shape
-        chex.assert_shape([query_BTD, source_BSD], (batch, None, width))
-        self._check(source_BSD, mask)
-        query_BNTK = self._project("query", query_BTD)
-        key_BNSK = self._project("key", source_BSD)
-        value_BNSK = self._project("value", source_BSD)
+        chex.assert_shape(source_BSD, (batch, None, None))
+        self._check(width, source_BSD, mask)
+        query_BNTK = self._project("query", query_BTD, width)
+        key_BNSK = self._project("key", source_BSD, width)
+        value_BNSK = self._project("value", source_BSD, width)
         if angle is not None:
             query_BNTK = rotate(query_BNTK, angle[: query_BTD.shape[1]])
             key_BNSK = rotate(key_BNSK, angle)
@@ -106,11 +111,13 @@ class MultiHeadAttention(nn.Module):
             mask = combine_masks(cache_mask_TS, mask)
         elif decode:
             key_BNSK, value_BNSK = self._cached_memory(key_BNSK, value_BNSK)
-        is_own = self._uses_own_attention(train, decode)
-        attend = self._attend if is_own else self._attend_fused
-        out_BTNK = attend(query_BNTK, key_BNSK, value_BNSK, mask, train=train)
+        heads = (query_BNTK, key_BNSK, value_BNSK, mask, causal)
+        if self._uses_own_attention(train, decode):
+            out_BTNK = self._attend(*heads, train=train)
+        else:
+            out_BTNK = self._attend_fused(*heads)
         concatenated_BTD = out_BTNK.reshape(query_BTD.shape)
-        out_BTD = self._dense("out", concatenated_BTD)
+        out_BTD = self._dense("out", concatenated_BTD, width)
         chex.assert_shape(out_BTD, query_BTD.shape)
         return out_BTD
 
@@ -130,10 +137,14 @@ class MultiHeadAttention(nn.Module):
         key_BNSK: Array,
         value_BNSK: Array,
         mask: Array | None,
+        causal: bool,
         *,
         train: bool,
     ) -> Array:
         """Attend by this module's function, and store the weights; return out_BTNK."""
+        if causal:
+            num_queries, num_keys = query_BNTK.shape[2], key_BNSK.shape[2]
+            mask = combine_masks(causal_mask(num_keys)[:num_queries], mask)
         out_BNTK, weights_BNTS = dot_product_attention(
             query_BNTK,
             key_BNSK,
@@ -152,11 +163,9 @@ class MultiHeadAttention(nn.Module):
         key_BNSK: Array,
         value_BNSK: Array,
         mask: Array | None,
-        *,
-        train: bool,
+        causal: bool,
     ) -> Array:
         """Attend by one of JAX's functions, without dropout; return out_BTNK."""
-        del train
         if mask is not None:
             # cuDNN refuses one of a single row, such as a padding mask (B, 1, 1, S).
             tokens = (query_BNTK.shape[2], key_BNSK.shape[2])
@@ -165,15 +174,15 @@ class MultiHeadAttention(nn.Module):
         return jax.nn.dot_product_attention(
             *(x.swapaxes(1, 2) for x in (query_BNTK, key_BNSK, value_BNSK)),
             mask=mask,
+            is_causal=causal,
             implementation=self.attention_implementation,  # type: ignore (not "own")
         )
 
-    def _check(self, memory_BSD: Array, mask: Array | None) -> None:
+    def _check(self, width: int, memory_BSD: Array, mask: Array | None) -> None:
         """Raise ValueError for a field, a memory or a mask that does not fit."""
         check_rates(self)
-        _, num_keys, width = memory_BSD.shape
         check_at_least(1, width=width)
-        if num_keys < 1:
+        if memory_BSD.shape[1] < 1:
             raise ValueError(
                 "memory_BSD (without one: query_BTD) must have at least 1 token, got "
                 f"shape {memory_BSD.shape}"
@@ -191,15 +200,15 @@ class MultiHeadAttention(nn.Module):
                 f"{mask.shape}"
             )
 
-    def _dense(self, name: str, x_BTD: Array) -> Array:
-        """Apply a dense layer that keeps the width."""
+    def _dense(self, name: str, x_BTD: Array, width: int) -> Array:
+        """Apply a dense layer."""
         fields = {"dtype": self.dtype, "dot_general": self.dot_general}
-        return make_dense(x_BTD.shape[-1], **fields, name=name)(x_BTD)
+        return make_dense(width, **fields, name=name)(x_BTD)
 
-    def _project(self, name: str, x_BTD: Array) -> Array:
-        """Project the tokens and split the width into heads: x_BNTK."""
-        batch, length, width = x_BTD.shape
-        x_BTD = self._dense(name, x_BTD)
+    def _project(self, name: str, x_BTD: Array, width: int) -> Array:
+        """Project the tokens to a width, and split it into heads: x_BNTK."""
+        batch, length, _ = x_BTD.shape
+        x_BTD = self._dense(name, x_BTD, width)
         x_BTNK = x_BTD.reshape(batch, length, self.num_heads, width // self.num_heads)
         return x_BTNK.swapaxes(1, 2)
 

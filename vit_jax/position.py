@@ -1,4 +1,4 @@
-"""Positions on a grid of patches: sines and cosines, and rotary embedding.
+"""Positions of tokens: sines and cosines of a grid, and rotary embedding.
 
 The learned position embedding is a parameter of `ViT`.
 """
@@ -65,7 +65,7 @@ def rotary_angles(
 
     One half of the angles grows with the column, the other with the row, at frequencies
     that fall from 1 towards 1 / `temperature`. Tokens without a position, before and
-    after the patches, are not turned.
+    after the patches, are not turned. For a sequence see `rotary_angles_1d`.
 
     >>> rotary_angles((2, 3), 8, num_before=1).shape
     (7, 4)
@@ -91,14 +91,47 @@ def rotary_angles(
             f"'rope', got {head_size}"
         )
     check_positive(temperature=temperature)
-    frequencies = temperature ** -(np.arange(head_size // 4) / (head_size // 4))
     row_T, column_T = (x.ravel() for x in np.indices(grid))
-    angles = [x_T[:, None] * frequencies for x_T in (column_T, row_T)]
+    angles = [_turn(x_T, head_size // 4, temperature) for x_T in (column_T, row_T)]
     outside = ((num_before, num_after), (0, 0))
     angle = jnp.asarray(np.pad(np.concatenate(angles, axis=1), outside), jnp.float32)
     num_tokens = num_before + grid[0] * grid[1] + num_after
     chex.assert_shape(angle, (num_tokens, head_size // 2))
     return angle
+
+
+def rotary_angles_1d(
+    num_tokens: int, head_size: int, *, temperature: float = 10_000.0
+) -> Array:
+    """Compute the angles by which `rotate` turns queries and keys of a sequence.
+
+    >>> rotary_angles_1d(3, 8).shape
+    (3, 4)
+
+    Args:
+        num_tokens: T.
+        head_size: K, even.
+        temperature: the frequencies fall from 1 towards 1 / `temperature`.
+
+    Returns:
+        Radians (T, K / 2), float32.
+
+    Raises:
+        ValueError: if the size of a head is odd.
+
+    References: RoPE, arXiv:2104.09864, section 3.2.2.
+    """
+    if head_size < 2 or head_size % 2:
+        raise ValueError(f"head_size must be even and at least 2, got {head_size}")
+    check_positive(temperature=temperature)
+    angle = _turn(np.arange(num_tokens), head_size // 2, temperature)
+    chex.assert_shape(angle, (num_tokens, head_size // 2))
+    return jnp.asarray(angle, jnp.float32)
+
+
+def _turn(position_T: np.ndarray, count: int, temperature: float) -> np.ndarray:
+    """Multiply positions by so many frequencies: (T, count)."""
+    return position_T[:, None] * temperature ** -(np.arange(count) / count)
 
 
 def rotate(x_BNTK: Array, angle: Array) -> Array:
@@ -113,7 +146,7 @@ def rotate(x_BNTK: Array, angle: Array) -> Array:
 
     Args:
         x_BNTK: floating point, K even.
-        angle: radians (T, K / 2), see `rotary_angles`.
+        angle: radians (T, K / 2), see `rotary_angles` and `rotary_angles_1d`.
 
     Returns:
         out_BNTK: in the dtype given.

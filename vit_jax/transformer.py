@@ -17,7 +17,6 @@ from vit_jax.blocks import (
     TransformerModule,
 )
 from vit_jax.checks import check_at_least, check_num_outputs, check_rates
-from vit_jax.masks import causal_mask, combine_masks
 
 Array = jax.Array
 
@@ -34,7 +33,8 @@ class Encoder(TransformerModule, kw_only=True):
         depth: number of blocks L.
         num_outputs: number of tokens to return, from the first on; the last block
             computes no others. None for all.
-        final_norm: whether a LayerNorm follows the last block.
+        final_norm: whether a LayerNorm follows the last block. The paper's blocks, of
+            `norm="post"`, need none.
         stochastic_depth_rate: stochastic depth (DropPath): share of the examples for
             which each sublayer of the last block is skipped in training. The rate rises
             linearly from 0 in the first block, as in timm; a single block has rate 0.
@@ -134,6 +134,7 @@ class Decoder(TransformerModule, kw_only=True):
         depth: number of blocks L.
         causal: whether each token attends only to itself and to earlier tokens.
         final_norm: whether a LayerNorm follows the last block.
+        remat: see `Encoder`.
 
     References: arXiv:1706.03762, section 3.1.
     """
@@ -141,6 +142,7 @@ class Decoder(TransformerModule, kw_only=True):
     depth: int
     causal: bool = True
     final_norm: bool = True
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -167,21 +169,24 @@ class Decoder(TransformerModule, kw_only=True):
         Returns:
             out_BTD in the compute dtype.
         """
-        inputs = [x_BTD] if memory_BSD is None else [x_BTD, memory_BSD]
-        chex.assert_rank(inputs, 3)
-        batch, num_tokens, width = x_BTD.shape
-        chex.assert_shape(inputs, (batch, None, width))
+        chex.assert_rank([x_BTD, x_BTD if memory_BSD is None else memory_BSD], 3)
         check_at_least(0, depth=self.depth)
         check_rates(self)
-        x_BTD = x_BTD.astype(self.dtype)
-        flags = {"train": train, "decode": decode}
-        if self.causal and not decode:
-            mask = combine_masks(causal_mask(x_BTD.shape[1]), mask)
+        flags = {"train": train, "decode": decode, "causal": self.causal and not decode}
+
+        def apply(block: DecoderBlock, x_BTD: Array) -> Array:
+            masks = (mask, memory_mask)
+            return block(x_BTD, memory_BSD, *masks, angle=angle, **flags)
+
+        if self.remat:
+            apply = nn.remat(apply)
+        out_BTD = x_BTD.astype(self.dtype)
         for layer in range(self.depth):
             block = DecoderBlock(**self._shared_fields(), name=f"block_{layer}")
-            x_BTD = block(x_BTD, memory_BSD, mask, memory_mask, angle=angle, **flags)
-        out_BTD = self._normalize("norm", x_BTD) if self.final_norm else x_BTD
-        chex.assert_shape(out_BTD, (batch, num_tokens, width))
+            out_BTD = apply(block, out_BTD)
+        if self.final_norm:
+            out_BTD = self._normalize("norm", out_BTD)
+        chex.assert_equal_shape([out_BTD, x_BTD])
         return out_BTD
 
 
@@ -204,6 +209,7 @@ class Transformer(TransformerModule, kw_only=True):
         final_norm: whether encoder and decoder end in a LayerNorm; None: exactly if
             `norm` is "pre". PyTorch's always do; the paper's, whose blocks end in one
             already, do not.
+        remat: see `Encoder`.
 
     References: arXiv:1706.03762, figure 1.
     """
@@ -217,6 +223,7 @@ class Transformer(TransformerModule, kw_only=True):
     decoder_depth: int = 6
     causal: bool = True
     final_norm: bool | None = None
+    remat: bool = False
 
     @property
     def has_final_norm(self) -> bool:
@@ -227,7 +234,8 @@ class Transformer(TransformerModule, kw_only=True):
         """Make encoder and decoder, which can also be called separately."""
         depths = (self.encoder_depth, self.decoder_depth)
         check_at_least(0, encoder_depth=depths[0], decoder_depth=depths[1])
-        fields = {**self._shared_fields(), "final_norm": self.has_final_norm}
+        fields = self._shared_fields()
+        fields |= {"final_norm": self.has_final_norm, "remat": self.remat}
         self.encoder = Encoder(depth=self.encoder_depth, **fields)
         self.decoder = Decoder(depth=self.decoder_depth, causal=self.causal, **fields)
 
@@ -257,8 +265,7 @@ class Transformer(TransformerModule, kw_only=True):
             out_BTD in the compute dtype.
         """
         chex.assert_rank([source_BSD, target_BTD], 3)
-        batch, _, width = target_BTD.shape
-        chex.assert_shape([source_BSD, target_BTD], (batch, None, width))
+        chex.assert_equal_shape_prefix([source_BSD, target_BTD], 1)
         memory_BSD = self.encoder(source_BSD, source_mask, train=train)
         out_BTD = self.decoder(
             target_BTD, memory_BSD, target_mask, memory_mask, train=train

@@ -74,18 +74,18 @@ class ViT(nn.Module):
         pool: "cls" classifies the class token. Without one, "mean" classifies the mean
             of the patches, "sequence" a weighted mean, see `SequencePool`, and "map"
             what a learned query finds, see `AttentionPool`.
-        norm_after_pool: whether the final LayerNorm follows the pooling, as timm's
-            `fc_norm` does, not the encoder.
+        norm_after_pool: whether the final LayerNorm comes after the pooling (timm's
+            `fc_norm`) instead of after the encoder.
         num_registers: number of tokens that belong to no patch and are not classified
             (arXiv:2309.16588); they follow the patches.
         representation_size: width of a tanh layer before the head; none if None.
         position_embedding: "learned" adds a parameter, "sincos2d" sines and cosines of
             row and column, see `sincos2d_position`; "rope" turns queries and keys, see
             `rotate`; with None the order of the patches is unknown.
-        position_std: standard deviation of the initial position embedding; the
-            embedded patches are of order 1. With 0.02, as in the authors' code for
-            ImageNet, a small model needs many epochs to make use of the positions.
-        initialization: initial values of the other parameters: "xavier" for all
+        position_std: standard deviation of the initial position embedding and
+            registers; the embedded patches are of order 1. With 0.02, as the authors
+            have it for ImageNet, a small model learns the use of positions slowly.
+        initialization: initial values of the other parameters: "xavier" for all dense
             kernels and zero for the biases, or "authors", which differs in embedding
             and representation (LeCun's), MLP biases (normal, 1e-6) and head (zero).
         remat: whether the backward pass recomputes each block's activations.
@@ -129,12 +129,15 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self, image_BHWC: Array, *, train: bool = False, return_tokens: bool = False
+    ) -> Array:
         """Compute the class logits of normalised images, floating point.
 
         Returns:
             logits_BY, or the features (B, `representation_size` or D) if `num_classes`
-            is None; float32, or float64 where that is the compute dtype.
+            is None; with `return_tokens` what the encoder returns: class token, patches
+            row by row, registers. float32, or float64 where that is the compute dtype.
 
         Raises:
             ValueError: if a field is out of range or does not fit the image.
@@ -149,8 +152,11 @@ class ViT(nn.Module):
         x_BTD = self._embed(image_BHWC, init.embedding_kernel)
         x_BTD = self._add_positions_and_tokens(x_BTD, grid)  # eq. 1
         x_BTD = Dropout(self.embedding_dropout_rate, deterministic=not train)(x_BTD)
-        encoder = self._make_encoder(init.mlp_bias, self._num_outputs(num_patches))
+        num_outputs = None if return_tokens else self._num_outputs(num_patches)
+        encoder = self._make_encoder(init.mlp_bias, num_outputs)
         x_BTD = encoder(x_BTD, angle=self._rotary_angles(grid), train=train)  # eq. 2, 3
+        if return_tokens:
+            return x_BTD.astype(float32_or_wider(self.dtype))
         x_BD = self._pool(x_BTD, num_patches)  # eq. 4
         if self.representation_size is not None:
             fields = {"kernel_init": init.embedding_kernel, "name": "pre_logits"}
@@ -215,10 +221,7 @@ class ViT(nn.Module):
         )
 
     def _num_outputs(self, num_patches: int) -> int | None:
-        """Return how many tokens the last block has to compute: those that are pooled.
-
-        All of them (None) while intermediates are captured.
-        """
+        """Return how many tokens are pooled; None, for all, while they are captured."""
         is_captured = self.is_mutable_collection("intermediates")
         return None if is_captured else 1 if self.pool == "cls" else num_patches
 
@@ -274,24 +277,19 @@ class ViT(nn.Module):
 
     def _check_fields(self) -> None:
         """Raise ValueError for fields that are out of range for every image."""
-        check_at_least(
-            1,
-            num_classes=self.num_classes,
-            width=self.width,
-            representation_size=self.representation_size,
-        )
-        check_at_least(
-            0,
-            depth=self.depth,
-            position_std=self.position_std,
-            num_registers=self.num_registers,
-        )
-        check_choice("stem", self.stem, get_args(Stem))
-        check_choice("pool", self.pool, get_args(Pool))
-        known = ("learned", "sincos2d", "rope", None)
-        check_choice("position_embedding", self.position_embedding, known)
-        check_choice("activation", self.activation, get_args(Activation))
-        check_choice("initialization", self.initialization, get_args(Initialization))
+        from_1 = ("num_classes", "width", "representation_size")
+        from_0 = ("depth", "position_std", "num_registers")
+        for minimum, names in ((1, from_1), (0, from_0)):
+            check_at_least(minimum, **{name: getattr(self, name) for name in names})
+        choices = {
+            "stem": get_args(Stem),
+            "pool": get_args(Pool),
+            "position_embedding": ("learned", "sincos2d", "rope", None),
+            "activation": get_args(Activation),
+            "initialization": get_args(Initialization),
+        }
+        for name, known in choices.items():
+            check_choice(name, getattr(self, name), known)
         if self.mlp_ratio is not None and round(self.mlp_ratio * self.width) < 1:
             raise ValueError(
                 "mlp_ratio must leave the MLP a width of at least 1, got mlp_ratio "

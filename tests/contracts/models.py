@@ -131,7 +131,7 @@ CONTRACTS = {
         "vit_jax.bfloat16._multiply",
     ),
     "vit_jax.blocks.MlpBlock": Contract(
-        (X,), (X[0],), DENSE, _init(MlpBlock(8)), layer="out"
+        (X,), (X[0, 0, 0],), DENSE, _init(MlpBlock(8)), layer="out"
     ),
     "vit_jax.blocks.EncoderBlock": Contract(
         (X,),
@@ -262,6 +262,9 @@ CONTRACTS = {
         ((2, 3), 8), None, "numpy.concatenate"
     ),
     "vit_jax.position.rotary_angles": Contract(((2, 3), 8), None, "numpy.pad"),
+    "vit_jax.position.rotary_angles_1d": Contract(
+        (3, 8), None, "vit_jax.position._turn"
+    ),
     "vit_jax.position.rotate": Contract(
         (jnp.ones((1, 2, 3, 4)), jnp.ones((3, 2))),
         (X, jnp.ones((3, 2))),

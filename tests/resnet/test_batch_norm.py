@@ -1,10 +1,14 @@
 """BatchNorm: the variance of pixels that lie far from zero, its running averages."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
+from resnet_jax import ResNet
 from resnet_jax.batch_norm import BatchNorm, batch_norm, batch_statistics
 from tests import modules
 from tests.modules import apply, normal
@@ -59,6 +63,36 @@ def test_the_gradient_at_shifted_pixels_is_that_in_float64(offset):
         expected = gradient(np.float64)
     for value, wanted in zip(gradient(np.float32), expected, strict=True):
         np.testing.assert_allclose(value, wanted, atol=1e-5 + 1e-6 * offset)
+
+
+@pytest.mark.parametrize(
+    "module", [BatchNorm(axis_name="shards"), ResNet(3, (1,), width=4)]
+)
+def test_a_named_axis_shares_the_statistics(module):
+    """Of each shard alone they would differ."""
+    if isinstance(module, ResNet):
+        module = module.clone(axis_name="shards")
+    x_BHWC = normal(8, 4, 4, 3) * jnp.arange(8.0)[:, None, None, None]
+    variables = module.init(jax.random.key(0), x_BHWC, train=True)
+
+    def train(module, x_BHWC):
+        how = {"train": True, "mutable": ["batch_stats"]}
+        return module.apply(variables, x_BHWC, **how)
+
+    expected = train(module.clone(axis_name=None), x_BHWC)
+    mesh = jax.make_mesh((4,), ("shards",), (AxisType.Auto,))
+    sharded = jax.shard_map(
+        functools.partial(train, module),
+        mesh=mesh,
+        in_specs=PartitionSpec("shards"),
+        out_specs=(PartitionSpec("shards"), PartitionSpec()),
+    )
+    out, updated = jax.jit(sharded)(x_BHWC)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        (out, updated),
+        tuple(expected),
+    )
 
 
 def test_evaluation_normalises_by_the_running_statistics():

@@ -13,6 +13,7 @@ from tests.modules import apply, normal
 from vit_jax import (
     MultiHeadAttention,
     causal_mask,
+    combine_masks,
     dot_product_attention,
     padding_mask,
 )
@@ -325,11 +326,44 @@ def test_multi_head_attention_rejects_a_query_of_other_rank(query):
         apply(module, variables, jnp.ones(query))
 
 
-@pytest.mark.parametrize("memory", [(1, 5, 16), (2, 5, 8), (5, 16)])
+@pytest.mark.parametrize("memory", [(1, 5, 16), (5, 16)])
 def test_multi_head_attention_rejects_memory_that_does_not_fit(memory):
     module, variables = _module()
     with pytest.raises(AssertionError, match="shape"):
         apply(module, variables, jnp.ones((2, 5, 16)), jnp.ones(memory))
+
+
+def test_the_memory_may_have_another_width():
+    query_BTD, memory_BSE = normal(2, 5, 16), normal(2, 7, 8, seed=1)
+    module = MultiHeadAttention(num_heads=4)
+    variables = modules.variables(module, query_BTD, memory_BSE)
+    assert variables["params"]["key"]["kernel"].shape == (8, 16)
+    # The same as a memory of the query's width, whose other channels are zero.
+    wide_BSD = jnp.pad(memory_BSE, [(0, 0), (0, 0), (0, 8)])
+    params = dict(variables["params"])
+    for name in ("key", "value"):
+        kernel = jnp.pad(params[name]["kernel"], [(0, 8), (0, 0)], constant_values=9)
+        params[name] = {**params[name], "kernel": kernel}
+    expected = apply(module, {"params": params}, query_BTD, wide_BSD)
+    actual = apply(module, variables, query_BTD, memory_BSE)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_queries", [5, 3])
+@pytest.mark.parametrize("implementation", ["own", "xla"])
+@pytest.mark.parametrize("mask", [None, "padding"])
+def test_causal_attention_equals_a_causal_mask(num_queries, implementation, mask):
+    query_BTD, memory_BSD = normal(2, num_queries, 16), normal(2, 5, 16, seed=1)
+    module = MultiHeadAttention(4, attention_implementation=implementation)
+    variables = modules.variables(module, query_BTD, memory_BSD)
+    padding = None if mask is None else padding_mask(jnp.array([5, 3]), 5)
+    causal = combine_masks(causal_mask(5)[:num_queries], padding)
+    how = {"mask": padding, "causal": True}
+    actual = apply(module, variables, query_BTD, memory_BSD, **how)
+    expected = apply(module, variables, query_BTD, memory_BSD, mask=causal)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    full = apply(module, variables, query_BTD, memory_BSD, mask=padding)
+    assert not np.allclose(actual, full, atol=1e-3)
 
 
 @pytest.mark.parametrize("mask", [None, "causal", "padding"])

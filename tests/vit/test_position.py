@@ -15,6 +15,7 @@ from vit_jax import (
     ViT,
     dot_product_attention,
     rotary_angles,
+    rotary_angles_1d,
     rotate,
     sincos2d_position,
 )
@@ -55,6 +56,21 @@ def test_rotation_is_a_product_of_complex_numbers():
             actual = turned[:, :, 3 * row + column]
             np.testing.assert_allclose(actual[..., :4], expected.real, atol=1e-5)
             np.testing.assert_allclose(actual[..., 4:], expected.imag, atol=1e-5)
+
+
+def test_tokens_of_a_sequence_turn_as_in_the_paper():
+    num_tokens, head_size = 5, 6
+    angle = rotary_angles_1d(num_tokens, head_size)
+    for position in range(num_tokens):
+        for i in range(1, head_size // 2 + 1):
+            expected = position * 10_000 ** (-2 * (i - 1) / head_size)
+            np.testing.assert_allclose(angle[position, i - 1], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("head_size", [0, 3])
+def test_the_head_that_turns_is_even(head_size):
+    with pytest.raises(ValueError, match="head_size must be even and at least 2, got"):
+        rotary_angles_1d(4, head_size)
 
 
 def test_attention_with_rope_depends_on_differences_of_positions_alone():

@@ -33,6 +33,12 @@ def test_examples_are_left_out_whole_and_the_others_scaled():
     assert abs(mean - 1) < 0.02
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_rates_out_of_range(rate):
+    with pytest.raises(ValueError, match=rf"rate must be in \[0, 1\), got {rate}"):
+        stochastic_depth(KEY, X_BTD, rate)
+
+
 def test_without_residual_there_would_be_nothing_left():
     with pytest.raises(ValueError, match="stochastic_depth_rate must be 0 without"):
         _encode(X_BTD, depth=1, residual=False, stochastic_depth_rate=0.1)

@@ -4,6 +4,7 @@ import functools
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,13 +144,60 @@ def test_encoder_block_computes_in_bfloat16_with_float32_parameters():
     np.testing.assert_allclose(out_BTD.astype(jnp.float32), exact_BTD, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    "module", [EncoderBlock(num_heads=4, mlp_dim=24), MlpBlock(24)]
-)
 @pytest.mark.parametrize("shape", [(5, 16), (1, 2, 5, 16)])
-def test_blocks_reject_input_of_other_rank(module, shape):
+def test_blocks_reject_input_of_other_rank(shape):
     with pytest.raises(AssertionError, match="rank"):
-        module.init(jax.random.key(0), jnp.ones(shape))
+        EncoderBlock(num_heads=4, mlp_dim=24).init(jax.random.key(0), jnp.ones(shape))
+
+
+def test_an_mlp_takes_any_leading_axes():
+    module = MlpBlock(24)
+    variables = modules.variables(module, X_BTD)
+    expected_BTD = apply(module, variables, X_BTD)
+    for shape in ((10, 16), (2, 5, 1, 16), (16,)):
+        x = X_BTD[0, 0] if shape == (16,) else X_BTD.reshape(shape)
+        expected = expected_BTD[0, 0] if shape == (16,) else expected_BTD.reshape(shape)
+        np.testing.assert_allclose(apply(module, variables, x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [{}, {"decode": True, "mutable": ("cache",)}])
+def test_a_decoder_with_cross_attention_needs_its_memory(how):
+    decoder = Decoder(**STACK)
+    variables = modules.variables(decoder, X_BTD, X_BTD)
+    if how:
+        _, cache = apply(decoder, variables, X_BTD, X_BTD, **how)
+        variables |= cache
+    with pytest.raises(ValueError, match="memory_BSD must be given: the block has"):
+        apply(decoder, variables, X_BTD[:, :1], **how)
+
+
+def test_a_decoder_leaves_causality_to_the_attention(monkeypatch):
+    """JAX's implementations then need no mask of (T, T)."""
+    decoder = Decoder(**STACK, attention_implementation="xla")
+    variables = modules.variables(decoder, X_BTD)
+    fused, calls = jax.nn.dot_product_attention, []
+
+    def attend(*args, **kwargs):
+        calls.append((kwargs["mask"], kwargs["is_causal"]))
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+    out_BTD = decoder.apply(variables, X_BTD)
+    assert calls == [(None, True)] * STACK["depth"]
+    own_BTD = apply(Decoder(**STACK), variables, X_BTD)
+    np.testing.assert_allclose(out_BTD, own_BTD, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [3, 7])
+def test_an_encoder_is_exported_for_any_number_of_tokens(length):
+    encoder = Encoder(**STACK)
+    variables = modules.variables(encoder, X_BTD)
+    batch, tokens = jax.export.symbolic_shape("b, t")
+    shape = jax.ShapeDtypeStruct((batch, tokens, 16), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: encoder.apply(variables, x)))(shape)
+    x_BTD = normal(2, length, 16)
+    expected_BTD = apply(encoder, variables, x_BTD)
+    np.testing.assert_allclose(exported.call(x_BTD), expected_BTD, atol=1e-5)
 
 
 def _positions_that_change(module, variables, position, *args) -> list[int]:
@@ -291,6 +339,26 @@ def test_remat_changes_nothing_but_the_memory():
     jaxpr = jax.make_jaxpr(_loss_and_gradient, static_argnums=0)
     assert "remat" in str(jaxpr(Encoder(**fields, remat=True), params))
     assert "remat" not in str(jaxpr(Encoder(**fields), params))
+
+
+def test_remat_of_a_transformer_changes_nothing_but_the_memory():
+    fields = {"num_heads": 2, "mlp_dim": 8, "encoder_depth": 1, "decoder_depth": 1}
+    rngs = {"dropout": jax.random.key(0)}
+    params = modules.variables(Transformer(**fields), X_BTD, X_BTD)["params"]
+
+    def loss(params, module):
+        how = {"train": True, "rngs": rngs}
+        return (module.apply({"params": params}, X_BTD, X_BTD, **how) ** 3).sum()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, remat = (
+        gradient(params, Transformer(**fields, remat=remat)) for remat in (False, True)
+    )
+    chex.assert_trees_all_close(remat, plain, rtol=1e-4, atol=1e-4)
+    jaxpr = jax.make_jaxpr(jax.grad(loss), static_argnums=1)
+    found = str(jaxpr(params, Transformer(**fields, remat=True)))
+    assert found.count("name=checkpoint") == 2 or found.count("remat") >= 2
+    assert "remat" not in str(jaxpr(params, Transformer(**fields)))
 
 
 @pytest.mark.parametrize("remat", [False, True])

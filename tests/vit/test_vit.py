@@ -392,6 +392,18 @@ def test_without_classes_it_gives_the_features_that_the_head_reads(representatio
     np.testing.assert_allclose(logits_BY, expected_BY, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_tokens_are_what_the_encoder_returns(pool):
+    vit = _vit(pool=pool, num_registers=2, attention_implementation="xla")
+    variables = modules.variables(vit, *IMAGE_BHWC.shape)
+    capture = {"capture_intermediates": True, "mutable": ("intermediates",)}
+    _, captured = vit.apply(variables, IMAGE_BHWC, **capture)
+    (expected_BTD,) = captured["intermediates"]["encoder"]["__call__"]
+    tokens_BTD = apply(vit, variables, IMAGE_BHWC, return_tokens=True)
+    assert tokens_BTD.shape == (3, (pool == "cls") + 2 * 3 + 2, 16)
+    np.testing.assert_allclose(tokens_BTD, expected_BTD, atol=1e-5)
+
+
 @pytest.mark.parametrize("field", ["activation", "initialization"])
 def test_an_unknown_word_is_named(field):
     model = ViT(3, patch_size=2, width=4, depth=1, num_heads=1, **{field: "best"})
