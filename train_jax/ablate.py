@@ -101,7 +101,12 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
                     overwrite=options.overwrite,
                 )
             results = [
-                _train_and_print(variant, f"{number}/{len(variants)}", stop_request)
+                _train_and_print(
+                    variant,
+                    f"{number}/{len(variants)}",
+                    stop_request,
+                    extend=options.extend,
+                )
                 for number, variant in enumerate(variants, start=1)
             ]
             held.check()
@@ -174,7 +179,10 @@ def list_variants(
 
 
 def train_variant(
-    variant: Variant, should_stop: Callable[[], bool] = lambda: False
+    variant: Variant,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Train a variant, unless that is done; an error of its own is its result.
 
@@ -189,7 +197,7 @@ def train_variant(
     ):
         try:
             return experiment.train_and_evaluate(
-                variant.config, variant.folder, should_stop=should_stop
+                variant.config, variant.folder, should_stop=should_stop, extend=extend
             )
         except wd.WorkdirError:
             raise
@@ -199,12 +207,12 @@ def train_variant(
 
 
 def _train_and_print(
-    variant: Variant, position: str, should_stop: Callable[[], bool]
+    variant: Variant, position: str, should_stop: Callable[[], bool], *, extend: bool
 ) -> Result:
     """Train a variant, and print a line with its result."""
     is_finished = wd.read_summary(variant.folder, to_json(variant.config)) is not None
     started = time.monotonic()
-    result = train_variant(variant, should_stop)
+    result = train_variant(variant, should_stop, extend=extend)
     took = "done before" if is_finished else f"{time.monotonic() - started:.0f} s"
     outcome = result.get("error") or f"test accuracy {result['test_accuracy']:.2%}"
     print(f"{position}  {variant.name}: {outcome} ({took})", flush=True)

@@ -126,6 +126,12 @@ def _load_split(
         cut = options.split or own.test_split
         (split,) = load_named_splits(own, cut)
         _check_unchanged(split, trained.task, name)
+        if split.order != trained.orders.get(data.parse_split(cut)[0], split.order):
+            print(
+                f"warning: the pictures of {name!r} have changed since the training; "
+                f"some of {cut!r} may have been trained on",
+                file=sys.stderr,
+            )
         return name, cut, split
     task, cut = trained.task, options.split or "test"
     # The pictures of a folder may be of many sizes.
@@ -169,7 +175,7 @@ def fit_split(trained: TrainedModel, split: ImageSplit) -> ImageSplit:
     shape = require_images(trained).image_shape
     if split.is_streamed:
         read, place_M = images.source.read_image, images.place_M
-    elif images.shape[1:] == shape:
+    elif images.shape[1:] == shape and trained.crop_fraction == 1:
         return split
     else:
         read, place_M = images.__getitem__, np.arange(len(images))

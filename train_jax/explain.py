@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ def _run(options: argparse.Namespace) -> int:
     else:
         test: Any = trained.load_test()  # of images, as the model takes them
         test_BHWC = test.image_BHWC
-        images = _select_images(test_BHWC, options.images)
+        first = range(min(4, len(test_BHWC)))
+        images = _select_images(test_BHWC, options.images or first)
     names = [f"explain_{name}.png" for name in images]
     try:
         with _temporary_folder(out) as folder:
@@ -91,7 +92,9 @@ def _read(reader: PictureReader, files: list[pathlib.Path]) -> dict[str, np.ndar
     return images
 
 
-def _select_images(image_MHWC: np.ndarray, indices: list[int]) -> dict[str, np.ndarray]:
+def _select_images(
+    image_MHWC: np.ndarray, indices: Iterable[int]
+) -> dict[str, np.ndarray]:
     """Map the index of each chosen image to it.
 
     Raises:
@@ -141,10 +144,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "--images",
         type=int,
         nargs="+",
-        default=[0, 1, 2, 3],
         metavar="I",
-        help="numbers of test images, from 0, if no pictures are named (default: 0 1 2 "
-        "3)",
+        help="numbers of test images, from 0, if no pictures are named (default: the "
+        "first four)",
     )
     parser.add_argument(
         "--layer", type=int, help="layer of a ViT to draw, from 1 (default: the last)"

@@ -50,7 +50,7 @@ def arguments(tmp_path):
     return ["--config", str(tmp_path / "config.py"), "--workdir", workdir]
 
 
-def _pretend(config, workdir, *, should_stop):
+def _pretend(config, workdir, *, should_stop, extend=False):
     """Leave what finished runs leave, or diverge: with sgd all, with adam the last."""
     if config.optimizer.name == "sgd":
         raise Diverged("the loss is not finite in step 1")
@@ -74,6 +74,7 @@ def _pretend(config, workdir, *, should_stop):
             for seed, accuracy in enumerate(accuracies)
         ],
     }
+    wd.record_config(workdir, to_json(config))
     write_json(workdir / wd.SUMMARY, summary)
     return summary
 
@@ -83,7 +84,7 @@ def test_variants_are_trained_once_and_failures_are_told(
 ):
     trained, train_and_evaluate = [], experiment.train_and_evaluate
 
-    def train(config, workdir, *, should_stop):
+    def train(config, workdir, *, should_stop, extend):
         # Three heads cannot be built, and what is finished is not trained again.
         if (workdir / wd.SUMMARY).exists() or config.model.arguments["num_heads"] == 3:
             return train_and_evaluate(config, workdir, should_stop=should_stop)
@@ -208,7 +209,7 @@ def test_a_folder_in_use_is_left_alone(arguments, tmp_path, capsys, monkeypatch)
         held.close()
     locks, train_and_evaluate = [], experiment.train_and_evaluate
 
-    def train(config, workdir, *, should_stop):
+    def train(config, workdir, *, should_stop, extend):
         if locks:
             return train_and_evaluate(config, workdir, should_stop=should_stop)
         locks.append(lock.acquire(variant))  # another process takes the next one

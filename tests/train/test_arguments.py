@@ -86,6 +86,12 @@ def test_help_lists_every_field(capsys):
     assert max(map(len, shown.partition("bundled configs")[2].splitlines())) <= 88
 
 
+def test_help_says_where_the_default_of_a_group_comes_from(capsys):
+    _, _, shown = show_help(capsys).partition("--config.groups.NAME.learning_rate\n")
+    meaning, _, _ = shown.partition("--config.")
+    assert "default: as in optimizer)" in " ".join(meaning.split())
+
+
 def test_help_lists_the_fields_of_a_model_and_of_an_optimizer(capsys):
     shown = show_help(capsys, "--config.model.name=vit", "--config.optimizer.name=sgd")
     assert "--config.model.width\n      width D of a token (an integer in [1," in shown

@@ -345,7 +345,7 @@ def test_two_interrupts_leave_a_terminal_with_its_cursor(compiled, tmp_path):
     read_until(b"epoch 1")
     assert b"\x1b[?25l" in shown  # the progress bar hides the cursor
     process.send_signal(signal.SIGINT)
-    read_until(b"interrupt again")
+    read_until(b"press Ctrl-C again")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) in (130, 75)  # or it was faster
     while select.select([terminal], [], [], 0)[0]:

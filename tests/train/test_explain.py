@@ -27,7 +27,7 @@ from train_jax.inference import flags as model_flags
 from train_jax.output import attention_plots
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
-from train_jax.run.trained_model import load_model
+from train_jax.run.trained_model import TrainedModel, load_model
 from weight_files import Pretrained
 
 
@@ -78,6 +78,13 @@ def test_loaded_model_has_the_test_loss_of_the_summary(run):
     loss_M = optax.softmax_cross_entropy_with_integer_labels(logits_MY, test.label_B)
     summary = json.loads((run / wd.SUMMARY).read_text())
     np.testing.assert_allclose(loss_M.mean(), summary["test_loss"], rtol=1e-5)
+
+
+def test_a_small_test_split_is_explained(run, drawn, monkeypatch):
+    load = TrainedModel.load_test
+    monkeypatch.setattr(TrainedModel, "load_test", lambda self: load(self)[:2])
+    assert explain.main(["--workdir", str(run)]) == 0
+    assert len(drawn) == 2
 
 
 def test_a_checkpoint_is_chosen_by_name(run, capsys):
@@ -293,7 +300,7 @@ def _must_not_be_called(*args, **kwargs):
 
 def test_an_image_of_another_size_is_resized(run, tmp_path, drawn):
     pixels = np.zeros((9, 20, 3))
-    pixels[:, 5:] = 1
+    pixels[:, 4:] = 1
     matplotlib.image.imsave(tmp_path / "large.png", pixels)
     assert explain.main(["--workdir", str(run), str(tmp_path / "large.png")]) == 0
     assert drawn[0][0].shape == (8, 8, 1)

@@ -171,12 +171,20 @@ def test_training_that_changes_nothing_is_told(tmp_path, capsys, optimizer):
     changes = {"optimizer.name": optimizer, "optimizer.learning_rate": 1e-30}
     train_tiny(tmp_path, changes | {"num_epochs": 1})
     warning = capsys.readouterr().err
-    assert warning.startswith("warning: the first epoch has not changed embedding/kern")
+    assert warning.startswith("warning: 5 steps have not changed embedding/kernel")
     assert warning.count("\n") == 1
 
 
-def test_training_that_changes_something_is_not_told(tmp_path, capsys):
-    train_tiny(tmp_path / "other", {"num_epochs": 1})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_epochs": 1},
+        # The head starts at zero: the first step moves it alone.
+        {"num_steps": 1, "model.initialization": "authors"},
+    ],
+)
+def test_training_that_changes_something_is_not_told(changes, tmp_path, capsys):
+    train_tiny(tmp_path / "other", changes)
     assert capsys.readouterr().err == ""
     # The first step of a warm-up has a rate of 0.
     changes = {"batch_size": 320, "num_epochs": 3, "optimizer.warmup_epochs": 2}

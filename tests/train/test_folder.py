@@ -1,6 +1,7 @@
 """A folder of pictures as a data set: layouts, order, sizes, and wrong folders."""
 
 import os
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -113,6 +114,22 @@ def test_classes_alone_are_split(tmp_path):
     assert train.class_names == ("a", "b")
 
 
+def test_the_order_of_a_folder_has_a_number(tmp_path):
+    root = tmp_path / "root"
+    write(root, [f"{name}/{i}.png" for name in "ab" for i in range(20)])
+
+    def order(root=root, **how):
+        (split,) = load_folder(root, "train", **how)
+        return split[:3].order
+
+    first = order()
+    assert first is not None and order(room=0) == first
+    assert order(split_seed=1) != first
+    assert order(shutil.copytree(root, tmp_path / "copy")) == first
+    (root / "a" / "3.png").rename(root / "b" / "99.png")
+    assert order() != first
+
+
 def test_the_seed_chooses_the_order(tmp_path):
     for i in range(20):
         for name in "ab":
@@ -151,6 +168,28 @@ def test_every_set_can_be_resized():
     assert split.image_BHWC.shape == (360, 12, 12, 1)
     with pytest.raises(ValueError, match="image_size must be None for a set without"):
         data.load_splits("reverse", "test", image_size=12)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (224, 224), (300, 1000)])
+@pytest.mark.parametrize("fraction", [1.0, 0.9, 0.875, 224 / 248])
+def test_a_picture_is_cropped_as_by_torchvision(shape, fraction):
+    """By the formulas of its `Resize` and `CenterCrop`, with timm's size."""
+    image_HWC = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    shorter = {1.0: 224, 0.9: 248, 0.875: 256, 224 / 248: 248}[fraction]
+    longer = int(shorter * max(shape) / min(shape))
+    height, width = (shorter, longer) if shape[0] <= shape[1] else (longer, shorter)
+    resized = Image.fromarray(image_HWC).resize((width, height), Image.BILINEAR)
+    top, left = (round((side - 224) / 2) for side in (height, width))
+    expected = np.asarray(resized)[top : top + 224, left : left + 224]
+    actual = resize_image(image_HWC, (224, 224), crop_fraction=fraction)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_stretched_picture_is_cropped():
+    image_HWC = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+    resized = Image.fromarray(image_HWC).resize((20, 16), Image.BILINEAR)
+    actual = resize_image(image_HWC, (8, 10), how="stretch", crop_fraction=0.5)
+    np.testing.assert_array_equal(actual, np.asarray(resized)[4:12, 5:15])
 
 
 def test_a_thin_picture_is_resized_without_its_whole_length():

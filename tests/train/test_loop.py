@@ -259,7 +259,7 @@ def test_a_constant_schedule_goes_on_as_if_it_had_never_ended(tmp_path):
 def test_an_extended_run_enters_the_longer_schedule_where_it_stands(finished, tmp_path):
     uninterrupted, _ = finished
     train_tiny(tmp_path, CHANGES | {"num_epochs": 2})
-    with pytest.raises(ValueError, match="--extend trains it on, with the linear sche"):
+    with pytest.raises(ValueError, match="--extend trains it on from the step where"):
         train_tiny(tmp_path, CHANGES)
     summary = train_tiny(tmp_path, CHANGES, extend=True)
     assert summary["steps"] == 20
@@ -333,18 +333,40 @@ def test_of_several_runs_the_best_one_that_was_tested_is_drawn(tmp_path, monkeyp
     chex.assert_trees_all_equal(drawn[0], parts.runs.select(best.eval_variables, 0))
 
 
-@pytest.mark.parametrize("name", ["num_examples", "class_names"])
+def test_a_refused_extension_leaves_the_finished_run(tmp_path, monkeypatch):
+    constant = {"optimizer.schedule": "constant", "num_epochs": 1}
+    summary = train_tiny(tmp_path, constant)
+    config = read_json(tmp_path / wd.CONFIG)
+    train, val, test = load_dataset(tiny_config().dataset)
+    changed = (train, val, test[:80])
+    monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: changed)
+    with pytest.raises(Failed, match="is of other data: num_examples had"):
+        train_tiny(tmp_path, constant | {"num_epochs": 2})
+    assert read_json(tmp_path / wd.CONFIG) == config
+    assert train_tiny(tmp_path, constant) == summary
+
+
+def test_the_order_of_the_first_epoch_is_compiled_before_it_starts():
+    feed = make_tiny().trainer.feed
+    assert feed._order.cache_info().misses == 1
+    list(feed(0, 1))
+    assert feed._order.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("name", ["num_examples", "class_names", "pictures"])
 def test_a_run_does_not_go_on_with_other_data(stopped, tmp_path, monkeypatch, name):
     run = shutil.copytree(stopped, tmp_path / "run")
     step = checkpoint.find(run / wd.CHECKPOINTS, "last")
     train, val, test = load_dataset(tiny_config(CHANGES).dataset)
     if name == "num_examples":
         test = test[:80]
+    elif name == "pictures":
+        val = dataclasses.replace(val, order=7)
     else:
         names = tuple(reversed(train.class_names))
         train = dataclasses.replace(train, class_names=names)
     monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: (train, val, test))
-    with pytest.raises(Failed, match=f"checkpoint {step} is of other data: {name} had"):
+    with pytest.raises(Failed, match=f"checkpoint {step} is of other data: {name}"):
         train_tiny(run, CHANGES)
 
 

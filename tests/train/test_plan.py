@@ -62,6 +62,13 @@ def test_a_streamed_set_takes_the_memory_of_a_batch():
         assert 0 <= found.memory["training images"] - expected <= 16
 
 
+def test_frozen_parameters_need_no_gradient():
+    frozen = {"params": "^(?!head)", "learning_rate": 0}
+    changes = {f"groups.frozen.{name}": value for name, value in frozen.items()}
+    found, whole = (plan.make_plan(tiny_config(it), CPUS) for it in (changes, {}))
+    assert 0.3 < found.flops / whole.flops < 0.4  # the forward pass
+
+
 def test_parameters_and_optimiser_are_counted_as_by_hand():
     config = tiny_config({"optimizer.name": "adamw", "model.width": 64, "fsdp": True})
     dense = lambda inputs, outputs: inputs * outputs + outputs  # noqa: E731

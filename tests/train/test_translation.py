@@ -77,7 +77,8 @@ def test_a_sequence_is_correct_only_if_every_token_is():
             },
             "config.model.name must be one of vit, vit_ti16, vit_s16, vit_b16, "
             "vit_b32, vit_l16, resnet18, resnet34, resnet18_imagenet, "
-            "resnet34_imagenet, resnet50_imagenet, resnet20, resnet32, resnet44, "
+            "resnet34_imagenet, resnet50_imagenet, resnet101_imagenet, "
+            "resnet152_imagenet, resnet20, resnet32, resnet44, "
             "resnet56, resnet110, airbench for dataset 'digits', got 'transformer'",
         ),
         (

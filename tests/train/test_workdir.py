@@ -167,7 +167,7 @@ COOLED = CONSTANT | {"optimizer.cooldown_epochs": 1.0}
         (COOLED, COOLED | {"num_epochs": 9}, False, "--extend trains it on"),
         ({}, {"num_epochs": 9}, True, None),
         ({"num_steps": 9}, {"num_steps": 10}, True, None),
-        ({}, {"num_epochs": 9}, False, "--extend trains it on, with the cosine"),
+        ({}, {"num_epochs": 9}, False, "--extend trains it on from the step"),
         ({}, {"num_epochs": 3}, True, "num_epochs was 4 and is 3. Give another"),
         (CONSTANT, CONSTANT | {"num_epochs": 3}, True, "was 4 and is 3. Give another"),
         ({}, {"num_epochs": 9, "seed": 1}, True, "seed was 0 and is 1. Give another"),
@@ -187,7 +187,7 @@ def test_a_longer_training_may_go_on(tmp_path, before, now, extend, refused):
         return
     wd.check_workdir(tmp_path, fields, overwrite=False, extend=extend)
     with wd.open_workdir(tmp_path, fields, extend=extend):
-        pass
+        wd.record_config(tmp_path, fields)
     written = read_json(tmp_path / wd.CONFIG)
     length = {name: tiny_fields(before)[name] for name in wd.LENGTH}
     is_longer = wd.differences(tiny_fields(before), fields)

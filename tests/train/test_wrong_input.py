@@ -22,8 +22,9 @@ SMALL = {field: str(value) for field, value in TINY.items()}
 
 MODELS = (
     "vit, vit_ti16, vit_s16, vit_b16, vit_b32, vit_l16, resnet18, resnet34, "
-    "resnet18_imagenet, resnet34_imagenet, resnet50_imagenet, resnet20, "
-    "resnet32, resnet44, resnet56, resnet110, airbench, transformer"
+    "resnet18_imagenet, resnet34_imagenet, resnet50_imagenet, resnet101_imagenet, "
+    "resnet152_imagenet, resnet20, resnet32, resnet44, resnet56, resnet110, "
+    "airbench, transformer"
 )
 TOP_LEVEL = (
     "config.batch_size, config.eval_batch_size, config.accumulation_steps, "

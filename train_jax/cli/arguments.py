@@ -65,8 +65,8 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--extend",
         action="store_true",
-        help="train a run on to a larger num_epochs or num_steps, with the schedule of "
-        "that length",
+        help="train an existing run for longer (larger num_epochs or num_steps), on "
+        "the longer schedule",
     )
 
 
@@ -80,7 +80,7 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help='of process 0; "auto" to ask the cluster',
+        help='address of process 0; "auto": ask the cluster',
     )
     group.add_argument("--num_processes", type=int, help="how many there are")
     group.add_argument("--process_id", type=int, help="which one this is, from 0")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from train_jax.config.fields import SECTIONS, TABLE, Config
 from train_jax.config.files import bundled_configs
-from train_jax.config.optimizer_fields import GroupConfig
+from train_jax.config.optimizer_fields import SHARED, GroupConfig
 from train_jax.config.options import Option, options_of
 
 _HINT = """\
@@ -54,6 +54,9 @@ def _row(field: str, option: Option) -> str:
     """Write a field in two lines or more."""
     is_required = option.default is dataclasses.MISSING
     default = "required" if is_required else f"default {option.default!r}"
+    group, _, name = field.rpartition(".")
+    if group.startswith("groups.") and name in SHARED:
+        default = "default: as in optimizer"
     text = f"{option.meaning} ({option.rule.allowed}; {default})"
     indent = 6 * " "
     words = textwrap.fill(text, 88, initial_indent=indent, subsequent_indent=indent)

@@ -110,7 +110,7 @@ class StopRequest:
         if not self._is_setting_up:
             print(
                 f"\n{number.name}: finishing the step and saving; "
-                "interrupt again (Ctrl-C) to stop without",
+                "press Ctrl-C again to stop without saving",
                 file=sys.stderr,
                 flush=True,
             )

@@ -43,6 +43,8 @@ class ModelConfig:
         "resnet18_imagenet",
         "resnet34_imagenet",
         "resnet50_imagenet",
+        "resnet101_imagenet",
+        "resnet152_imagenet",
         "resnet20",
         "resnet32",
         "resnet44",
@@ -78,13 +80,13 @@ class DatasetConfig:
     )
     image_size: int | None = option(
         None,
-        "side to which images are brought, pixels; None for images as they are",
+        "side of the square to which images are resized, pixels; None keeps their size",
         or_none(integer(1, 4096)),
     )
     resize: Literal["crop", "pad", "stretch"] = option(
         "crop",
-        "how images of other proportions are brought to a square: cut off, with a "
-        "black frame, or stretched",
+        "how other images become square: the centre cut out, with a black frame, or "
+        "stretched",
     )
     split_seed: int = option(
         0, "seed of the order of a folder's pictures", integer(0, 2**31 - 1)

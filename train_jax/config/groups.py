@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from train_jax.config.fields import TABLE
-from train_jax.config.optimizer_fields import GroupConfig, RuleConfig
+from train_jax.config.optimizer_fields import SHARED, GroupConfig
 from train_jax.config.options import options_of
 from train_jax.config.rules import check
 from train_jax.config.signatures import optimizer_options
-
-# What a group leaves out of these is as in `optimizer`.
-SHARED = {field.name for field in dataclasses.fields(RuleConfig)} - {"arguments"}
 
 
 def resolve_groups(

@@ -21,6 +21,8 @@ IMAGE_MODELS = {
     "resnet18_imagenet": resnet_jax.ResNet18_ImageNet,
     "resnet34_imagenet": resnet_jax.ResNet34_ImageNet,
     "resnet50_imagenet": resnet_jax.ResNet50_ImageNet,
+    "resnet101_imagenet": resnet_jax.ResNet101_ImageNet,
+    "resnet152_imagenet": resnet_jax.ResNet152_ImageNet,
     "resnet20": resnet_jax.ResNet20,
     "resnet32": resnet_jax.ResNet32,
     "resnet44": resnet_jax.ResNet44,
@@ -37,7 +39,7 @@ MODELS = IMAGE_MODELS | SEQUENCE_MODELS
 _NOT_IN_CONFIG = {
     *("parent", "name", "dtype", "num_classes", "vocab_size"),
     *("stage_sizes", "block", "whitening_init"),
-    *("conv_general_dilated", "dot_general"),
+    *("conv_general_dilated", "dot_general", "axis_name"),
 }
 
 

@@ -71,6 +71,10 @@ class RuleConfig:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# What a group leaves out of these is as in `optimizer`.
+SHARED = {field.name for field in dataclasses.fields(RuleConfig)} - {"arguments"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupConfig(RuleConfig):
     """A group of parameters; what it leaves out is as in `optimizer`.

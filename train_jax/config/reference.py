@@ -9,9 +9,8 @@ import re
 from collections.abc import Mapping
 
 from train_jax.config.fields import SECTIONS, Config
-from train_jax.config.groups import SHARED
 from train_jax.config.models import MODELS
-from train_jax.config.optimizer_fields import GroupConfig
+from train_jax.config.optimizer_fields import SHARED, GroupConfig
 from train_jax.config.options import Option, options_of
 from train_jax.config.signatures import model_options, optimizer_options, unwrap
 from train_jax.learning.optim import OPTIMIZERS

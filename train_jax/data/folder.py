@@ -1,11 +1,13 @@
 """Load a folder of pictures: a folder for each class, in splits or all together."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -71,7 +73,7 @@ def load_folder(
             for base in bases
         ]
         if sum(math.prod(split.image_BHWC.shape) for split in streamed) > room:
-            return streamed
+            return _with_order(streamed, root, [examples[base] for base in bases])
     stats = [_stat(file, root) for file, _ in itertools.chain(*examples.values())]
     how: Any = {"image_size": image_size, "resize": resize}
     splits = []
@@ -88,7 +90,22 @@ def load_folder(
         splits.append(split)
     firsts = [examples[base][0][0] for base in bases]
     _check_sizes([split.image_BHWC[0] for split in splits], firsts)
-    return splits
+    return _with_order(splits, root, [examples[base] for base in bases])
+
+
+def _with_order(
+    splits: list[ImageSplit], root: pathlib.Path, examples: list[Examples]
+) -> list[ImageSplit]:
+    """Note in which order the pictures of each split are."""
+    start = len(os.fspath(root))
+    orders = [
+        zlib.crc32(b"\n".join(os.fsencode(file)[start:] for file, _ in each))
+        for each in examples
+    ]
+    return [
+        dataclasses.replace(split, order=order)
+        for split, order in zip(splits, orders, strict=True)
+    ]
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:

@@ -21,11 +21,14 @@ class ImageSplit:
         image_BHWC: uint8 images, 0 to 255; `StreamedImages` if the split is streamed.
         label_B: int32 labels, 0 to `num_classes` - 1; likewise.
         class_names: a name for each class, in the order of the labels.
+        order: of a folder's whole split, a checksum of its pictures' names in their
+            order; None for a set that does not change.
     """
 
     image_BHWC: np.ndarray
     label_B: np.ndarray
     class_names: tuple[str, ...]
+    order: int | None = None
 
     def __len__(self) -> int:
         return len(self.label_B)
@@ -60,9 +63,11 @@ class SequenceSplit:
         target_BT: int32 tokens, 0 to `num_symbols` - 1.
         num_symbols: number of different tokens.
         is_streamed: sequences are in memory.
+        order: see `ImageSplit`.
     """
 
     is_streamed: ClassVar[bool] = False
+    order: ClassVar[None] = None
     source_BS: np.ndarray
     target_BT: np.ndarray
     num_symbols: int

@@ -43,7 +43,7 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path | None) -> pathl
     image_and_label_keys(builder.info)  # Refuse a text set before it is downloaded.
     _check_version(name, builder, root)
     import_tensorflow(
-        f"dataset {name!r} is not prepared in {root} (configs/vit_digits.py needs no "
+        f"dataset {name!r} is not prepared in {root} (--config vit_digits needs no "
         "download); preparing it"
     )
     print(f"Preparing {name} in {folder} (once) ...", flush=True)
@@ -242,5 +242,5 @@ def _explain_missing_data(
         "into a folder and give it to train.py as --config.dataset.manual_dir=FOLDER,\n"
         f"or give a folder that holds a prepared {prepared} as TFDS_DATA_DIR, or to "
         "train.py as --config.dataset.data_dir=FOLDER.\n"
-        "configs/vit_digits.py runs without any download."
+        "--config vit_digits runs without any download."
     )

@@ -1,7 +1,7 @@
 """The training step: pure functions, without I/O."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from train_jax.learning.batch import Batch, split_batch
+from train_jax.learning.optim import label_groups
 from train_jax.learning.state import TrainState
 
 Array = jax.Array
@@ -34,6 +35,7 @@ def make_train_step(
     *,
     accumulation_steps: int = 1,
     gather_params: Callable[[PyTree], PyTree] = lambda params: params,
+    frozen: Sequence[str] = (),
     train: bool = True,
 ) -> TrainStep:
     """Make the pure function (state, batch, key) → (state, metrics).
@@ -45,6 +47,7 @@ def make_train_step(
             one after another, and their gradients are averaged.
         gather_params: lays out the parameters for the gradient, if they are laid out
             otherwise between the steps.
+        frozen: regular expressions of the parameters whose gradient is not needed.
         train: see `loss_of_batch`.
 
     Returns:
@@ -52,7 +55,14 @@ def make_train_step(
         over the batch, before the update: `loss`, and `accuracy`, the share of
         examples that are right in every place.
     """
-    loss = functools.partial(loss_of_batch, model, train=train)
+
+    def loss(params: PyTree, *args: Any, **options: Any) -> Any:
+        labels = label_groups(params, tuple(frozen))
+        params = jax.tree.map(
+            lambda label, x: jax.lax.stop_gradient(x) if label else x, labels, params
+        )
+        return loss_of_batch(model, params, *args, train=train, **options)
+
     gradient = jax.grad(loss, has_aux=True)
 
     def train_step(state: TrainState, batch: Batch, key: Array):

@@ -124,9 +124,9 @@ def _check_extension(workdir: Path, before: Fields, now: Fields, extend: bool) -
     remedy = "Give another --workdir, or --overwrite to delete the run"
     if is_longer:
         remedy = (
-            f"--extend trains it on, with the {now['optimizer.schedule']} schedule of "
-            "the new length from the step where it stands; or give another --workdir, "
-            "or --overwrite to delete the run"
+            "--extend trains it on from the step where it stands, with the learning "
+            "rate of the longer schedule; or give another --workdir, or --overwrite to "
+            "delete the run"
         )
     raise WorkdirError(
         f"--workdir {str(workdir)!r} holds a run of another config: "
@@ -193,7 +193,7 @@ def open_workdir(
     overwrite: bool = False,
     extend: bool = False,
 ) -> Iterator[Callable[[], object]]:
-    """Lock a run's folder and record the config there; see `check_workdir`.
+    """Lock a run's folder, and record a new run's config; see `check_workdir`.
 
     Yields:
         A function to call before each write: it raises an OSError if another process
@@ -223,9 +223,7 @@ def open_workdir(
 
 
 def prepare_workdir(workdir: Path, fields: Fields, *, overwrite: bool = False) -> None:
-    """Make the folder ready for the run and record its config there.
-
-    A longer training of the run in the folder is noted in the history.
+    """Make the folder ready for the run, and record the config of a new one.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -233,16 +231,24 @@ def prepare_workdir(workdir: Path, fields: Fields, *, overwrite: bool = False) -
     if overwrite:
         _remove_run(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    history = []
-    if (workdir / CONFIG).exists() and not overwrite:
-        before = read_json(workdir / CONFIG)
-        history = before.pop(HISTORY, [])
-        if differences(before, fields):
-            length = {name: before.get(name) for name in sorted(LENGTH)}
-            saved = (workdir / CHECKPOINTS).glob("[0-9]*")
-            steps = [int(path.name) for path in saved if path.name.isdecimal()]
-            history.append({"until_step": max(steps, default=0), **length})
-            (workdir / SUMMARY).unlink(missing_ok=True)
+    if overwrite or not (workdir / CONFIG).exists():
+        write_json(workdir / CONFIG, fields)
+
+
+def record_config(workdir: Path, fields: Fields) -> None:
+    """Record the config of a run that goes on; a longer training adds to the history.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    before = read_json(workdir / CONFIG)
+    history = before.pop(HISTORY, [])
+    if differences(before, fields):
+        length = {name: before.get(name) for name in sorted(LENGTH)}
+        saved = (workdir / CHECKPOINTS).glob("[0-9]*")
+        steps = [int(path.name) for path in saved if path.name.isdecimal()]
+        history.append({"until_step": max(steps, default=0), **length})
+        (workdir / SUMMARY).unlink(missing_ok=True)
     write_json(workdir / CONFIG, fields | ({HISTORY: history} if history else {}))
 
 

@@ -175,9 +175,11 @@ def _train(
 ) -> tuple[TrainState, list[Record]]:
     """Train from the newest checkpoint to the end."""
     trainer = parts.trainer
-    facts = describe_run(to_json(config), parts.task, parts.sizes)
+    facts = describe_run(to_json(config), parts.task, parts.sizes, parts.orders)
     state, records = _start(facts, parts, checkpoints)
     check_lock()
+    if processes.is_main():
+        wd.record_config(workdir, facts["config"])
     truncate_metrics(workdir / wd.METRICS, records)
     with (
         contextlib.closing(trainer.feed),

@@ -62,6 +62,7 @@ class MemoryFeed:
             lambda epoch: shuffle(np.int32(epoch))
         )
         self._steps_per_epoch = steps_per_epoch
+        self._order(0)  # is compiled here, not in the time of the first epoch
 
     def __call__(self, step: int, num_steps: int) -> Iterator[tuple[int, Data]]:
         """Give the whole split, and the order of the epoch; see `Feed`."""

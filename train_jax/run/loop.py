@@ -73,9 +73,10 @@ def train(
             score = _add_validation(record, validate(state.eval_variables))
             records.append(metrics_to_json(record))
             report.log_epoch(records[-1])
-            # A warm-up begins with a rate of 0.
-            if checksums and np.any(record["learning_rate"] > 0):
-                _warn_if_unchanged(checksums, kernel_checksums(state.params), frozen)
+            # A warm-up begins with a rate of 0. Behind a head of zeros nothing moves
+            # before the head has.
+            if checksums and step > 2 and np.any(record["learning_rate"] > 0):
+                _warn_if_unchanged(checksums, state, frozen)
                 checksums = {}
         is_asked, late = processes.max_over_processes(should_stop(), schedule.is_late())
         is_due = schedule.is_due(step)
@@ -107,9 +108,10 @@ def _add_validation(record: Record, val: Evaluation | None) -> float:
 
 
 def _warn_if_unchanged(
-    before: dict[str, int], after: dict[str, int], frozen: Sequence[str]
+    before: dict[str, int], state: TrainState, frozen: Sequence[str]
 ) -> None:
-    """Warn of kernels that an epoch of training has not changed."""
+    """Warn of kernels that the first steps have not changed."""
+    after = kernel_checksums(state.params)
     unchanged = [
         name
         for name, checksum in before.items()
@@ -119,7 +121,8 @@ def _warn_if_unchanged(
     if unchanged and processes.is_main():
         more = f" and {len(unchanged) - 3} more" if len(unchanged) > 3 else ""
         print(
-            f"warning: the first epoch has not changed {', '.join(unchanged[:3])}"
-            f"{more}; is config.optimizer.learning_rate too small?",
+            f"warning: {state.steps_done} steps have not changed "
+            f"{', '.join(unchanged[:3])}{more}; is config.optimizer.learning_rate too "
+            "small?",
             file=sys.stderr,
         )

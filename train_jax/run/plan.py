@@ -78,7 +78,8 @@ class Plan:
         needed: bytes at the peak.
         fits: whether the compiler found a place for all of it.
         flops: operations of matrix products and convolutions.
-        model_flops: those without recomputation: three times the forward pass's.
+        model_flops: those without recomputation: three times the forward pass's, or as
+            many as it has if the backbone is frozen.
         collectives: the operations that exchange data.
         batch_size: over all devices.
         steps_per_epoch: number of steps.
@@ -236,7 +237,8 @@ def _model_flops(model: nn.Module, task: Task, config: Config, num_runs: int) ->
     ]
     variables = jax.eval_shape(model.init, jax.random.key(0), *batch)
     forward = jax.jit(model.apply).trace(variables, *batch)
-    return 3 * num_runs * count_flops(forward.jaxpr)
+    passes = 1 if config.freeze else 3
+    return passes * num_runs * count_flops(forward.jaxpr)
 
 
 def _bytes(tree: Any) -> int:

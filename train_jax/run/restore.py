@@ -58,6 +58,11 @@ def read_progress(
                 f"checkpoint {step} is of other data: {name} had {change}; restore the "
                 "data, or start anew (--overwrite)"
             )
+    if metadata.get("order", facts["order"]) != facts["order"]:
+        raise CheckpointError(
+            f"checkpoint {step} is of other data: pictures were added, removed or "
+            "renamed; restore the data, or start anew (--overwrite)"
+        )
     return metadata
 
 

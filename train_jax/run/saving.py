@@ -64,18 +64,22 @@ def make_save_schedule(
     )
 
 
-def describe_run(fields: wd.Fields, task: Task, sizes: Sequence[int]) -> dict[str, Any]:
+def describe_run(
+    fields: wd.Fields, task: Task, sizes: Sequence[int], orders: Sequence[int | None]
+) -> dict[str, Any]:
     """Collect what a checkpoint says about its run, and a resume compares.
 
     Args:
         fields: the run's config.
         task: its task.
         sizes: number of examples of each split.
+        orders: see `ImageSplit.order`, of each split.
     """
     return {
         "config": fields,
         "task": tasks.task_to_json(task),
         "num_examples": list(sizes),
+        "order": list(orders),
     }
 
 

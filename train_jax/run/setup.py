@@ -64,6 +64,12 @@ class Parts:
         """Number of examples of the training, validation and test split."""
         return [len(split or ()) for split in (self.train, self.val, self.test)]
 
+    @property
+    def orders(self) -> list[int | None]:
+        """See `ImageSplit.order`; of the training, validation and test split."""
+        splits = (self.train, self.val, self.test)
+        return [None if split is None else split.order for split in splits]
+
     def validate(self, variables: Any) -> Evaluation | None:
         """Evaluate models on the validation split, if there is one."""
         return None if self.val is None else self.evaluator(variables, self.val)

@@ -1,6 +1,7 @@
 """Load a trained model: from the folder of a run, or from weights of others."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from train_jax import tasks
 from train_jax.config.config import resolve
 from train_jax.config.fields import DatasetConfig
 from train_jax.config.rules import CHANNEL_MEANS, CHANNEL_STDS
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import ImageSplit, SequenceSplit, parse_split
 from train_jax.data.resize import Resize
 from train_jax.devices import policy
 from train_jax.devices.store import Path, any_path
@@ -20,7 +21,7 @@ from train_jax.output import checkpoint as checkpoints
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
 from train_jax.run.initial_state import make_initial_state, make_runs
-from train_jax.run.splits import load_named_splits
+from train_jax.run.splits import FIELDS, load_named_splits
 from train_jax.tasks import Classification, Task
 from weight_files import Pretrained, open_source
 from weight_files.pretrained import Resampling
@@ -37,6 +38,8 @@ class TrainedModel:
         name: of the model, for messages.
         dataset: the data of its training, if they are known.
         step: number of training steps, if it is known.
+        orders: name of each split it was trained with → its `ImageSplit.order`.
+        resize: how images of other proportions are resized.
         crop_fraction: see `weight_files.Pretrained`.
         resampling: likewise.
     """
@@ -47,13 +50,10 @@ class TrainedModel:
     name: str
     dataset: DatasetConfig | None = None
     step: int | None = None
+    orders: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    resize: Resize = "crop"
     crop_fraction: float = 1.0
     resampling: Resampling = "bilinear"
-
-    @property
-    def resize(self) -> Resize:
-        """How images of other proportions are resized: "crop", "pad" or "stretch"."""
-        return "crop" if self.dataset is None else self.dataset.resize
 
     def load_test(self) -> ImageSplit | SequenceSplit:
         """Load the test split of the training's data set.
@@ -81,6 +81,7 @@ class TrainedModel:
             task.class_names,
             self.crop_fraction,
             self.resampling,
+            "stretch" if self.resize == "stretch" else "crop",
         )
 
 
@@ -130,8 +131,21 @@ def load_model(
     abstract_state, _ = make_initial_state(config, model, task, runs)
     state = checkpoints.restore(directory, step, abstract_state)
     variables = runs.select(state.eval_variables, run)
+    cuts = [getattr(config.dataset, field) for field in FIELDS]
+    orders = {
+        parse_split(cut)[0]: order
+        for cut, order in zip(cuts, metadata.get("order", ()), strict=False)
+        if cut is not None
+    }
     return TrainedModel(
-        task, model, variables, config.model.name, dataset=config.dataset, step=step
+        task,
+        model,
+        variables,
+        config.model.name,
+        dataset=config.dataset,
+        step=step,
+        orders=orders,
+        resize=config.dataset.resize,
     )
 
 
@@ -197,6 +211,7 @@ def load_weights(
         policy.adapt_model(loaded.model),
         loaded.variables,
         type(loaded.model).__name__,
+        resize=loaded.resize,
         crop_fraction=loaded.crop_fraction,
         resampling=loaded.resampling,
     )

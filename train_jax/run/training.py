@@ -19,7 +19,7 @@ from train_jax.learning.batch import (
     take_loaded,
 )
 from train_jax.learning.step import make_next_step, make_train_step
-from train_jax.run.build import groups_of, optimizer_of
+from train_jax.run.build import frozen_params, groups_of, optimizer_of
 from train_jax.run.epoch import Trainer
 from train_jax.run.feed import Feed, MemoryFeed, StepIndices, StreamFeed
 from train_jax.run.runs import Runs
@@ -98,6 +98,7 @@ def make_steps(
         model,
         tx,
         accumulation_steps=config.accumulation_steps,
+        frozen=frozen_params(config),
         train=config.freeze is None,
         **how,
     )

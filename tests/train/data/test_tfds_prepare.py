@@ -76,7 +76,7 @@ def test_message_without_data_and_network(tmp_path, monkeypatch):
         "--config.dataset.manual_dir=FOLDER",
         "mnist/3.0.1",
         "TFDS_DATA_DIR",
-        "configs/vit_digits.py runs without any download",
+        "--config vit_digits runs without any download",
     ):
         assert part in message
     assert "t10k-labels" not in message  # It is in manual_dir already.
