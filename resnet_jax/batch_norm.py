@@ -26,7 +26,7 @@ def batch_statistics(x: Array, *, axis_name: str | None = None) -> tuple[Array, 
     Args:
         x: (..., F), at least one value a channel.
         axis_name: name of an axis of `jax.shard_map`, `jax.pmap` or `jax.vmap`, over
-            which it is computed too; None for none.
+            which the statistics are computed as well; None for this shard alone.
 
     Returns:
         mean_F and variance_F, in float32 or wider.

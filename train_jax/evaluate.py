@@ -23,7 +23,6 @@ from train_jax import data
 from train_jax.cli import command
 from train_jax.config.fields import DatasetConfig
 from train_jax.data import ImageSplit, SequenceSplit
-from train_jax.data.split import first_change
 from train_jax.data.streamed import StreamedImages
 from train_jax.devices.folders import local_path
 from train_jax.inference import flags
@@ -39,7 +38,7 @@ from train_jax.run.runs import Runs
 from train_jax.run.setup import make_evaluator
 from train_jax.run.splits import load_named_splits
 from train_jax.run.trained_model import TrainedModel, require_images
-from train_jax.tasks import Classification, Task
+from train_jax.tasks import Classification
 
 _PROGRAM = "python -m train_jax.evaluate"
 
@@ -124,15 +123,7 @@ def _load_split(
         data_dir = options.data_dir or own.data_dir
         own = dataclasses.replace(own, data_dir=data_dir)
         cut = options.split or own.test_split
-        (split,) = load_named_splits(own, cut)
-        _check_unchanged(split, trained.task, name)
-        if split.order != trained.orders.get(data.parse_split(cut)[0], split.order):
-            print(
-                f"warning: the pictures of {name!r} have changed since the training; "
-                f"some of {cut!r} may have been trained on",
-                file=sys.stderr,
-            )
-        return name, cut, split
+        return name, cut, trained.load_split(own, cut)
     task, cut = trained.task, options.split or "test"
     # The pictures of a folder may be of many sizes.
     streaming = True if data.is_folder(name) else "auto"
@@ -152,18 +143,6 @@ def _load_split(
             file=sys.stderr,
         )
     return name, cut, fit_split(trained, split)
-
-
-def _check_unchanged(split: ImageSplit | SequenceSplit, task: Task, name: str) -> None:
-    """Raise ValueError if the training's data set now has other classes or images."""
-    if not isinstance(split, ImageSplit) or not isinstance(task, Classification):
-        return
-    change = first_change(task.class_names, split.class_names)
-    change = change or first_change(task.image_shape, split.image_BHWC.shape[1:])
-    if change:
-        raise ValueError(
-            f"dataset {name!r} is not that of the training, which had {change}"
-        )
 
 
 def fit_split(trained: TrainedModel, split: ImageSplit) -> ImageSplit:

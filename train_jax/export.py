@@ -128,6 +128,11 @@ def _not_written(
     """Say what of the preparation of images a format cannot hold."""
     height, width, _ = pretrained.image_shape
     if format == "npz":
+        if (trained.resize, trained.crop_fraction) != ("stretch", 1.0):
+            yield (
+                "a .npz file does not say how images are resized; its readers stretch "
+                f"them, the training had config.dataset.resize {trained.resize!r}"
+            )
         if {*(pretrained.mean or ()), *(pretrained.std or ())} != {0.5}:
             yield (
                 "a .npz file holds no mean and standard deviation; its readers use 0.5 "

@@ -54,7 +54,11 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Apply the MLP to tokens (..., D): likewise, in the compute dtype."""
+        """Apply the MLP to the last axis of (..., D).
+
+        Returns:
+            An array of x's shape, in the compute dtype.
+        """
         chex.assert_shape(x, (..., None))
         check_at_least(1, mlp_dim=self.mlp_dim)
         check_rates(self)

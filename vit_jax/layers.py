@@ -181,6 +181,9 @@ def stochastic_depth(key: Array, y_BTD: Array, rate: Array | float) -> Array:
     Returns:
         out_BTD: in the dtype given; its expectation is y_BTD.
 
+    Raises:
+        ValueError: if a rate whose value is known is out of range.
+
     References: arXiv:1603.09382, eq. 2; drawn for each example and sublayer instead of
     for each batch and block, and scaled in training instead of in evaluation.
     """

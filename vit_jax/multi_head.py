@@ -111,6 +111,7 @@ class MultiHeadAttention(nn.Module):
             mask = combine_masks(cache_mask_TS, mask)
         elif decode:
             key_BNSK, value_BNSK = self._cached_memory(key_BNSK, value_BNSK)
+        causal = causal and not decode  # The mask of the cache is causal already.
         heads = (query_BNTK, key_BNSK, value_BNSK, mask, causal)
         if self._uses_own_attention(train, decode):
             out_BTNK = self._attend(*heads, train=train)
@@ -143,8 +144,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Array:
         """Attend by this module's function, and store the weights; return out_BTNK."""
         if causal:
-            num_queries, num_keys = query_BNTK.shape[2], key_BNSK.shape[2]
-            mask = combine_masks(causal_mask(num_keys)[:num_queries], mask)
+            tokens = (query_BNTK.shape[2], key_BNSK.shape[2])
+            mask = combine_masks(jnp.tri(*tokens, dtype=bool), mask)
         out_BNTK, weights_BNTS = dot_product_attention(
             query_BNTK,
             key_BNSK,

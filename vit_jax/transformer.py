@@ -172,13 +172,13 @@ class Decoder(TransformerModule, kw_only=True):
         chex.assert_rank([x_BTD, x_BTD if memory_BSD is None else memory_BSD], 3)
         check_at_least(0, depth=self.depth)
         check_rates(self)
-        flags = {"train": train, "decode": decode, "causal": self.causal and not decode}
+        flags = {"train": train, "decode": decode, "causal": self.causal}
 
         def apply(block: DecoderBlock, x_BTD: Array) -> Array:
             masks = (mask, memory_mask)
             return block(x_BTD, memory_BSD, *masks, angle=angle, **flags)
 
-        if self.remat:
+        if self.remat and not decode:
             apply = nn.remat(apply)
         out_BTD = x_BTD.astype(self.dtype)
         for layer in range(self.depth):

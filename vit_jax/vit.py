@@ -136,8 +136,9 @@ class ViT(nn.Module):
 
         Returns:
             logits_BY, or the features (B, `representation_size` or D) if `num_classes`
-            is None; with `return_tokens` what the encoder returns: class token, patches
-            row by row, registers. float32, or float64 where that is the compute dtype.
+            is None; with `return_tokens` all tokens (B, T, D) of the encoder: class
+            token, patches row by row, registers. float32, or float64 where that is the
+            compute dtype.
 
         Raises:
             ValueError: if a field is out of range or does not fit the image.
@@ -156,6 +157,7 @@ class ViT(nn.Module):
         encoder = self._make_encoder(init.mlp_bias, num_outputs)
         x_BTD = encoder(x_BTD, angle=self._rotary_angles(grid), train=train)  # eq. 2, 3
         if return_tokens:
+            chex.assert_shape(x_BTD, (len(image_BHWC), None, self.width))
             return x_BTD.astype(float32_or_wider(self.dtype))
         x_BD = self._pool(x_BTD, num_patches)  # eq. 4
         if self.representation_size is not None:
@@ -221,7 +223,7 @@ class ViT(nn.Module):
         )
 
     def _num_outputs(self, num_patches: int) -> int | None:
-        """Return how many tokens are pooled; None, for all, while they are captured."""
+        """Return how many tokens the last block computes; all (None) for a capture."""
         is_captured = self.is_mutable_collection("intermediates")
         return None if is_captured else 1 if self.pool == "cls" else num_patches
 

@@ -1,4 +1,4 @@
-"""Read from the configs of weights how their images are prepared."""
+"""Read how images are prepared, from the configs of weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from weight_files.pretrained import IMAGENET_CROP_FRACTION
 from weight_files.read import Source
 
-# transformers' processors where none is named, and those whose `size`, if it is a
-# number, is the shorter side; of the others it is both.
+# The processor that transformers takes for a type of model where none is named.
 _PROCESSORS = {"resnet": "ConvNext", "vit": "ViT"}
-_OF_SHORTER_SIDE = ("Bit", "CLIP", "ConvNext", "Levit", "Siglip")
+# Processors for which one number is the shorter side; for others it is both sides.
+_OF_SHORTER_SIDE = ("Bit", "CLIP", "Siglip")
 
 
 def preprocessing_of(source: Source) -> dict[str, Any]:
-    """Read normalisation, size and class names from a source's configs.
+    """Read normalisation, size, resizing and class names from a source's configs.
 
     They may be those of Hugging Face or of timm.
 
@@ -46,6 +46,10 @@ def preprocessing_of(source: Source) -> dict[str, Any]:
     method = preprocessing.get("resample", timm.get("interpolation"))
     if method:
         found["resampling"] = "bicubic" if method in (3, "bicubic") else "bilinear"
+    if not 0 < found.get("crop_fraction", 1.0) <= 1:
+        raise ValueError(
+            f"the share that they crop must be in (0, 1], got {found['crop_fraction']}"
+        )
     return found
 
 
@@ -83,9 +87,10 @@ def _resizing_of_transformers(
     if config.get("do_center_crop") and config.get("crop_size"):
         crop = _height_and_width(config["crop_size"])
         fraction = min(crop) / min(height, width)
-        if fraction > 1:
+        is_alike = crop[0] * width == crop[1] * height
+        if fraction > 1 or not (keeps_proportions or is_alike):
             raise ValueError(
-                f"their crop_size must be at most their size, got {crop} of "
+                f"their crop_size must be a part of their size, got {crop} of "
                 f"{(height, width)}"
             )
         height, width = crop

@@ -30,8 +30,8 @@ class Pretrained:
             the custom of its library says.
         std: likewise.
         class_names: a name for each class; None where the source does not say.
-        crop_fraction: an image is resized so that its shorter side is the model's
-            divided by this, and then cropped.
+        crop_fraction: an image is resized to the model's size divided by this (its
+            shorter side, if it keeps its proportions), and then cropped.
         resampling: how it is resized.
         resize: whether it keeps its proportions ("crop") or not ("stretch").
     """

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,6 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+
+# What numpy and zipfile raise for a damaged .npz.
+_DAMAGED = (
+    *(ValueError, EOFError, TypeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 _TORCH = (".pth", ".pt", ".th", ".bin")
 _SUFFIXES = (".npz", ".safetensors", *_TORCH)
@@ -152,7 +159,7 @@ def _read_npz(path: pathlib.Path) -> Arrays:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise _damaged(path, error) from error
 
 

@@ -74,6 +74,7 @@ def _pretend(config, workdir, *, should_stop, extend=False):
             for seed, accuracy in enumerate(accuracies)
         ],
     }
+    wd.check_workdir(workdir, to_json(config), overwrite=False, extend=extend)
     wd.record_config(workdir, to_json(config))
     write_json(workdir / wd.SUMMARY, summary)
     return summary

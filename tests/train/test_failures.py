@@ -105,7 +105,8 @@ def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
     )
     with pytest.raises(Diverged, match="when it is repeated, all of it is finite"):
         train_tiny(tmp_path, changes)
-    assert seen[-1] == {"accumulation_steps": 4, "train": False}
+    frozen = ["^(?!head/)"]
+    assert seen[-1] == {"accumulation_steps": 4, "frozen": frozen, "train": False}
 
 
 def test_what_jax_raises_is_not_hidden(tmp_path, monkeypatch):

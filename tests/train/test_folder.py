@@ -125,7 +125,7 @@ def test_the_order_of_a_folder_has_a_number(tmp_path):
     first = order()
     assert first is not None and order(room=0) == first
     assert order(split_seed=1) != first
-    assert order(shutil.copytree(root, tmp_path / "copy")) == first
+    assert order(shutil.copytree(root, tmp_path / "Füße" / "a copy")) == first
     (root / "a" / "3.png").rename(root / "b" / "99.png")
     assert order() != first
 

@@ -67,6 +67,7 @@ def test_frozen_parameters_need_no_gradient():
     changes = {f"groups.frozen.{name}": value for name, value in frozen.items()}
     found, whole = (plan.make_plan(tiny_config(it), CPUS) for it in (changes, {}))
     assert 0.3 < found.flops / whole.flops < 0.4  # the forward pass
+    assert found.model_flops <= found.flops
 
 
 def test_parameters_and_optimiser_are_counted_as_by_hand():

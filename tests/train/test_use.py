@@ -46,7 +46,7 @@ from train_jax.inference.program import export_stablehlo
 from train_jax.inference.scores import calibration_error, top_k_accuracy
 from train_jax.inference.space import write_space
 from train_jax.output import workdir as wd
-from train_jax.run import experiment
+from train_jax.run import experiment, trained_model
 from train_jax.run.trained_model import TrainedModel, load_model, load_weights
 from train_jax.tasks import Classification
 from weight_files import Pretrained
@@ -508,6 +508,7 @@ def of_oblong_images(trained):
         ),
         ("hf", of_oblong_images, "transformers will not fill an oblong input"),
         ("npz", of_another_mean, "holds no mean and standard deviation"),
+        ("npz", lambda trained: trained, "its readers stretch them, the training had"),
     ],
 )
 def test_what_a_format_cannot_say_of_the_images_is_told(
@@ -524,26 +525,26 @@ def test_pictures_that_have_changed_since_the_training_are_told(
 ):
     call(evaluate, "--workdir", run)
     assert capsys.readouterr().err == ""
-    load = evaluate.load_named_splits
+    load = trained_model.load_named_splits
 
     def load_changed(*args):
         return [dataclasses.replace(split, order=7) for split in load(*args)]
 
-    monkeypatch.setattr(evaluate, "load_named_splits", load_changed)
+    monkeypatch.setattr(trained_model, "load_named_splits", load_changed)
     call(evaluate, "--workdir", run)
     error = capsys.readouterr().err
     assert error.startswith("warning: the pictures of 'digits' have changed since the")
 
 
 def test_a_set_that_has_changed_since_the_training_is_refused(run, capsys, monkeypatch):
-    load = evaluate.load_named_splits
+    load = trained_model.load_named_splits
 
     def load_renamed(*args):
         (split,) = load(*args)
         names = ("kitten", *split.class_names[1:])
         return [dataclasses.replace(split, class_names=names)]
 
-    monkeypatch.setattr(evaluate, "load_named_splits", load_renamed)
+    monkeypatch.setattr(trained_model, "load_named_splits", load_renamed)
     call(evaluate, "--workdir", run, code=2)
     error = capsys.readouterr().err
     assert "'digits' is not that of the training, which had '0', now 'kitten'" in error

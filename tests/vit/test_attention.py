@@ -349,7 +349,7 @@ def test_the_memory_may_have_another_width():
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_queries", [5, 3])
+@pytest.mark.parametrize("num_queries", [5, 3, 7])
 @pytest.mark.parametrize("implementation", ["own", "xla"])
 @pytest.mark.parametrize("mask", [None, "padding"])
 def test_causal_attention_equals_a_causal_mask(num_queries, implementation, mask):
@@ -357,7 +357,7 @@ def test_causal_attention_equals_a_causal_mask(num_queries, implementation, mask
     module = MultiHeadAttention(4, attention_implementation=implementation)
     variables = modules.variables(module, query_BTD, memory_BSD)
     padding = None if mask is None else padding_mask(jnp.array([5, 3]), 5)
-    causal = combine_masks(causal_mask(5)[:num_queries], padding)
+    causal = combine_masks(jnp.tri(num_queries, 5, dtype=bool), padding)
     how = {"mask": padding, "causal": True}
     actual = apply(module, variables, query_BTD, memory_BSD, **how)
     expected = apply(module, variables, query_BTD, memory_BSD, mask=causal)

@@ -171,6 +171,29 @@ def test_a_decoder_with_cross_attention_needs_its_memory(how):
         apply(decoder, variables, X_BTD[:, :1], **how)
 
 
+def test_a_causal_block_decodes_as_one_without():
+    """The mask of the cache is causal already."""
+    block = DecoderBlock(num_heads=4, mlp_dim=24)
+    variables = modules.variables(block, X_BTD)
+    expected_BTD = apply(block, variables, X_BTD, causal=True)
+    how = {"causal": True, "decode": True, "mutable": ("cache",)}
+    _, cache = apply(block, variables, X_BTD, **how)
+    for token in range(5):
+        x_B1D = X_BTD[:, token : token + 1]
+        out_B1D, cache = apply(block, variables | cache, x_B1D, **how)
+        np.testing.assert_allclose(out_B1D[:, 0], expected_BTD[:, token], atol=1e-5)
+
+
+def test_a_decoder_that_rematerialises_decodes():
+    decoder = Decoder(**STACK, remat=True)
+    variables = modules.variables(decoder, X_BTD)
+    how = {"decode": True, "mutable": ("cache",)}
+    _, cache = decoder.apply(variables, X_BTD, **how)
+    _, cache = decoder.apply(variables | cache, X_BTD, **how)
+    with pytest.raises(ValueError, match="the cache of decode holds 5 tokens"):
+        decoder.apply(variables | cache, X_BTD[:, :1], **how)
+
+
 def test_a_decoder_leaves_causality_to_the_attention(monkeypatch):
     """JAX's implementations then need no mask of (T, T)."""
     decoder = Decoder(**STACK, attention_implementation="xla")

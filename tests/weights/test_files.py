@@ -624,7 +624,16 @@ def test_the_hidden_width_survives_timm_s_rounding(vit, hidden, width):
         ),
         (
             {"size": 256, "do_center_crop": True, "crop_size": 384},
-            r"crop_size must be at most their size, got \(384, 384\) of \(256, 256\)",
+            r"crop_size must be a part of their size, got \(384, 384\) of \(256, 256",
+        ),
+        (
+            {"size": 256, "do_center_crop": True}
+            | {"crop_size": {"height": 224, "width": 192}},
+            r"crop_size must be a part of their size, got \(224, 192\) of \(256, 256",
+        ),
+        (
+            {"size": {"shortest_edge": 224}, "crop_pct": 1.1},
+            r"the share that they crop must be in \(0, 1\], got 1\.1",
         ),
     ],
 )
@@ -639,10 +648,11 @@ def test_a_frame_of_timm_is_refused():
         preprocessing_of(weight_files.Source("a", {}, config))
 
 
-def test_a_compressed_npz_that_is_damaged(tmp_path):
+@pytest.mark.parametrize("place", [70, 500])  # for zlib, and for its checksum
+def test_a_compressed_npz_that_is_damaged(place, tmp_path):
     np.savez_compressed(tmp_path / "a.npz", kernel=np.arange(1000.0))
     content = bytearray((tmp_path / "a.npz").read_bytes())
-    content[len(content) // 3] ^= 0xFF
+    content[place] ^= 0xFF
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.npz"):
         weight_files.open_source(tmp_path / "a.npz")

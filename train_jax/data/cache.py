@@ -17,7 +17,7 @@ from train_jax.devices.folders import cache_folder
 _log = logging.getLogger(__name__)
 
 # Part of every key: increase it when the content of the files changes its meaning.
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 def cache_path(folder: pathlib.Path, base: str) -> pathlib.Path:

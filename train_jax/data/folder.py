@@ -97,9 +97,8 @@ def _with_order(
     splits: list[ImageSplit], root: pathlib.Path, examples: list[Examples]
 ) -> list[ImageSplit]:
     """Note in which order the pictures of each split are."""
-    start = len(os.fspath(root))
     orders = [
-        zlib.crc32(b"\n".join(os.fsencode(file)[start:] for file, _ in each))
+        zlib.crc32(b"\n".join(os.fsencode(file.relative_to(root)) for file, _ in each))
         for each in examples
     ]
     return [

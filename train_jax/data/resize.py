@@ -32,7 +32,8 @@ def resize_image(
         how: "crop" fills the frame and cuts what is outside off, equally on both sides;
             "pad" puts all of the image into it, in the middle; "stretch" changes the
             proportions.
-        crop_fraction: share of the shorter side that is kept, unless it is padded.
+        crop_fraction: for "crop" and "stretch", the share that is kept of each side of
+            the frame.
         resampling: "bilinear" or "bicubic", with antialiasing.
         background: for "pad", the grey level around the image.
 

@@ -47,22 +47,15 @@ def make_train_step(
             one after another, and their gradients are averaged.
         gather_params: lays out the parameters for the gradient, if they are laid out
             otherwise between the steps.
-        frozen: regular expressions of the parameters whose gradient is not needed.
-        train: see `loss_of_batch`.
+        frozen: see `loss_of_batch`.
+        train: likewise.
 
     Returns:
         A function of a state, a batch and a key for dropout. Its metrics are means
         over the batch, before the update: `loss`, and `accuracy`, the share of
         examples that are right in every place.
     """
-
-    def loss(params: PyTree, *args: Any, **options: Any) -> Any:
-        labels = label_groups(params, tuple(frozen))
-        params = jax.tree.map(
-            lambda label, x: jax.lax.stop_gradient(x) if label else x, labels, params
-        )
-        return loss_of_batch(model, params, *args, train=train, **options)
-
+    loss = functools.partial(loss_of_batch, model, frozen=frozen, train=train)
     gradient = jax.grad(loss, has_aux=True)
 
     def train_step(state: TrainState, batch: Batch, key: Array):
@@ -106,6 +99,7 @@ def loss_of_batch(
     key: Array,
     *,
     label_smoothing: Array | float = 0.0,
+    frozen: Sequence[str] = (),
     train: bool = True,
 ) -> tuple[Array, tuple[Metrics, PyTree]]:
     """Compute the mean loss over a batch.
@@ -117,12 +111,17 @@ def loss_of_batch(
         batch: inputs, and class probabilities (B, Y) or (B, T, V).
         key: for dropout.
         label_smoothing: share of the target spread evenly over all classes.
+        frozen: regular expressions of the parameters whose gradient is not needed.
         train: whether dropout is active, and BatchNorm takes the batch's statistics.
 
     Returns:
         The loss, a scalar; beside it the metrics and the new running statistics.
     """
     inputs, target = batch
+    labels = label_groups(params, tuple(frozen))
+    params = jax.tree.map(
+        lambda label, x: jax.lax.stop_gradient(x) if label else x, labels, params
+    )
     chex.assert_rank(target, {2, 3})
     chex.assert_equal_shape_prefix([*inputs, target], 1)
     logits, updates = model.apply(

@@ -240,16 +240,19 @@ def record_config(workdir: Path, fields: Fields) -> None:
 
     Raises:
         OSError: if the folder cannot be written.
+        ValueError: if the config that is there cannot be read.
     """
-    before = read_json(workdir / CONFIG)
-    history = before.pop(HISTORY, [])
-    if differences(before, fields):
-        length = {name: before.get(name) for name in sorted(LENGTH)}
-        saved = (workdir / CHECKPOINTS).glob("[0-9]*")
-        steps = [int(path.name) for path in saved if path.name.isdecimal()]
-        history.append({"until_step": max(steps, default=0), **length})
+    with store.errors(workdir):
+        before = read_json(workdir / CONFIG)
+        history = before.pop(HISTORY, [])
+        if differences(before, fields):
+            length = {name: before.get(name) for name in sorted(LENGTH)}
+            saved = (workdir / CHECKPOINTS).glob("[0-9]*")
+            steps = [int(path.name) for path in saved if path.name.isdecimal()]
+            history.append({"until_step": max(steps, default=0), **length})
+        write_json(workdir / CONFIG, fields | ({HISTORY: history} if history else {}))
+        # That of a shorter training, as a run that is finished is not trained.
         (workdir / SUMMARY).unlink(missing_ok=True)
-    write_json(workdir / CONFIG, fields | ({HISTORY: history} if history else {}))
 
 
 def read_summary(workdir: Path, fields: Fields) -> Fields | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +27,7 @@ def repeat_and_explain(
     model: nn.Module,
     runs: Runs,
     accumulation_steps: int = 1,
+    frozen: Sequence[str] = (),
     train: bool = True,
 ) -> str:
     """Repeat the steps up to one that failed; say which array is not finite first.
@@ -38,6 +39,7 @@ def repeat_and_explain(
         model: the module.
         runs: the runs of the state.
         accumulation_steps: see `make_train_step`.
+        frozen: likewise.
         train: likewise.
     """
     # The step before may have had a finite loss and a gradient that was not.
@@ -57,6 +59,7 @@ def repeat_and_explain(
                 batch,
                 jax.random.wrap_key_data(key_data),
                 accumulation_steps=accumulation_steps,
+                frozen=frozen,
                 train=train,
             )
             if name is not None:
@@ -81,6 +84,7 @@ def find_first_nonfinite(
     dropout_key: jax.Array,
     *,
     accumulation_steps: int = 1,
+    frozen: Sequence[str] = (),
     train: bool = True,
 ) -> str | None:
     """Repeat the next step of a run, and look at its arrays.
@@ -91,13 +95,15 @@ def find_first_nonfinite(
         batch: that of the step.
         dropout_key: likewise.
         accumulation_steps: see `make_train_step`.
+        frozen: likewise.
         train: likewise.
 
     Returns:
         The name of the first array with a NaN or an infinity: of the parameters, the
         batch, each layer's output, the loss, the gradients; None if all are finite.
     """
-    how: Any = {"accumulation_steps": accumulation_steps, "train": train}
+    how: Any = {"accumulation_steps": accumulation_steps}
+    how |= {"frozen": frozen, "train": train}
     return _first_nonfinite(_arrays(model, state, batch, dropout_key, **how))
 
 
@@ -119,6 +125,7 @@ def _arrays(
     dropout_key: jax.Array,
     *,
     accumulation_steps: int,
+    frozen: Sequence[str],
     train: bool,
 ) -> Iterator[Named]:
     """Compute a step's arrays, in order."""
@@ -136,18 +143,30 @@ def _arrays(
             for number in range(accumulation_steps)
         ]
     for part, key in parts:
-        arrays, batch_stats = _arrays_of_loss(model, state, part, key, train=train)
+        how = {"frozen": frozen, "train": train}
+        arrays, batch_stats = _arrays_of_loss(model, state, part, key, **how)
         yield from arrays
         state = state.replace(batch_stats=batch_stats)
 
 
 def _arrays_of_loss(
-    model: nn.Module, state: TrainState, batch: Batch, key: jax.Array, *, train: bool
+    model: nn.Module,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    **how: Any,
 ) -> tuple[list[Named], Any]:
     """Compute the loss of a batch or a part of it: its arrays, in order.
 
     What is traced inside `nn.remat` and `nn.scan` cannot be looked at from outside:
     blocks are computed without `remat`, and those under `scan` have no outputs here.
+
+    Args:
+        model: the module.
+        state: that of one run.
+        batch: a batch, or a part of it.
+        key: for dropout.
+        **how: see `loss_of_batch`.
 
     Returns:
         The arrays, and the new running statistics.
@@ -176,7 +195,7 @@ def _arrays_of_loss(
                 batch,
                 key,
                 label_smoothing=state.label_smoothing,
-                train=train,
+                **how,
             )
         return value, (outputs, batch_stats)
 

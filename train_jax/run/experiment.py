@@ -30,7 +30,7 @@ from train_jax.run.diagnose import repeat_and_explain
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.epoch import NonFiniteError
 from train_jax.run.evaluate import Evaluation
-from train_jax.run.failures import Stopped, open_checkpoints
+from train_jax.run.failures import Failed, Stopped, open_checkpoints
 from train_jax.run.loop import Record
 from train_jax.run.profiler import Profiler
 from train_jax.run.restore import load_state, read_progress, variables_to_test
@@ -178,8 +178,10 @@ def _train(
     facts = describe_run(to_json(config), parts.task, parts.sizes, parts.orders)
     state, records = _start(facts, parts, checkpoints)
     check_lock()
-    if processes.is_main():
-        wd.record_config(workdir, facts["config"])
+    try:
+        processes.call_on_main(lambda: wd.record_config(workdir, facts["config"]))
+    except (OSError, ValueError) as error:
+        raise Failed(f"{error}; {checkpoints.last_good}") from error
     truncate_metrics(workdir / wd.METRICS, records)
     with (
         contextlib.closing(trainer.feed),
@@ -267,6 +269,7 @@ def _diagnose(
         model=parts.model,
         runs=parts.runs,
         accumulation_steps=config.accumulation_steps,
+        frozen=frozen_params(config),
         train=config.freeze is None,
     )
 

@@ -20,7 +20,7 @@ from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
 from train_jax.devices.memory import SHARE, room_for_data
 from train_jax.devices.topology import Chip, Topology
-from train_jax.run.build import make_model, make_task
+from train_jax.run.build import frozen_params, make_model, make_task
 from train_jax.run.initial_state import make_initial_state, make_runs
 from train_jax.run.setup import check_streaming
 from train_jax.run.splits import FIELDS, load_dataset
@@ -78,8 +78,8 @@ class Plan:
         needed: bytes at the peak.
         fits: whether the compiler found a place for all of it.
         flops: operations of matrix products and convolutions.
-        model_flops: those without recomputation: three times the forward pass's, or as
-            many as it has if the backbone is frozen.
+        model_flops: those without recomputation: three times the forward pass's, or
+            fewer if some parameters are frozen.
         collectives: the operations that exchange data.
         batch_size: over all devices.
         steps_per_epoch: number of steps.
@@ -145,9 +145,13 @@ def make_plan(config: Config, topology: Topology) -> Plan:
         "averages, statistics": _bytes((state.ema, state.batch_stats)),
         "training images": _bytes(constants),
     }
+    flops = count_flops(traced.jaxpr)
+    model_flops = _model_flops(model, task, config, len(runs))
+    if frozen_params(config):
+        model_flops = min(flops, model_flops)
     common: dict[str, Any] = {
-        "flops": count_flops(traced.jaxpr) / num_devices,
-        "model_flops": _model_flops(model, task, config, len(runs)) / num_devices,
+        "flops": flops / num_devices,
+        "model_flops": model_flops / num_devices,
         "batch_size": config.batch_size,
         "num_runs": len(runs),
         "num_examples": len(train),
@@ -237,8 +241,7 @@ def _model_flops(model: nn.Module, task: Task, config: Config, num_runs: int) ->
     ]
     variables = jax.eval_shape(model.init, jax.random.key(0), *batch)
     forward = jax.jit(model.apply).trace(variables, *batch)
-    passes = 1 if config.freeze else 3
-    return passes * num_runs * count_flops(forward.jaxpr)
+    return 3 * num_runs * count_flops(forward.jaxpr)
 
 
 def _bytes(tree: Any) -> int:

@@ -1,6 +1,7 @@
 """Load a trained model: from the folder of a run, or from weights of others."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from train_jax.config.fields import DatasetConfig
 from train_jax.config.rules import CHANNEL_MEANS, CHANNEL_STDS
 from train_jax.data import ImageSplit, SequenceSplit, parse_split
 from train_jax.data.resize import Resize
+from train_jax.data.split import first_change
 from train_jax.devices import policy
 from train_jax.devices.store import Path, any_path
 from train_jax.output import checkpoint as checkpoints
@@ -63,7 +65,36 @@ class TrainedModel:
         """
         if self.dataset is None:
             raise ValueError("pictures must be named, as weights have no test images")
-        return load_named_splits(self.dataset, self.dataset.test_split)[0]
+        return self.load_split(self.dataset, self.dataset.test_split)
+
+    def load_split(
+        self, dataset: DatasetConfig, cut: str
+    ) -> ImageSplit | SequenceSplit:
+        """Load a split of the training's data set; warn if its pictures have changed.
+
+        Args:
+            dataset: that of the training, wherever it is now.
+            cut: the split, or a slice of it.
+
+        Raises:
+            ValueError: if the set has other classes or images than in the training.
+        """
+        (split,) = load_named_splits(dataset, cut)
+        if isinstance(split, ImageSplit) and isinstance(self.task, Classification):
+            change = first_change(self.task.class_names, split.class_names)
+            shapes = self.task.image_shape, split.image_BHWC.shape[1:]
+            if change := change or first_change(*shapes):
+                raise ValueError(
+                    f"dataset {dataset.name!r} is not that of the training, which had "
+                    f"{change}"
+                )
+        if split.order != self.orders.get(parse_split(cut)[0], split.order):
+            print(
+                f"warning: the pictures of {dataset.name!r} have changed since the "
+                f"training; some of {cut!r} may have been trained on",
+                file=sys.stderr,
+            )
+        return split
 
     def to_pretrained(self) -> Pretrained:
         """Describe the model for other libraries.
