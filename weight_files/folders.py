@@ -49,7 +49,7 @@ def write_huggingface(
     is_stretched = pretrained.resize == "stretch"
     size = dict(zip(("height", "width"), scaled, strict=True))
     preprocessing = {
-        # The one resizes to a height and width, the other keeps the proportions.
+        # DeiT's resizes to a height and a width, Bit's keeps the proportions.
         "image_processor_type": f"{'DeiT' if is_stretched else 'Bit'}ImageProcessor",
         "do_resize": True,
         "size": size if is_stretched else {"shortest_edge": min(scaled)},

@@ -48,7 +48,7 @@ def preprocessing_of(source: Source) -> dict[str, Any]:
         found["resampling"] = "bicubic" if method in (3, "bicubic") else "bilinear"
     if not 0 < found.get("crop_fraction", 1.0) <= 1:
         raise ValueError(
-            f"the share that they crop must be in (0, 1], got {found['crop_fraction']}"
+            f"their crop_pct must be in (0, 1], got {found['crop_fraction']}"
         )
     return found
 

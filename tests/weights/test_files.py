@@ -633,7 +633,7 @@ def test_the_hidden_width_survives_timm_s_rounding(vit, hidden, width):
         ),
         (
             {"size": {"shortest_edge": 224}, "crop_pct": 1.1},
-            r"the share that they crop must be in \(0, 1\], got 1\.1",
+            r"their crop_pct must be in \(0, 1\], got 1\.1",
         ),
     ],
 )

@@ -73,7 +73,7 @@ def load_folder(
             for base in bases
         ]
         if sum(math.prod(split.image_BHWC.shape) for split in streamed) > room:
-            return _with_order(streamed, root, [examples[base] for base in bases])
+            return streamed
     stats = [_stat(file, root) for file, _ in itertools.chain(*examples.values())]
     how: Any = {"image_size": image_size, "resize": resize}
     splits = []
@@ -84,27 +84,20 @@ def load_folder(
         if split is None:
             files, labels = zip(*examples[base], strict=True)
             images = _read(files, root, channels=count_channels(), **how)
-            label_B = np.array(labels, np.int32)
-            split = ImageSplit(_stack(images), label_B, class_names)
+            split = ImageSplit(_stack(images), np.array(labels, np.int32), class_names)
             cache.write_cache(path, split)
-        splits.append(split)
+        splits.append(_with_order(split, root, examples[base]))
     firsts = [examples[base][0][0] for base in bases]
     _check_sizes([split.image_BHWC[0] for split in splits], firsts)
-    return _with_order(splits, root, [examples[base] for base in bases])
+    return splits
 
 
 def _with_order(
-    splits: list[ImageSplit], root: pathlib.Path, examples: list[Examples]
-) -> list[ImageSplit]:
-    """Note in which order the pictures of each split are."""
-    orders = [
-        zlib.crc32(b"\n".join(os.fsencode(file.relative_to(root)) for file, _ in each))
-        for each in examples
-    ]
-    return [
-        dataclasses.replace(split, order=order)
-        for split, order in zip(splits, orders, strict=True)
-    ]
+    split: ImageSplit, root: pathlib.Path, examples: Examples
+) -> ImageSplit:
+    """Note in which order the pictures of a split are."""
+    names = b"\n".join(os.fsencode(file.relative_to(root)) for file, _ in examples)
+    return dataclasses.replace(split, order=zlib.crc32(names))
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:
@@ -148,13 +141,14 @@ def _stream(
     height = width = image_size
     if height is None or width is None:
         height, width, _ = files.read_image(0).shape
-    return stream_split(
+    split = stream_split(
         files,
         len(examples),
         image_shape=(height, width, channels),
         class_names=class_names,
         resize=None if image_size is None else resize,
     )
+    return _with_order(split, root, examples)
 
 
 def _count_channels(examples: Examples) -> int:

@@ -120,13 +120,10 @@ def _run(
     config: Config,
     parts: Parts,
     should_stop: ShouldStop,
-    *,
-    overwrite: bool,
-    extend: bool,
+    **how: bool,
 ) -> dict[str, Any]:
-    """Train and evaluate in a folder that was checked."""
+    """Train and evaluate in a folder that was checked; `how`: see `open_workdir`."""
     fields = to_json(config)
-    how = {"overwrite": overwrite, "extend": extend}
     with wd.open_workdir(workdir, fields, **how) as check_lock:
         report.print_overview(fields, parts.sizes, num_runs=len(parts.runs))
         print_layers(parts.model, parts.task.inputs())
