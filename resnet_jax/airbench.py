@@ -117,6 +117,11 @@ def _identity_init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
     return kernel.at[..., :channels].set(same[..., : shape[-1]])
 
 
+def _orthogonal_init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """Draw an orthogonal matrix; unlike Flax's initialiser it can be pickled."""
+    return nn.initializers.orthogonal()(key, tuple(shape), dtype)
+
+
 def _unit_uniform(key: Array, shape: Sequence[int], dtype: Any) -> Array:
     """Draw from a uniform distribution with mean 0 and variance 1."""
     return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)
@@ -157,7 +162,7 @@ class AirbenchNet(nn.Module):
     widths: tuple[int, int, int] = (64, 256, 256)
     group_depth: int = 2
     momentum: float = 0.6
-    whitening_init: nn.initializers.Initializer = nn.initializers.orthogonal()
+    whitening_init: nn.initializers.Initializer = _orthogonal_init
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
     axis_name: str | None = None

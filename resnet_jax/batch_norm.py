@@ -107,6 +107,7 @@ class BatchNorm(nn.Module):
         momentum: share of the old value in the running averages.
         epsilon: added to the variance.
         use_scale: whether each channel is multiplied by a parameter.
+        scale_init: initialiser of that parameter.
         axis_name: see `batch_statistics`.
         dtype: dtype of the output; parameters and running averages stay float32, the
             statistics of a batch are computed in float32 or wider.
@@ -115,6 +116,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -129,7 +131,7 @@ class BatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = jnp.ones(shape, jnp.float32)
         if self.use_scale:
-            scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+            scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         x = x.astype(float32_or_wider(self.dtype))
         statistics = (mean.value, variance.value)

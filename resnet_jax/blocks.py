@@ -50,14 +50,6 @@ def make_conv(
     )
 
 
-def make_norm(
-    train: bool, dtype: Any, axis_name: str | None, name: str
-) -> Callable[[Array], Array]:
-    """Make a BatchNorm."""
-    norm = BatchNorm(dtype=dtype, axis_name=axis_name, name=name)
-    return functools.partial(norm, train=train)
-
-
 def check_at_least_1(**values: int | None) -> None:
     """Raise ValueError for a number below 1; None, for a part left out, is allowed."""
     for name, value in values.items():
@@ -72,9 +64,9 @@ def pad_shortcut(x_BHWC: Array, features: int, stride: int) -> Array:
     Array([0., 1., 1., 0.], dtype=float32)
 
     Args:
-        features: channels F, at least C; half of those that are missing are zeros
+        features: output channels F, at least C. The new ones are zeros, half of them
             before the others, half behind.
-        stride: every so many pixels, in both directions, one is taken.
+        stride: of the rows and columns that are kept.
 
     Returns:
         (B, H / stride, W / stride, F), rounded up.
@@ -112,9 +104,13 @@ class ResidualBlock(nn.Module):
         dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: function that computes the convolutions; on a CPU
             `resnet_jax.conv_general_dilated` is more than twice as fast as XLA's.
+        momentum: share of the old value in BatchNorm's running averages.
+        zero_init_residual: whether the scale of the last BatchNorm starts at 0, so that
+            the block starts as its shortcut.
         axis_name: named axis of the devices that share a batch, see `BatchNorm`.
 
-    References: arXiv:1512.03385, fig. 5; shortcut: eq. 1 and 2.
+    References: arXiv:1512.03385, fig. 5; shortcut: eq. 1 and 2; `zero_init_residual`:
+    arXiv:1706.02677, section 5.1.
     """
 
     expansion = 1
@@ -124,6 +120,8 @@ class ResidualBlock(nn.Module):
     shortcut: Shortcut = "projection"
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
+    momentum: float = 0.9
+    zero_init_residual: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -143,18 +141,24 @@ class ResidualBlock(nn.Module):
         conv = functools.partial(
             make_conv, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )
-        norm = functools.partial(make_norm, train, self.dtype, self.axis_name)
+        norm = functools.partial(
+            BatchNorm, self.momentum, axis_name=self.axis_name, dtype=self.dtype
+        )
         shortcut = y = x_BHWC.astype(self.dtype)
         layers = self._layers()
+        zero_init: Any = {"scale_init": nn.initializers.zeros}
         for index, layer in enumerate(layers, start=1):
-            y = norm(f"norm{index}")(conv(*layer, name=f"conv{index}")(y))
-            y = nn.relu(y) if index < len(layers) else y
+            is_last = index == len(layers)
+            y = conv(*layer, name=f"conv{index}")(y)
+            options = zero_init if is_last and self.zero_init_residual else {}
+            y = norm(**options, name=f"norm{index}")(y, train=train)
+            y = y if is_last else nn.relu(y)
         features = self.expansion * self.features
         if shortcut.shape != y.shape and self.shortcut == "padding":
             shortcut = pad_shortcut(shortcut, features, self.stride)
         elif shortcut.shape != y.shape:
             shortcut = conv(features, 1, self.stride, name="shortcut_conv")(shortcut)
-            shortcut = norm("shortcut_norm")(shortcut)
+            shortcut = norm(name="shortcut_norm")(shortcut, train=train)
         batch, *sides, _ = x_BHWC.shape
         sides = [-(-side // self.stride) for side in sides]
         chex.assert_shape([shortcut, y], (batch, *sides, features))

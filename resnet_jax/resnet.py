@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.batch_norm import BatchNorm
 from resnet_jax.blocks import (
     BasicBlock,
     BottleneckBlock,
@@ -19,7 +20,6 @@ from resnet_jax.blocks import (
     Shortcut,
     check_at_least_1,
     make_conv,
-    make_norm,
 )
 from resnet_jax.dtypes import float32_or_wider
 
@@ -53,6 +53,9 @@ class ResNet(nn.Module):
         dtype: dtype of the computation; parameters and running statistics stay float32.
         conv_general_dilated: function that computes the convolutions; on a CPU
             `resnet_jax.conv_general_dilated` is more than twice as fast as XLA's.
+        momentum: share of the old value in BatchNorm's running averages.
+        zero_init_residual: whether every block starts as its shortcut, see
+            `ResidualBlock`; usual for ImageNet.
         axis_name: inside `jax.shard_map` or `jax.pmap`, the name of the axis over
             which BatchNorm computes its statistics; None for each shard alone.
 
@@ -67,16 +70,21 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
+    momentum: float = 0.9
+    zero_init_residual: bool = False
     axis_name: str | None = None
     has_convolutions: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, image_BHWC: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self, image_BHWC: Array, *, train: bool = False, return_map: bool = False
+    ) -> Array:
         """Compute the class logits of normalised images, floating point.
 
         Returns:
-            logits_BY, or the features (B, F) if `num_classes` is None; float32, or
-            float64 where that is the compute dtype.
+            logits_BY, or the features (B, F) if `num_classes` is None; with
+            `return_map` the last feature map (B, height, width, F), before pooling.
+            float32, or float64 where that is the compute dtype.
 
         Raises:
             ValueError: if a field is out of range, or the image has no pixels.
@@ -93,17 +101,22 @@ class ResNet(nn.Module):
                     shortcut=self.shortcut,
                     dtype=self.dtype,
                     conv_general_dilated=self.conv_general_dilated,
+                    momentum=self.momentum,
+                    zero_init_residual=self.zero_init_residual,
                     axis_name=self.axis_name,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )(x_BHWC, train=train)
-
+        dtype = float32_or_wider(self.dtype)
+        if return_map:
+            chex.assert_shape(x_BHWC, (image_BHWC.shape[0], None, None, None))
+            return x_BHWC.astype(dtype)
         out_BY = x_BHWC.mean(axis=(1, 2))
         if self.num_classes is not None:
             head = nn.Dense(self.num_classes, dtype=self.dtype, name="head")
             out_BY = head(out_BY)
         num_outputs = self.num_classes or x_BHWC.shape[-1]
         chex.assert_shape(out_BY, (image_BHWC.shape[0], num_outputs))
-        return out_BY.astype(float32_or_wider(self.dtype))
+        return out_BY.astype(dtype)
 
     def _stem(self, x_BHWC: Array, train: bool) -> Array:
         """Compute the first feature map."""
@@ -117,8 +130,13 @@ class ResNet(nn.Module):
             name="stem_conv",
         )
         x_BHWC = conv(x_BHWC)
-        norm = make_norm(train, self.dtype, self.axis_name, "stem_norm")
-        x_BHWC = nn.relu(norm(x_BHWC))
+        norm = BatchNorm(
+            self.momentum,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+            name="stem_norm",
+        )
+        x_BHWC = nn.relu(norm(x_BHWC, train=train))
         if self.stem == "imagenet":
             padding: Any = [(1, 1), (1, 1)]  # nn.max_pool annotates it as str
             x_BHWC = nn.max_pool(x_BHWC, (3, 3), (2, 2), padding)

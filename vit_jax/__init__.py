@@ -12,9 +12,10 @@ from vit_jax.position import (
     rotary_angles_1d,
     rotate,
     sincos2d_position,
+    sinusoidal_position,
 )
 from vit_jax.presets import ViT_B16, ViT_B32, ViT_L16, ViT_S16, ViT_Ti16
-from vit_jax.seq2seq import Seq2SeqTransformer, sinusoidal_position
+from vit_jax.seq2seq import Seq2SeqTransformer
 from vit_jax.stem import ConvStem, patchify
 from vit_jax.transformer import Decoder, Encoder, Transformer
 from vit_jax.vit import ViT

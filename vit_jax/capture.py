@@ -18,7 +18,7 @@ Array = jax.Array
 def attention_weights(
     model: nn.Module,
     variables: Any,
-    *inputs: Array,
+    *inputs: Array | None,
     where: str = "*encoder/block*/attention",
     **arguments: Any,
 ) -> list[Array]:
@@ -47,7 +47,7 @@ def attention_weights(
     Raises:
         ValueError: if the model has attention, but none that matches the pattern.
     """
-    chex.assert_shape(inputs, (None, ...))
+    chex.assert_shape([x for x in inputs if x is not None], (None, ...))
     leaves = _capture(model, variables, *inputs, **arguments)
     # The path of each attention module, "" if the model is one itself → its calls.
     modules = {
@@ -104,7 +104,7 @@ def pool_weights(model: nn.Module, variables: Any, image_BHWC: Array) -> Array:
 
 
 def _capture(
-    model: nn.Module, variables: Any, *inputs: Array, **arguments: Any
+    model: nn.Module, variables: Any, *inputs: Array | None, **arguments: Any
 ) -> dict[str, Any]:
     """Call a model, and return its intermediates by their paths."""
     variables = {k: v for k, v in variables.items() if k != "intermediates"}

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.checks import check_at_least, check_range
-from vit_jax.seq2seq import Seq2SeqTransformer, sinusoidal_position
+from vit_jax.position import sinusoidal_position
+from vit_jax.seq2seq import Seq2SeqTransformer
 
 Array = jax.Array
 
@@ -52,7 +53,10 @@ def greedy_decode(
     check_at_least(1, num_tokens=num_tokens)
     check_range("start_token", start_token, 0, model.vocab_size - 1)
     check_range("source_BS", source_BS, 0, model.vocab_size - 1)
-    start_BT = jnp.full((source_BS.shape[0], num_tokens), start_token, jnp.int32)
+    # Made of the source, it is divided among the devices as the source is.
+    any_B1 = source_BS.sum(axis=1, keepdims=True)
+    start_B1 = jnp.full_like(any_B1, start_token, dtype=jnp.int32)
+    start_BT = jnp.broadcast_to(start_B1, (source_BS.shape[0], num_tokens))
     target_BT = _decode(model, variables, start_BT, source_BS, source_mask)
     chex.assert_shape(target_BT, start_BT.shape)
     return target_BT

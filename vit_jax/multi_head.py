@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from vit_jax.attention import dot_product_attention
 from vit_jax.checks import check_at_least, check_choice, check_rates, is_concrete
+from vit_jax.dtypes import float32_or_wider
 from vit_jax.layers import DotGeneral, Dropout, make_dense
 from vit_jax.masks import causal_mask, combine_masks
 from vit_jax.position import rotate
@@ -52,8 +53,9 @@ class MultiHeadAttention(nn.Module):
             `decode` is set; also for float64 and strict dtype promotion.
         dtype: dtype of the computation; parameters stay float32, the softmax runs in
             float32 or wider.
-        dot_general: multiplies the matrices; on a CPU with instructions for bfloat16,
-            `vit_jax.bfloat16.dot_general` is faster than XLA's.
+        dot_general: multiplies the matrices, but not those of JAX's attention; on a
+            CPU with instructions for bfloat16, `vit_jax.bfloat16.dot_general` is
+            faster than XLA's.
 
     References: arXiv:1706.03762, section 3.2.2; arXiv:2010.11929, eq. 5-8.
     """
@@ -110,6 +112,8 @@ class MultiHeadAttention(nn.Module):
             key_BNSK, value_BNSK, cache_mask_TS = update
             mask = combine_masks(cache_mask_TS, mask)
         elif decode:
+            if causal:
+                raise ValueError("causal must be False for a memory with decode")
             key_BNSK, value_BNSK = self._cached_memory(key_BNSK, value_BNSK)
         causal = causal and not decode  # The mask of the cache is causal already.
         heads = (query_BNTK, key_BNSK, value_BNSK, mask, causal)
@@ -128,7 +132,8 @@ class MultiHeadAttention(nn.Module):
         is_dropped = train and self.dropout_rate > 0
         # JAX's softmax is float32, and its bfloat16 gradient needs standard promotion.
         promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore (not declared)
-        is_refused = promotion == "strict" or jnp.dtype(self.dtype) == jnp.float64
+        is_float64 = float32_or_wider(self.dtype) == jnp.float64
+        is_refused = promotion == "strict" or is_float64
         is_asked_for = self.attention_implementation == "own"
         return is_asked_for or is_refused or is_captured or is_dropped or decode
 

@@ -1,17 +1,52 @@
-"""Positions of tokens: sines and cosines of a grid, and rotary embedding.
+"""Positions of tokens: sines and cosines in a sequence or a grid; rotary embedding.
 
 The learned position embedding is a parameter of `ViT`.
 """
+
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checks import check_positive
+from vit_jax.checks import check_at_least, check_positive
 from vit_jax.dtypes import float32_or_wider
 
 Array = jax.Array
+
+
+def sinusoidal_position(
+    num_positions: int, width: int, *, dtype: Any = jnp.float32
+) -> Array:
+    """Compute the sinusoidal position encoding, wavelengths from 2π to 10000·2π.
+
+    >>> np.asarray(sinusoidal_position(2, 4)).round(2)
+    array([[0.  , 1.  , 0.  , 1.  ],
+           [0.84, 0.54, 0.01, 1.  ]], dtype=float32)
+
+    Args:
+        num_positions: number of tokens T.
+        width: width D of a token, even.
+        dtype: dtype of the result, which is computed in float64.
+
+    Returns:
+        position_TD: sines in the even columns and cosines in the odd ones.
+
+    Raises:
+        ValueError: if there is no position, or the width is odd or below 2.
+
+    References: arXiv:1706.03762, section 3.5.
+    """
+    check_at_least(1, num_positions=num_positions, width=width)
+    if width % 2:
+        raise ValueError(f"width must be even, got {width}")
+    frequency = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angle = np.arange(num_positions)[:, None] * frequency[None, :]
+    sine_and_cosine = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
+    position_TD = jnp.asarray(sine_and_cosine.reshape(num_positions, width), dtype)
+    chex.assert_shape(position_TD, (num_positions, width))
+    return position_TD
 
 
 def sincos2d_position(

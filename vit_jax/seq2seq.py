@@ -9,48 +9,15 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax.blocks import NormPlacement
 from vit_jax.checks import check_at_least, check_range, check_rates
 from vit_jax.dtypes import float32_or_wider
 from vit_jax.layers import Dropout, make_dense
+from vit_jax.position import sinusoidal_position
 from vit_jax.transformer import Transformer
 
 Array = jax.Array
-
-
-def sinusoidal_position(
-    num_positions: int, width: int, *, dtype: Any = jnp.float32
-) -> Array:
-    """Compute the sinusoidal position encoding, wavelengths from 2π to 10000·2π.
-
-    >>> np.asarray(sinusoidal_position(2, 4)).round(2)
-    array([[0.  , 1.  , 0.  , 1.  ],
-           [0.84, 0.54, 0.01, 1.  ]], dtype=float32)
-
-    Args:
-        num_positions: number of tokens T.
-        width: width D of a token, even.
-        dtype: dtype of the result, which is computed in float64.
-
-    Returns:
-        position_TD: sines in the even columns and cosines in the odd ones.
-
-    Raises:
-        ValueError: if there is no position, or the width is odd or below 2.
-
-    References: arXiv:1706.03762, section 3.5.
-    """
-    check_at_least(1, num_positions=num_positions, width=width)
-    if width % 2:
-        raise ValueError(f"width must be even, got {width}")
-    frequency = 10000.0 ** (-np.arange(0, width, 2) / width)
-    angle = np.arange(num_positions)[:, None] * frequency[None, :]
-    sine_and_cosine = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
-    position_TD = jnp.asarray(sine_and_cosine.reshape(num_positions, width), dtype)
-    chex.assert_shape(position_TD, (num_positions, width))
-    return position_TD
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -188,7 +155,7 @@ class Seq2SeqTransformer(nn.Module):
         """
         chex.assert_rank(target_BT, 2)
         chex.assert_shape(memory_BSD, (target_BT.shape[0], None, self.width))
-        x_BTD = self._embed_all("target_BT", target_BT, train=False)
+        x_BTD = self._embed_all("target_BT", jnp.zeros_like(target_BT), train=False)
         self.transformer.decoder(x_BTD, memory_BSD, decode=True)
 
     def _check_mask(self, source_mask: Array | None, shape: tuple[int, ...]) -> None:

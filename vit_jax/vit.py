@@ -157,7 +157,7 @@ class ViT(nn.Module):
         encoder = self._make_encoder(init.mlp_bias, num_outputs)
         x_BTD = encoder(x_BTD, angle=self._rotary_angles(grid), train=train)  # eq. 2, 3
         if return_tokens:
-            chex.assert_shape(x_BTD, (len(image_BHWC), None, self.width))
+            chex.assert_shape(x_BTD, (image_BHWC.shape[0], None, self.width))
             return x_BTD.astype(float32_or_wider(self.dtype))
         x_BD = self._pool(x_BTD, num_patches)  # eq. 4
         if self.representation_size is not None:

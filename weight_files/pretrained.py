@@ -86,9 +86,7 @@ def fit_to_model(
         ValueError: naming the first three that are missing, left over or of another
             shape.
     """
-    image_BHWC = jnp.zeros((1, *image_shape))
-    expected = jax.eval_shape(model.init, jax.random.key(0), image_BHWC)
-    ours: Any = flax.traverse_util.flatten_dict(dict(expected), sep="/")
+    ours = _expected(model, image_shape)
     flat: Any = flax.traverse_util.flatten_dict(dict(variables), sep="/")
     for path in ours.keys() & flat.keys():
         sides = [[n for n in it[path].shape if n != 1] for it in (ours, flat)]
@@ -99,17 +97,19 @@ def fit_to_model(
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
+def _expected(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Describe the variables of a model: path → shape and dtype."""
+    image = jnp.zeros((1, *image_shape))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return flax.traverse_util.flatten_dict(dict(variables), sep="/")  # type: ignore
+
+
 def check_variables(
     variables: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, int, int]
 ) -> None:
     """Raise ValueError unless variables are those of a model; a head may be missing."""
-    expected = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, *image_shape))
-    )
-    given, wanted = (
-        flax.traverse_util.flatten_dict(dict(it), sep="/")
-        for it in (variables, expected)
-    )
+    given = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+    wanted = _expected(model, image_shape)
     if "head" not in variables["params"]:
         wanted = {k: v for k, v in wanted.items() if not k.startswith("params/head/")}
     if mismatch := _find_mismatch(given, wanted):

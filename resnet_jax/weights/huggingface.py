@@ -12,7 +12,7 @@ _EMBEDDER = "resnet.embedder.embedder"
 _BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
 
-def recognises(arrays: Mapping[str, Any]) -> bool:
+def recognizes(arrays: Mapping[str, Any]) -> bool:
     """Return whether the names are those of Hugging Face's ResNet."""
     return any(name.endswith("embedder.embedder.convolution.weight") for name in arrays)
 

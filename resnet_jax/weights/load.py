@@ -31,14 +31,14 @@ _SIDES = {"small": 32, "imagenet": 224}
 
 def is_resnet(source: Source) -> bool:
     """Whether the names of a source's arrays are those of a ResNet."""
-    is_torch = torch.recognises(torch.read_arrays(source.arrays))
-    return is_torch or huggingface.recognises(source.arrays)
+    is_torch = torch.recognizes(torch.read_arrays(source.arrays))
+    return is_torch or huggingface.recognizes(source.arrays)
 
 
 def load(
     source: Weights,
     *,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | int | None = None,
     **fields: Any,
 ) -> Pretrained:
     """Load a ResNet from a file, a folder, the Hugging Face hub or a state dict.
@@ -49,8 +49,8 @@ def load(
     Args:
         source: "FILE", "FOLDER", "hf://owner/name[@revision]" or a state dict; see
             `weight_files.open_source`.
-        image_size: height and width, pixels; by default 224 for the stem "imagenet",
-            32 for "small", where nothing else says it.
+        image_size: height and width, or one side, pixels; where nothing else says it,
+            224 for the stem "imagenet", 32 for "small".
         **fields: of `ResNet`, in place of those that were found; `num_classes=None`
             leaves the head out.
 
@@ -64,6 +64,8 @@ def load(
     """
     check_fields(ResNet, fields)
     opened = open_source(source)
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
     if fields.get("num_classes", 0) is None:
         del fields["num_classes"]
         return without_head(load(opened, image_size=image_size, **fields))
@@ -76,7 +78,7 @@ def load(
     try:
         read = torch.read_arrays(opened.arrays)
         _check_architecture(opened)
-        if torch.recognises(read):
+        if torch.recognizes(read):
             return _load(opened, read, torch.read_fields(read), image_size, fields)
         read = huggingface.read_arrays(opened.arrays)
         found = huggingface.read_fields(read, opened.config)
@@ -119,16 +121,16 @@ def _load(
     """Load from an opened source of a known layout."""
     channels = found.pop("channels")
     model = ResNet(**(found | fields))
-    told: dict[str, Any] = preprocessing_of(source)
+    preprocessing: dict[str, Any] = preprocessing_of(source)
     side = _SIDES[model.stem]
-    known = told.pop("image_size", (side, side))
+    known = preprocessing.pop("image_size", (side, side))
     size = image_size or known
     # The networks of these kinds are trained with ImageNet's statistics.
     if channels == 3 and (model.stem == "imagenet" or model.shortcut == "padding"):
-        told = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **told}
+        preprocessing = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **preprocessing}
     if model.stem == "imagenet":
-        told = {"crop_fraction": IMAGENET_CROP_FRACTION, **told}
+        preprocessing = {"crop_fraction": IMAGENET_CROP_FRACTION, **preprocessing}
     image_shape = (size[0], size[1], channels)
     read = to_ours(layout.table(model), arrays)
     variables = fit_to_model(model, read, image_shape)
-    return Pretrained(model, variables, image_shape, **told)
+    return Pretrained(model, variables, image_shape, **preprocessing)

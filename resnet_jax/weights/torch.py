@@ -21,7 +21,7 @@ _CIFAR_NAMES = ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc."))
 _STEM_KERNELS = {3: "small", 7: "imagenet"}
 
 
-def recognises(arrays: Mapping[str, Any]) -> bool:
+def recognizes(arrays: Mapping[str, Any]) -> bool:
     """Return whether the names are those of a residual network in PyTorch."""
     return "conv1.weight" in arrays and "layer1.0.conv1.weight" in arrays
 
@@ -49,14 +49,14 @@ def read_fields(arrays: Arrays) -> dict[str, Any]:
     stem = arrays["conv1.weight"]
     if stem.shape[2] not in _STEM_KERNELS:
         raise ValueError(f"their first kernel is {stem.shape[2]} wide, not 3 or 7")
-    has_projection = any(".downsample." in name for name in arrays)
+    is_projected = any(".downsample." in name for name in arrays)
     is_bottleneck = "layer1.0.conv3.weight" in arrays
     return {
         "num_classes": len(arrays["fc.weight"]) if "fc.weight" in arrays else None,
         "stage_sizes": tuple(sizes),
         "block": BottleneckBlock if is_bottleneck else BasicBlock,
         "stem": _STEM_KERNELS[stem.shape[2]],
-        "shortcut": "projection" if has_projection or len(sizes) == 1 else "padding",
+        "shortcut": "projection" if is_projected or len(sizes) == 1 else "padding",
         "width": stem.shape[0],
         "channels": stem.shape[1],
     }

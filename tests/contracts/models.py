@@ -44,7 +44,6 @@ EXEMPT = {
     "resnet_jax.blocks.ResidualBlock": "abstract; its subclasses are called",
     "resnet_jax.blocks.check_at_least_1": "checks numbers",
     "resnet_jax.blocks.make_conv": "makes a layer",
-    "resnet_jax.blocks.make_norm": "makes a layer",
     "resnet_jax.dtypes.float32_or_wider": "takes a dtype",
 }
 
@@ -227,7 +226,7 @@ CONTRACTS = {
     "vit_jax.masks.combine_masks": Contract(
         (MASK, MASK), (MASK, MASK[None]), "jax.numpy.logical_and"
     ),
-    "vit_jax.seq2seq.sinusoidal_position": Contract((3, 4), None, "jax.numpy.asarray"),
+    "vit_jax.position.sinusoidal_position": Contract((3, 4), None, "jax.numpy.asarray"),
     "vit_jax.seq2seq.Seq2SeqTransformer": Contract(
         (TOKENS, TOKENS),
         (TOKENS, TOKENS[0]),

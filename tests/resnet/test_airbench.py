@@ -1,6 +1,7 @@
 """The fast network for CIFAR-10, its pooling and its whitening."""
 
 import functools
+import pickle
 
 import flax.linen as nn
 import jax
@@ -107,3 +108,8 @@ def test_windows_and_patches_have_pixels():
     for image_BHWC in (IMAGE_BHWC[:0], IMAGE_BHWC[:, :1]):
         with pytest.raises(ValueError, match="image_BHWC must hold a patch of 2x2"):
             whitening_kernel(image_BHWC)
+
+
+def test_it_can_be_pickled():
+    model = AirbenchNet(10)
+    assert pickle.loads(pickle.dumps(model)) == model

@@ -5,6 +5,7 @@ import math
 
 import chex
 import flax.errors
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,3 +241,30 @@ def test_a_block_alone_refuses_an_unknown_shortcut():
         ValueError, match=r"one of \('projection', 'padding'\), got 'pa"
     ):
         block.init(jax.random.key(0), jnp.ones((1, 4, 4, 4)))
+
+
+@pytest.mark.parametrize("block", [BasicBlock(8), BottleneckBlock(2)])
+def test_a_block_may_start_as_its_shortcut(block):
+    x_BHWC = normal(2, 4, 4, 8)
+    block = block.clone(zero_init_residual=True)
+    out_BHWF, _ = jax.jit(block.init_with_output)(jax.random.key(0), x_BHWC)
+    np.testing.assert_array_equal(out_BHWF, np.maximum(x_BHWC, 0))
+
+
+def test_fields_reach_every_block_and_batch_norm():
+    resnet = _resnet(zero_init_residual=True, momentum=1.0)
+    variables = jax.jit(resnet.init)(jax.random.key(0), IMAGE_BHWC)
+    flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    zeros = {k for k, x in flat.items() if k.endswith("scale") and not x.any()}
+    assert zeros == {f"stage{n}_block1/norm2/scale" for n in (1, 2)}
+    mutable = {"train": True, "mutable": ("batch_stats",)}
+    _, updated = apply(resnet, variables, IMAGE_BHWC, **mutable)
+    chex.assert_trees_all_equal(updated["batch_stats"], variables["batch_stats"])
+
+
+def test_the_map_is_what_is_pooled():
+    variables = _variables()
+    map_BHWF = apply(_resnet(), variables, IMAGE_BHWC, return_map=True)
+    assert map_BHWF.shape == (4, 5, 4, 8)
+    features_BF = apply(_resnet(num_classes=None), variables, IMAGE_BHWC)
+    np.testing.assert_allclose(map_BHWF.mean(axis=(1, 2)), features_BF, rtol=1e-6)

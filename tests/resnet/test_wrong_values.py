@@ -81,6 +81,8 @@ def _rejects(message: str):
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"width": -4}, "width must be at least 1, got -4"),
+        ({"momentum": 1.5}, "momentum must be in [0, 1], got 1.5"),
+        ({"dtype": None}, "dtype must be a floating-point dtype, got None"),
         *(
             (
                 {"stage_sizes": sizes},

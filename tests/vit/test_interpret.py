@@ -8,6 +8,7 @@ import pytest
 
 from resnet_jax import ResNet
 from tests import modules
+from tests.modules import normal
 from vit_jax import Encoder, MultiHeadAttention, Transformer, ViT, patchify
 from vit_jax.interpret import (
     attention_rollout,
@@ -314,3 +315,12 @@ def test_attention_alone_has_the_empty_path():
     assert weights.shape == (2, 2, 3, 3)
     with pytest.raises(ValueError, match="where must match one of '', got"):
         attention_weights(attention, variables, x_BTD)
+
+
+def test_arguments_that_are_left_out_may_be_given_as_none():
+    model = Transformer(num_heads=2, mlp_dim=8, encoder_depth=1, decoder_depth=1)
+    x_BSD = normal(2, 5, 8)
+    variables = modules.variables(model, x_BSD, x_BSD)
+    (found,) = attention_weights(model, variables, x_BSD, x_BSD, None, None)
+    (expected,) = attention_weights(model, variables, x_BSD, x_BSD)
+    np.testing.assert_array_equal(found, expected)

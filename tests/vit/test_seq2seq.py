@@ -1,9 +1,12 @@
 """The Transformer from tokens to tokens: positions, shapes, decoding."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from tests import modules
 from tests.modules import apply
@@ -160,3 +163,27 @@ def test_greedy_decoding_is_compiled_once(monkeypatch, method):
     num_traced = len(traced)
     greedy_decode(model, variables, SOURCE_BS[:, ::-1], start_token=0, num_tokens=3)
     assert len(traced) == num_traced > 0
+
+
+def test_each_device_decodes_its_part_of_the_batch():
+    model, variables = _model()
+    auto = {"axis_types": (AxisType.Auto,), "devices": jax.devices()[:3]}
+    mesh = jax.make_mesh((3,), ("data",), **auto)
+    whole, part = PartitionSpec(), PartitionSpec("data")
+
+    def decode(variables, source_BS):
+        tokens = {"start_token": START, "num_tokens": 4}
+        return greedy_decode(model, variables, source_BS, **tokens)
+
+    specs: Any = {"in_specs": (whole, part), "out_specs": part}
+    found = jax.shard_map(decode, mesh=mesh, **specs)(variables, SOURCE_BS)
+    np.testing.assert_array_equal(found, decode(variables, SOURCE_BS))
+
+
+def test_only_the_shape_of_the_targets_matters_to_a_cache():
+    model, variables = _model()
+    memory_BSD = jnp.ones((3, 6, 16))
+    for target_BT in (TARGET_BT, TARGET_BT - 99):
+        arguments: Any = {"method": "init_cache", "mutable": ["cache"]}
+        _, cache = model.apply(variables, target_BT, memory_BSD, **arguments)
+        assert jax.tree.leaves(cache)

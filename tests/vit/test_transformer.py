@@ -188,8 +188,8 @@ def test_a_decoder_that_rematerialises_decodes():
     decoder = Decoder(**STACK, remat=True)
     variables = modules.variables(decoder, X_BTD)
     how = {"decode": True, "mutable": ("cache",)}
-    _, cache = decoder.apply(variables, X_BTD, **how)
-    _, cache = decoder.apply(variables | cache, X_BTD, **how)
+    _, cache = apply(decoder, variables, X_BTD, **how)
+    _, cache = apply(decoder, variables | cache, X_BTD, **how)
     with pytest.raises(ValueError, match="the cache of decode holds 5 tokens"):
         decoder.apply(variables | cache, X_BTD[:, :1], **how)
 
@@ -205,7 +205,7 @@ def test_a_decoder_leaves_causality_to_the_attention(monkeypatch):
         return fused(*args, **kwargs)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
-    out_BTD = decoder.apply(variables, X_BTD)
+    out_BTD = jax.jit(lambda x_BTD: decoder.apply(variables, x_BTD))(X_BTD)
     assert calls == [(None, True)] * STACK["depth"]
     own_BTD = apply(Decoder(**STACK), variables, X_BTD)
     np.testing.assert_allclose(out_BTD, own_BTD, atol=1e-5)
@@ -502,3 +502,9 @@ def test_a_precision_of_the_products_reaches_all_of_them():
     products = str(jaxpr).count("dot_general[")
     assert products == 8
     assert str(jaxpr).count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 8
+
+
+def test_a_cached_memory_has_no_causal_order():
+    attention, x_BTD = MultiHeadAttention(2), normal(2, 3, 8)
+    with pytest.raises(ValueError, match="causal must be False for a memory"):
+        attention.init(jax.random.key(0), x_BTD, x_BTD, causal=True, decode=True)

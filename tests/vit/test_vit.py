@@ -409,3 +409,17 @@ def test_an_unknown_word_is_named(field):
     model = ViT(3, patch_size=2, width=4, depth=1, num_heads=1, **{field: "best"})
     with pytest.raises(ValueError, match=f"^{field} must be '.*', got 'best'"):
         model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+
+
+def test_tokens_are_exported_for_any_number_of_images():
+    vit = _vit()
+    variables = modules.variables(vit, *IMAGE_BHWC.shape)
+
+    @jax.jit
+    def tokens(image_BHWC):
+        return vit.apply(variables, image_BHWC, return_tokens=True)
+
+    shape = jax.export.symbolic_shape(f"b, {str(IMAGE_BHWC.shape[1:])[1:-1]}")
+    exported = jax.export.export(tokens)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    found_BTD = exported.call(IMAGE_BHWC[:2])
+    np.testing.assert_allclose(found_BTD, tokens(IMAGE_BHWC)[:2], atol=1e-5)

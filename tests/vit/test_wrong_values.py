@@ -61,6 +61,7 @@ def _rejects(message: str):
         ({"num_classes": -3}, "num_classes must be at least 1, got -3"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"depth": -1}, "depth must be at least 0, got -1"),
+        ({"dtype": None}, "dtype must be a floating-point dtype, got None"),
         ({"representation_size": 0}, "representation_size must be at least 1, got 0"),
         ({"position_std": -0.1}, "position_std must be at least 0, got -0.1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must leave the MLP a width of at least 1, got"),
@@ -295,10 +296,10 @@ def test_decoding_ends_where_the_cache_does(memory):
 
 def test_decode_next_ends_where_the_cache_does():
     model, variables = _sequences(), _variables()
-    memory_BSD = model.apply(variables, SOURCE_BS, method="encode")
-    _, cache = model.apply(
-        variables, TARGET_BT, memory_BSD, method="init_cache", mutable=["cache"]
-    )
+    memory_BSD = modules.apply(model, variables, SOURCE_BS, method="encode")
+    how = {"method": "init_cache", "mutable": ["cache"]}
+    init_cache = jax.jit(functools.partial(model.apply, **how))
+    _, cache = init_cache(variables, TARGET_BT, memory_BSD)
 
     def decode_next(cache, token_B):
         return model.apply(

@@ -1,5 +1,7 @@
 """The position embedding on another grid: as timm and the authors resize it."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -48,7 +50,16 @@ def test_the_same_grid_changes_nothing():
 
 
 def test_wrong_values():
-    with pytest.raises(ValueError, match="must have 16 places or more"):
+    with pytest.raises(ValueError, match="must have 16 positions or more"):
         resize_position_embedding(np.ones((1, 9, 2)), (4, 4), (2, 2))
     with pytest.raises(ValueError, match="method must be 'bicubic' or 'bilinear'"):
         resize_position_embedding(np.ones((1, 4, 2)), (2, 2), (3, 3), method="area")
+
+
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_dtype_is_kept(method, dtype):
+    position_1TD = jnp.asarray(draw((2, 3)), dtype)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        out = resize_position_embedding(position_1TD, (2, 3), (4, 5), method=method)
+    assert out.dtype == dtype

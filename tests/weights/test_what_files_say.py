@@ -11,6 +11,7 @@ import pytest
 import resnet_jax.weights
 import vit_jax
 from resnet_jax import ResNet
+from tests import modules
 from vit_jax import weights
 from vit_jax.weights.format import Format
 from vit_jax.weights.timm import TIMM
@@ -23,7 +24,7 @@ HALF = (0.5, 0.5, 0.5)
 def make_vit(image_shape=(8, 8, 3), **fields):
     fields = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, **fields}
     model = vit_jax.ViT(**{"num_classes": 3, **fields})
-    variables = model.init(jax.random.key(0), jnp.ones((1, *image_shape)))
+    variables = modules.variables(model, 1, *image_shape)
     mean = HALF[: image_shape[2]]
     return Pretrained(model, variables, image_shape, mean, mean, ("a", "b", "c"))
 
@@ -90,17 +91,17 @@ def test_features_are_loaded_without_the_head(package, tmp_path):
     whole = make_vit()
     if package is resnet_jax:
         model = ResNet(3, stage_sizes=(1, 1), width=4)
-        variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+        variables = modules.variables(model, 1, 8, 8, 3)
         whole = dataclasses.replace(whole, model=model, variables=variables)
     (path,) = package.weights.save(tmp_path / "a.safetensors", whole, format="timm")
     loaded = package.weights.load(path, num_classes=None, image_size=(8, 8))
     assert (loaded.model.num_classes, loaded.class_names) == (None, None)
     image_BHWC = jnp.ones((1, 8, 8, 3))
-    features_BF = loaded.model.apply(loaded.variables, image_BHWC)
+    features_BF = modules.apply(loaded.model, loaded.variables, image_BHWC)
     head = whole.variables["params"]["head"]
     np.testing.assert_allclose(
         features_BF @ head["kernel"] + head["bias"][None],
-        whole.model.apply(whole.variables, image_BHWC),
+        modules.apply(whole.model, whole.variables, image_BHWC),
         atol=1e-5,
     )
 
@@ -128,7 +129,7 @@ def test_an_npz_file_may_hold_bfloat16(tmp_path):
 )
 def test_another_pooling_of_a_resnet_is_refused(config, tmp_path):
     model = ResNet(3, stage_sizes=(1,), width=4)
-    variables = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    variables = modules.variables(model, 1, 8, 8, 3)
     small = Pretrained(model, variables, (8, 8, 3), HALF, HALF)
     (file,) = resnet_jax.weights.save(tmp_path / "a.safetensors", small, format="timm")
     arrays = open_source(file).arrays
@@ -170,12 +171,12 @@ def test_averaged_weights_of_torchvision():
 
 def test_weights_for_a_model_that_scans_its_blocks():
     vit = make_vit(activation="gelu")
-    image_BHWC = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    image_BHWC = modules.normal(2, 8, 8, 3)
     loaded = weights.load(state_of(vit), num_heads=2, scan=True)
     assert loaded.model.scan
     np.testing.assert_allclose(
-        loaded.model.apply(loaded.variables, image_BHWC),
-        vit.model.apply(vit.variables, image_BHWC),
+        modules.apply(loaded.model, loaded.variables, image_BHWC),
+        modules.apply(vit.model, vit.variables, image_BHWC),
         atol=1e-5,
     )
 
@@ -185,7 +186,7 @@ def test_fields_that_torch_does_not_have_are_refused_in_reading(fields):
     encoder = vit_jax.Encoder(
         depth=1, num_heads=2, mlp_dim=8, norm="post", final_norm=True
     )
-    variables = encoder.init(jax.random.key(0), jnp.ones((1, 3, 4)))
+    variables = modules.variables(encoder, 1, 3, 4)
     state = weights.transformer_state(encoder, variables)
     weights.load_encoder(state, num_heads=2)
     with pytest.raises(ValueError, match=r"torch.nn has no Transformer with"):
@@ -197,7 +198,7 @@ def test_a_transformer_of_torch_has_final_norms():
         num_heads=2, mlp_dim=8, encoder_depth=1, decoder_depth=1
     )
     x_BTD = jnp.ones((1, 3, 4))
-    variables = model.init(jax.random.key(0), x_BTD, x_BTD)
+    variables = modules.variables(model, x_BTD, x_BTD)
     with pytest.raises(ValueError, match="has final norms, use final_norm=True"):
         weights.transformer_state(model, variables)
 

@@ -27,10 +27,10 @@ _NUMBERED_BY_KIND = {
     "LayerNorm_1": "LayerNorm_2",
     "MlpBlock_0": "MlpBlock_3",
 }
-_PLACES = "Transformer/posembed_input/pos_embedding"
+_POSITIONS = "Transformer/posembed_input/pos_embedding"
 
 
-def _recognises(arrays: Mapping[str, Any]) -> bool:
+def _recognizes(arrays: Mapping[str, Any]) -> bool:
     names = {name.removeprefix("params/") for name in arrays}
     return {"embedding/kernel", "Transformer/encoder_norm/scale"} <= names
 
@@ -41,7 +41,7 @@ def _simplify(arrays: Arrays) -> Arrays:
     for name, array in arrays.items():
         name = name.removeprefix("params/")
         if name == "pos_embedding":
-            name = _PLACES
+            name = _POSITIONS
         if name.startswith("Transformer/encoderblock/"):  # scanned: a leading axis L
             rest = name.removeprefix("Transformer/encoderblock/")
             simple |= {f"{_BLOCK}{i}/{rest}": part for i, part in enumerate(array)}
@@ -66,9 +66,11 @@ def _read_fields(source: Source) -> dict[str, Any]:
     logits = arrays.get("head/kernel")
     features = arrays.get("pre_logits/kernel")
     side = None
-    if _PLACES in arrays:
-        places = arrays[_PLACES].shape[1]
-        side = square_side(places - (pool == "cls")) or square_side(places)
+    if _POSITIONS in arrays:
+        num_positions = arrays[_POSITIONS].shape[1]
+        side = square_side(num_positions - (pool == "cls")) or square_side(
+            num_positions
+        )
     return {
         "num_classes": None if logits is None else logits.shape[1],
         "patch_size": patch_size,
@@ -78,7 +80,7 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "mlp_ratio": hidden.shape[1] / width,
         "pool": pool,
         "representation_size": None if features is None else features.shape[1],
-        "position_embedding": "learned" if _PLACES in arrays else "sincos2d",
+        "position_embedding": "learned" if _POSITIONS in arrays else "sincos2d",
         "position_std": 0.02,
         "initialization": "authors",
         "channels": channels,
@@ -92,16 +94,16 @@ def _read_fields(source: Source) -> dict[str, Any]:
 
 def _is_of_big_vision(arrays: Mapping[str, Any]) -> bool:
     """Tell by the place of the position embedding."""
-    return not any(name.endswith(_PLACES) for name in arrays)
+    return not any(name.endswith(_POSITIONS) for name in arrays)
 
 
 def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
     arrays = _simplify(arrays)
-    places_1TD = arrays.get(_PLACES)
-    if model.pool == "cls" and places_1TD is not None:
-        missing = num_patches + 1 - places_1TD.shape[1]
+    position_1TD = arrays.get(_POSITIONS)
+    if model.pool == "cls" and position_1TD is not None:
+        missing = num_patches + 1 - position_1TD.shape[1]
         if missing == 1:  # big_vision adds the class token behind the positions
-            arrays[_PLACES] = np.pad(places_1TD, [(0, 0), (1, 0), (0, 0)])
+            arrays[_POSITIONS] = np.pad(position_1TD, [(0, 0), (1, 0), (0, 0)])
     return arrays
 
 
@@ -161,7 +163,7 @@ def _table(model: ViT) -> list[Entry]:
         renamed("params/embedding/bias", "embedding/bias"),
     ]
     if model.position_embedding == "learned":
-        entries.append(renamed("params/pos_embedding", _PLACES))
+        entries.append(renamed("params/pos_embedding", _POSITIONS))
     if model.pool == "cls":
         entries.append(renamed("params/cls", "cls"))
     for layer in range(model.depth):
@@ -201,7 +203,7 @@ def _check(model: ViT) -> None:
 
 AUTHORS = Format(
     library="google-research/vision_transformer or big_vision",
-    recognises=_recognises,
+    recognizes=_recognizes,
     read_fields=_read_fields,
     read_arrays=_read_arrays,
     table=_table,

@@ -25,7 +25,7 @@ class Format:
 
     Attributes:
         library: whose it is, for messages.
-        recognises: whether arrays of these names are of the format.
+        recognizes: whether arrays of these names are of the format.
         read_fields: the fields of `ViT`, and "image_size" and "channels".
         read_arrays: brings the arrays into the form that `table` describes; it is told
             the number of patches.
@@ -35,7 +35,7 @@ class Format:
     """
 
     library: str
-    recognises: Callable[[Mapping[str, Any]], bool]
+    recognizes: Callable[[Mapping[str, Any]], bool]
     read_fields: Callable[[Source], dict[str, Any]]
     table: Callable[[ViT], list[Entry]]
     check: Callable[[ViT], None]
@@ -88,7 +88,7 @@ def check_plain(model: ViT, library: str, **allowed: tuple[Any, ...]) -> None:
     Args:
         model: the model.
         library: its name.
-        **allowed: field → values; those of other fields are the plain ViT's.
+        **allowed: field → values, all if empty; others must be the plain ViT's.
     """
     plain = {
         "stem": ("patches",),

@@ -34,7 +34,7 @@ _ACTIVATIONS = {
 }
 
 
-def _recognises(arrays: Mapping[str, Any]) -> bool:
+def _recognizes(arrays: Mapping[str, Any]) -> bool:
     return any(
         name.endswith("embeddings.patch_embeddings.projection.weight")
         for name in arrays
@@ -113,7 +113,7 @@ def _table(model: ViT) -> list[Entry]:
 
 HUGGINGFACE = Format(
     library="Hugging Face",
-    recognises=_recognises,
+    recognizes=_recognizes,
     read_fields=_read_fields,
     read_arrays=lambda arrays, model, num_patches: _simplify(arrays),
     table=_table,

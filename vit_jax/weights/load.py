@@ -36,7 +36,7 @@ FORMATS: dict[str, Format] = {
 def load(
     source: Weights,
     *,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | int | None = None,
     **fields: Any,
 ) -> Pretrained:
     """Load a ViT from a file, a folder, the Hugging Face hub or a state dict.
@@ -48,8 +48,8 @@ def load(
     Args:
         source: "FILE", "FOLDER", "hf://owner/name[@revision]" or a state dict; see
             `weight_files.open_source`.
-        image_size: height and width that the weights are for, pixels; needed where
-            the patches form no square, and nothing else says so.
+        image_size: height and width that the weights are for, or one side, pixels;
+            needed where the patches form no square, and nothing else says so.
         **fields: of `ViT`, in place of those that were found; such as `num_heads`,
             which files in PyTorch's layout do not tell, or `pool`. `num_classes=None`
             leaves the head out.
@@ -67,11 +67,13 @@ def load(
     """
     check_fields(ViT, fields)
     opened = open_source(source)
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
     if fields.get("num_classes", 0) is None:
         del fields["num_classes"]
         return without_head(load(opened, image_size=image_size, **fields))
     for layout in FORMATS.values():
-        if layout.recognises(opened.arrays):
+        if layout.recognizes(opened.arrays):
             break
     else:
         libraries = ", ".join(it.library for it in FORMATS.values())
@@ -101,11 +103,12 @@ def _load(
 ) -> Pretrained:
     """Load from an opened source of a known layout."""
     found = layout.read_fields(source)
-    told = preprocessing_of(source)
+    preprocessing = preprocessing_of(source)
     channels, square = found.pop("channels"), found.pop("image_size")
     patch = found["patch_size"]
     # Pixels that fill no patch are cut off by timm.
-    known = tuple(side // patch * patch for side in told.pop("image_size", ())) or None
+    sides = preprocessing.pop("image_size", ())
+    known = tuple(side // patch * patch for side in sides) or None
     if known and square and not _is_as_many(known, square, patch):
         known = None
     size = image_size or known or square
@@ -127,4 +130,4 @@ def _load(
     if fields.get("scan"):
         model = model.clone(scan=True)
         variables = {**variables, "params": stack_blocks(variables["params"])}
-    return Pretrained(model, variables, image_shape, **(extras | told))
+    return Pretrained(model, variables, image_shape, **(extras | preprocessing))

@@ -24,8 +24,8 @@ def resize_position_embedding(
     (1, 13, 8)
 
     Args:
-        position_1TD: the places of a grid, row by row; what stands before them, such as
-            the class token's place, is kept.
+        position_1TD: the positions of a grid, row by row; those before them, such as
+            the class token's, are kept.
         old_grid: rows and columns of patches.
         new_grid: likewise.
         method: "bicubic", with antialiasing, as in timm; or "bilinear" between the
@@ -43,8 +43,8 @@ def resize_position_embedding(
     num_others = position_1TD.shape[1] - old_grid[0] * old_grid[1]
     if num_others < 0:
         raise ValueError(
-            f"position_1TD must have {old_grid[0] * old_grid[1]} places or more, for a "
-            f"grid of {old_grid}, got {position_1TD.shape[1]}"
+            f"position_1TD must have {old_grid[0] * old_grid[1]} positions or more, "
+            f"for a grid of {old_grid}, got {position_1TD.shape[1]}"
         )
     if method not in ("bicubic", "bilinear"):
         raise ValueError(f"method must be 'bicubic' or 'bilinear', got {method!r}")
@@ -56,17 +56,17 @@ def resize_position_embedding(
     else:
         for axis, size in enumerate(new_grid):
             grid_HWD = _interpolate(grid_HWD, axis, size)
-    places_TD = grid_HWD.reshape(-1, width)
-    out_1TD = jnp.concatenate([others_TD, places_TD])[None]
+    patches_TD = grid_HWD.reshape(-1, width)
+    out_1TD = jnp.concatenate([others_TD, patches_TD])[None]
     chex.assert_shape(out_1TD, (1, num_others + new_grid[0] * new_grid[1], width))
     return out_1TD
 
 
 def _interpolate(x: Array, axis: int, size: int) -> Array:
     """Interpolate linearly along an axis, so that its ends stay."""
-    position = jnp.linspace(0, x.shape[axis] - 1, size)
-    before = jnp.floor(position).astype(jnp.int32)
-    after = jnp.minimum(before + 1, x.shape[axis] - 1)
+    position = np.linspace(0, x.shape[axis] - 1, size)
+    before = np.floor(position).astype(np.int32)
+    after = np.minimum(before + 1, x.shape[axis] - 1)
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    share = (position - before).reshape(shape)
+    share = jnp.asarray((position - before).reshape(shape), x.dtype)
     return x.take(before, axis) * (1 - share) + x.take(after, axis) * share

@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.position import sincos2d_position
@@ -50,7 +49,7 @@ def save(
     params = unstack_blocks(jax.device_get(pretrained.variables["params"]))
     height, width, _ = shape = pretrained.image_shape
     grid = (height // model.patch_size, width // model.patch_size)
-    model, params = _with_table(model.clone(scan=False), params, grid)
+    model, params = _with_learned_positions(model.clone(scan=False), params, grid)
     layout.check(model)
     if format == "torchvision":
         check_torchvision(model, shape)
@@ -68,16 +67,16 @@ def save(
     return write_timm(path, arrays, pretrained, **config)
 
 
-def _with_table(
+def _with_learned_positions(
     model: ViT, params: dict[str, Any], grid: tuple[int, int]
 ) -> tuple[ViT, dict[str, Any]]:
     """Write a fixed position embedding, or none, as a learned one."""
     if model.position_embedding not in ("sincos2d", None):
         return model, params
-    places_TD = jnp.zeros((grid[0] * grid[1], model.width))
+    position_TD = np.zeros((grid[0] * grid[1], model.width), np.float32)
     if model.position_embedding == "sincos2d":
-        places_TD = sincos2d_position(grid, model.width)
+        position_TD = sincos2d_position(grid, model.width)
     before = int(model.pool == "cls")
-    places_TD = np.pad(np.asarray(places_TD), [(before, 0), (0, 0)])
+    position_TD = np.pad(np.asarray(position_TD), [(before, 0), (0, 0)])
     model = model.clone(position_embedding="learned")
-    return model, {**params, "pos_embedding": places_TD[None]}
+    return model, {**params, "pos_embedding": position_TD[None]}

@@ -28,7 +28,7 @@ _GELU_TANH = re.compile(
 )
 
 
-def _recognises(arrays: Mapping[str, Any]) -> bool:
+def _recognizes(arrays: Mapping[str, Any]) -> bool:
     return "patch_embed.proj.weight" in arrays and "blocks.0.norm1.weight" in arrays
 
 
@@ -57,7 +57,7 @@ def _read_fields(source: Source) -> dict[str, Any]:
     registers = arrays["reg_token"].shape[1] if "reg_token" in arrays else 0
     # A class token that isn't classified is one more register.
     num_registers = registers + ("cls_token" in arrays and pool != "cls")
-    places = arrays["pos_embed"].shape[1]
+    num_positions = arrays["pos_embed"].shape[1]
     num_others = registers + ("cls_token" in arrays)
     gelu = "gelu_tanh" if _GELU_TANH.match(architecture) else "gelu"
     return {
@@ -74,15 +74,15 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "norm_after_pool": "fc_norm.weight" in arrays,
         "position_std": 0.02,
         "channels": channels,
-        "image_size": _image_size(source.config, patch_size, places, num_others),
+        "image_size": _image_size(source.config, patch_size, num_positions, num_others),
     }
 
 
 def _image_size(
-    config: Mapping[str, Any], patch_size: int, places: int, num_others: int
+    config: Mapping[str, Any], patch_size: int, num_positions: int, num_others: int
 ) -> tuple[int, int] | None:
     """Find the size whose patches have these positions, with or without the tokens."""
-    counts = (places - num_others, places)
+    counts = (num_positions - num_others, num_positions)
     sides = [square_side(count) for count in counts]
     grids = [(side, side) for side in sides if side]
     told = config.get("pretrained_cfg", {}).get("input_size", (0, 0, 0))
@@ -107,15 +107,15 @@ def _find_heads(source: Source, width: int, depth: int) -> dict[str, int]:
 
 
 def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
-    """Bring tokens and places into our order: class token, patches, registers."""
+    """Bring tokens and positions into our order: class token, patches, registers."""
     arrays = dict(arrays)
     tokens = [arrays.pop(name) for name in ("cls_token", "reg_token") if name in arrays]
     empty = np.zeros((1, 0, model.width), np.float32)
     tokens_1TD = np.concatenate([empty, *tokens], axis=1)
-    # The tokens' own places come first, if they have any.
-    places_1TD = arrays["pos_embed"]
-    own_1TD, places_1TD = np.split(
-        places_1TD, [places_1TD.shape[1] - num_patches], axis=1
+    # The tokens' own positions come first, if they have any.
+    position_1TD = arrays["pos_embed"]
+    own_1TD, position_1TD = np.split(
+        position_1TD, [position_1TD.shape[1] - num_patches], axis=1
     )
     if not own_1TD.shape[1]:
         own_1TD = np.zeros_like(tokens_1TD)
@@ -127,7 +127,7 @@ def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
         )
     if model.pool == "cls":
         arrays["cls_token"] = tokens_1TD[:, :1]
-        places_1TD = np.concatenate([own_1TD[:, :1], places_1TD], axis=1)
+        position_1TD = np.concatenate([own_1TD[:, :1], position_1TD], axis=1)
         tokens_1TD, own_1TD = tokens_1TD[:, 1:], own_1TD[:, 1:]
     if tokens_1TD.shape[1] != model.num_registers:
         raise ValueError(
@@ -136,16 +136,16 @@ def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
         )
     if model.num_registers:
         arrays["reg_token"] = tokens_1TD + own_1TD
-    return arrays | {"pos_embed": places_1TD}
+    return arrays | {"pos_embed": position_1TD}
 
 
 def _write_arrays(arrays: Arrays, model: ViT) -> Arrays:
-    """Give registers places, as timm does by default; they are in the tokens."""
+    """Give registers positions, as timm does by default; they are in the tokens."""
     if not model.num_registers:
         return arrays
-    places_1TD = arrays["pos_embed"]
+    position_1TD = arrays["pos_embed"]
     zeros = np.zeros_like(arrays["reg_token"])
-    first, rest = np.split(places_1TD, [int(model.pool == "cls")], axis=1)
+    first, rest = np.split(position_1TD, [int(model.pool == "cls")], axis=1)
     return arrays | {"pos_embed": np.concatenate([first, zeros, rest], axis=1)}
 
 
@@ -206,7 +206,7 @@ def _check(model: ViT) -> None:
 
 TIMM = Format(
     library="timm",
-    recognises=_recognises,
+    recognizes=_recognizes,
     read_fields=_read_fields,
     read_arrays=_read_arrays,
     table=_table,

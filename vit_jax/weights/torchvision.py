@@ -25,7 +25,7 @@ _BLOCK = "encoder.layers.encoder_layer_"
 _OLDER = {"linear_1": "0", "linear_2": "3"}
 
 
-def _recognises(arrays: Mapping[str, Any]) -> bool:
+def _recognizes(arrays: Mapping[str, Any]) -> bool:
     return "conv_proj.weight" in arrays and "class_token" in arrays
 
 
@@ -97,7 +97,7 @@ def _table(model: ViT) -> list[Entry]:
 
 TORCHVISION = Format(
     library="torchvision",
-    recognises=_recognises,
+    recognizes=_recognizes,
     read_fields=_read_fields,
     read_arrays=lambda arrays, model, num_patches: _simplify(arrays),
     table=_table,
