@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
         "--output", type=pathlib.Path, default=pathlib.Path("attention_example")
     )
     output = parser.parse_args(arguments).output
+    # By default a TPU and newer GPUs round the factors of products.
+    jax.config.update("jax_default_matmul_precision", "highest")
     output.mkdir(parents=True, exist_ok=True)
     np.set_printoptions(precision=3, suppress=True, threshold=12)
     three_tokens(output / "three_tokens.png")

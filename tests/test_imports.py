@@ -22,7 +22,7 @@ PACKAGES = ("vit_jax", "resnet_jax", "weight_files", "train_jax")
 # Packages of the trainer: each may import those that follow it.
 LAYERS = (
     *("inference", "run", "tasks", "output", "cli"),
-    *("config", "data", "learning", "devices"),
+    *("config", "data", "learning", "devices", "storage"),
 )
 
 # Modules that flax.linen itself loads do not count, so it is imported first.

@@ -14,7 +14,6 @@ import numpy as np
 
 from train_jax.cli import command
 from train_jax.data.picture import flatten_picture
-from train_jax.devices.folders import local_path
 from train_jax.inference import flags
 from train_jax.inference.borders import has_opposite_border
 from train_jax.inference.classifier import Classifier, fit_image
@@ -22,6 +21,7 @@ from train_jax.inference.explainers import make_explainer
 from train_jax.inference.model_card import describe_data
 from train_jax.inference.space import write_space
 from train_jax.run.trained_model import TrainedModel
+from train_jax.storage.paths import local_path
 
 _PROGRAM = "python -m train_jax.demo"
 _CANVAS = 280  # pixels

@@ -22,9 +22,8 @@ import rich.table
 from train_jax import data
 from train_jax.cli import command
 from train_jax.config.fields import DatasetConfig
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import ImageSplit, Split
 from train_jax.data.streamed import StreamedImages
-from train_jax.devices.folders import local_path
 from train_jax.inference import flags
 from train_jax.inference.classifier import fit_image
 from train_jax.inference.scores import (
@@ -38,6 +37,7 @@ from train_jax.run.runs import Runs
 from train_jax.run.setup import make_evaluator
 from train_jax.run.splits import load_named_splits
 from train_jax.run.trained_model import TrainedModel, require_images
+from train_jax.storage.paths import local_path
 from train_jax.tasks import Classification
 
 _PROGRAM = "python -m train_jax.evaluate"
@@ -104,7 +104,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _load_split(
     options: argparse.Namespace, trained: TrainedModel
-) -> tuple[str, str, ImageSplit | SequenceSplit]:
+) -> tuple[str, str, Split]:
     """Load the split, its images of the size that the model takes.
 
     Returns:
@@ -176,7 +176,7 @@ class _Fitted:
 
 
 def evaluate(
-    trained: TrainedModel, split: ImageSplit | SequenceSplit, *, batch_size: int = 256
+    trained: TrainedModel, split: Split, *, batch_size: int = 256
 ) -> Evaluation:
     """Evaluate a model on a split of the examples it takes; see `Evaluator`."""
     evaluator = make_evaluator(
@@ -188,9 +188,7 @@ def evaluate(
     return evaluator(jax.device_put(trained.variables), split)
 
 
-def compute_scores(
-    split: ImageSplit | SequenceSplit, evaluation: Evaluation
-) -> dict[str, Any]:
+def compute_scores(split: Split, evaluation: Evaluation) -> dict[str, Any]:
     """Turn an evaluation of one model into values for JSON."""
     result: dict[str, Any] = {
         "num_examples": len(split),

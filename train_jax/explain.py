@@ -14,13 +14,13 @@ import numpy as np
 
 from train_jax.cli import arguments as cli
 from train_jax.cli import command
-from train_jax.devices.folders import local_path
-from train_jax.devices.store import Path, any_path
 from train_jax.inference import flags
 from train_jax.inference.explainers import make_explainer
 from train_jax.inference.pictures import PictureReader, add_input_flags, list_files
 from train_jax.output import workdir as wd
 from train_jax.output.files import open_folder
+from train_jax.storage.paths import local_path
+from train_jax.storage.store import Path, any_path
 
 _PROGRAM = "python -m train_jax.explain"
 
@@ -43,6 +43,8 @@ def _run(options: argparse.Namespace) -> int:
     test_BHWC = None
     if options.invert and not options.inputs:
         raise ValueError("--invert is for pictures that are named")
+    if options.images and options.inputs:
+        raise ValueError("--images is for test images, not for pictures that are named")
     if options.inputs:
         images = _read(reader, list_files(options.inputs))
     else:

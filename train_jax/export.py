@@ -14,12 +14,12 @@ import resnet_jax.weights
 import vit_jax.weights
 from resnet_jax.resnet import ResNet
 from train_jax.cli import command
-from train_jax.devices.folders import local_path
-from train_jax.devices.store import Path, any_path
 from train_jax.inference import flags, model_card, program
 from train_jax.output import workdir as wd
 from train_jax.output.files import open_folder, read_json, replace_file
 from train_jax.run.trained_model import TrainedModel
+from train_jax.storage.paths import local_path
+from train_jax.storage.store import Path, any_path
 from vit_jax.vit import ViT
 from weight_files import Pretrained
 

@@ -65,6 +65,7 @@ STATISTICS = {"mean": (0.0,), "std": (1.0,)}
 ORDER = jnp.arange(4)
 
 _model, _tx = Linear(), optax.sgd(0.1)
+_loss = functools.partial(step.loss_of_batch, _model)
 _variables = modules.variables(_model, IMAGE)
 _state = TrainState.create(_variables, _tx)
 _batch = (IMAGE,), TARGET
@@ -78,7 +79,7 @@ def _misshaped(state: TrainState) -> TrainState:
 
 
 def _loss_of_batch(examples: batch.Batch) -> Any:
-    return step.loss_of_batch(_model, _state.params, {}, examples, KEY)
+    return _loss(_state.params, {}, examples, KEY)
 
 
 _select = functools.partial(
@@ -100,7 +101,7 @@ def _batch_of_step(order: Any) -> Any:
 
 def _next_step(state: TrainState) -> Any:
     next_step = step.make_next_step(
-        step.make_train_step(_model, _tx), _next_batch, steps_per_epoch=2
+        step.make_train_step(_loss, _tx), _next_batch, steps_per_epoch=2
     )
     return next_step(state, (RAW, LABEL), ORDER, KEY)
 
@@ -155,11 +156,11 @@ CONTRACTS = {
     "train_jax.learning.color.adjust_color": Contract(
         (RAW[0], jnp.ones(4)), (RAW, jnp.ones(4)), "jax.numpy.round"
     ),
-    "train_jax.learning.augment.test_views": Contract(
+    "train_jax.learning.augment.augmented_views": Contract(
         (IMAGE,),
         (IMAGE[0],),
         "jax.numpy.pad",
-        lambda image: augment.test_views(image, "flip_shift"),
+        lambda image: augment.augmented_views(image, "flip_shift"),
         misshape=lambda x: x[:1],
     ),
     "train_jax.learning.trivial.trivial_augment": Contract(
@@ -213,7 +214,7 @@ CONTRACTS = {
         (_state, _batch, KEY),
         (_misshaped(_state), _batch, KEY),
         "optax.apply_updates",
-        step.make_train_step(_model, _tx),
+        step.make_train_step(_loss, _tx),
         blamed="make_train_step.<locals>.train_step",
     ),
     "train_jax.learning.batch.epoch_order": Contract(

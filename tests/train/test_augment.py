@@ -200,10 +200,10 @@ def test_the_proportions_of_what_is_erased_are_those_of_pixels():
 
 def test_views_are_mirrored_and_shifted():
     image = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    flip = augment.test_views(image, "flip")
+    flip = augment.augmented_views(image, "flip")
     assert [weight for weight, _ in flip] == [0.5, 0.5]
     np.testing.assert_array_equal(flip[1][1], image[:, :, ::-1])
-    views = augment.test_views(image, "flip_shift")
+    views = augment.augmented_views(image, "flip_shift")
     assert sum(weight for weight, _ in views) == 1
     padded = np.pad(image[0, :, :, 0], 1, "reflect")
     np.testing.assert_array_equal(views[2][1][0, :, :, 0], padded[:4, :4])

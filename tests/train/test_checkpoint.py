@@ -10,9 +10,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from train_jax.devices import sharding
+from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint, checkpoint_search, checksums
 from train_jax.output.files import write_json
 
@@ -84,6 +86,31 @@ def test_state_and_metadata_come_back(directory):
     for step in SCORES:
         chex.assert_trees_all_equal(restore(directory, step), make_state(step))
         assert checkpoint.read_metadata(directory, step) == {"epoch": step / 5}
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_the_variables_alone_come_back(tmp_path, ema_decay):
+    def make(value):
+        params = {"weight": jnp.full((4, 4), value)}
+        variables = {"params": params, "batch_stats": {"mean": jnp.full(4, value)}}
+        return TrainState.create(variables, optax.adam(1e-3), ema_decay=ema_decay)
+
+    state = make(2.0)
+    if ema_decay is not None:
+        state = state.replace(ema=jax.tree.map(jnp.zeros_like, state.ema))
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, state, {}, score=0.0)
+    checkpoints.wait()
+    checkpoints.close()
+    abstract = jax.eval_shape(make, 0.0).replace(opt_state=None)
+    one_device = sharding.make_mesh(devices=jax.devices()[:1])
+    abstract = sharding.describe(abstract, sharding.replicated(one_device))
+    restored = checkpoint.restore_variables(tmp_path, 3, abstract)
+    chex.assert_trees_all_equal(restored, state.eval_variables)
+    name = "params" if ema_decay is None else "ema"
+    more = getattr(abstract, name) | {"more": abstract.step}
+    with pytest.raises(checkpoint.CheckpointError, match="variables are missing"):
+        checkpoint.restore_variables(tmp_path, 3, abstract.replace(**{name: more}))
 
 
 def test_a_state_of_another_structure_is_named(directory):

@@ -8,6 +8,7 @@ import pytest
 
 import train
 from tests.train.command import train_arguments
+from tests.train.tiny import compile_once  # noqa: F401 (a fixture)
 from train_jax.output import workdir as wd
 from train_jax.run import experiment
 
@@ -49,13 +50,15 @@ IDS = [f"{name} {kind}" for name, kind, _ in CASES]
 def whole(tmp_path_factory):
     """The folder of a finished run of two steps, and its summary.
 
-    Neither this run nor those of the tests draw plots, which takes half a second.
+    Neither this run nor those of the tests draw plots, which takes half a second, or
+    print the table of layers.
     """
     workdir = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             experiment, "_plot", lambda folder, *_: folder.mkdir(exist_ok=True)
         )
+        patch.setattr(experiment, "print_layers", lambda *_: None)
         assert train.main(_arguments(workdir)) == 0
         yield workdir, read_json(workdir / wd.SUMMARY)
 

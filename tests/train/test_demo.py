@@ -4,11 +4,11 @@ import dataclasses
 import sys
 import types
 
-import jax
 import numpy as np
 import pytest
 
 import vit_jax
+from tests import modules
 from train_jax import demo
 from train_jax.config.fields import DatasetConfig
 from train_jax.inference.classifier import Classifier
@@ -20,7 +20,7 @@ from train_jax.tasks import Classification
 @pytest.fixture(scope="module")
 def trained():
     model = vit_jax.ViT(3, patch_size=4, width=8, depth=1, num_heads=2)
-    variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    variables = modules.variables(model, 1, 8, 8, 1)
     task = Classification((8, 8, 1), ("a", "b", "c"), (0.5,), (0.5,), border=0.0)
     return TrainedModel(task, model, variables, "vit")
 

@@ -24,6 +24,15 @@ from train_jax.run.splits import load_dataset
 from train_jax.run.training import make_steps
 
 VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
+# Of two tests, so that the losses of one device are computed once.
+both_models = pytest.mark.parametrize(
+    "changes",
+    [
+        VIT | {"accumulation_steps": 2, "ema_decay": 0.9, "optimizer.name": "adamw"},
+        RESNET,
+    ],
+    ids=["vit", "resnet"],
+)
 
 
 def _devices(platform, *slices, **attributes):
@@ -59,11 +68,7 @@ def losses_of_one_device(*changes):
 
 
 @pytest.mark.slow  # compiles for three numbers of devices
-@pytest.mark.parametrize(
-    "changes",
-    [VIT | {"accumulation_steps": 2, "ema_decay": 0.9}, RESNET],
-    ids=["vit", "resnet"],
-)
+@both_models
 def test_any_number_of_devices_gives_the_same_losses(changes):
     expected, first_state = losses_of_one_device(*changes.items())
     for count in (2, 8):
@@ -79,11 +84,7 @@ def test_any_number_of_devices_gives_the_same_losses(changes):
         )
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [VIT | {"ema_decay": 0.9, "optimizer.name": "adamw"}, RESNET],
-    ids=["vit", "resnet"],
-)
+@both_models
 def test_fsdp_on_eight_devices_gives_the_losses_of_one(changes):
     expected, _ = losses_of_one_device(*changes.items())
     shared = make_tiny(changes | {"fsdp": True}, has_noise=True)

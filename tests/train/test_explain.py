@@ -230,6 +230,7 @@ def _fail(arguments, capsys):
         (["--images", "0", "90"], "--images must be in [0, 89], got 90"),
         (["--images", "-1"], "--images must be in [0, 89], got -1"),
         (["--invert"], "--invert is for pictures that are named"),
+        (["a.png", "--images", "3"], "--images is for test images, not for pictures"),
         (["--out", "s3://bucket/x"], "--out must be a path on this machine"),
     ],
 )

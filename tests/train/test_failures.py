@@ -16,6 +16,7 @@ import pytest
 from tests.train.tiny import make_tiny, train_tiny
 from train_jax.learning import optim
 from train_jax.learning.state import TrainState, has_finite_params
+from train_jax.learning.step import loss_of_batch
 from train_jax.output import checkpoint, report
 from train_jax.output import workdir as wd
 from train_jax.run import diagnose, epoch, loop
@@ -100,9 +101,11 @@ def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e38}
     changes |= {"freeze": "backbone", "accumulation_steps": 4, "debug_nans": True}
     seen = []
-    monkeypatch.setattr(
-        diagnose, "find_first_nonfinite", lambda *_, **how: seen.append(how)
-    )
+
+    def find(loss, *_, accumulation_steps):
+        seen.append({**loss.keywords, "accumulation_steps": accumulation_steps})
+
+    monkeypatch.setattr(diagnose, "find_first_nonfinite", find)
     with pytest.raises(Diverged, match="when it is repeated, all of it is finite"):
         train_tiny(tmp_path, changes)
     frozen = ["^(?!head/)"]
@@ -185,11 +188,13 @@ def test_training_that_changes_nothing_is_told(tmp_path, capsys, optimizer):
     ],
 )
 def test_training_that_changes_something_is_not_told(changes, tmp_path, capsys):
-    train_tiny(tmp_path / "other", changes)
+    train_tiny(tmp_path, changes)
     assert capsys.readouterr().err == ""
-    # The first step of a warm-up has a rate of 0.
+
+
+def test_a_warm_up_that_begins_with_a_rate_of_0_is_not_told(tmp_path, capsys):
     changes = {"batch_size": 320, "num_epochs": 3, "optimizer.warmup_epochs": 2}
-    train_tiny(tmp_path / "warm", changes)
+    train_tiny(tmp_path, changes)
     assert capsys.readouterr().err == ""
 
 
@@ -226,9 +231,11 @@ def test_a_step_is_repeated_as_it_was_taken():
     variables = Fragile().init(key, image[:1], train=True)
     state = TrainState.create(variables, optax.sgd(0.1))
     batch = (image,), jax.nn.one_hot(jnp.arange(4) % 3, 3)
-    find = functools.partial(
-        diagnose.find_first_nonfinite, Fragile(), state, batch, key
-    )
+
+    def find(train=True, **how):
+        loss = functools.partial(loss_of_batch, Fragile(), train=train)
+        return diagnose.find_first_nonfinite(loss, state, batch, key, **how)
+
     assert find() is None
     assert find(train=False) == find(accumulation_steps=2) == "output of Dense_0"
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.tiny import tiny_config
+from tests.train.tiny import tiny_config, train_tiny
 from train_jax import data
 from train_jax.data.folder import load_folder
 from train_jax.data.pictures import find_pictures
 from train_jax.data.resize import resize_image
 from train_jax.run import splits
-from train_jax.run.experiment import train_and_evaluate
 
 PICTURE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -89,7 +88,7 @@ def test_a_folder_trains_to_the_same_metrics(digits, tmp_path, monkeypatch):
             "num_steps": 5,
         }
         workdir = tmp_path / str(len(metrics))
-        summary = train_and_evaluate(tiny_config(fields), workdir)
+        summary = train_tiny(workdir, fields)
         metrics[name] = summary["test_loss"], summary["test_accuracy"]
     a, b = metrics.values()
     assert a == b
@@ -120,7 +119,7 @@ def test_the_order_of_a_folder_has_a_number(tmp_path):
 
     def order(root=root, **how):
         (split,) = load_folder(root, "train", **how)
-        return split[:3].order
+        return split[:3].files_checksum
 
     first = order()
     assert first is not None and order(room=0) == first

@@ -57,6 +57,14 @@ def test_a_program_starts_again_once(
     assert (tmp_path / "starts").read_text() == "x" * starts
 
 
+def test_the_kernel_of_a_notebook_is_not_replaced(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", sys)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(huge_pages, "_gives_huge_pages", lambda: True)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("replaced"))
+    huge_pages.restart_with_huge_pages()
+
+
 def test_it_knows_what_linux_and_glibc_say(monkeypatch):
     monkeypatch.delattr(os, "confstr", raising=False)
     assert not huge_pages._gives_huge_pages()

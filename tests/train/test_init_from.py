@@ -13,7 +13,13 @@ from PIL import Image
 
 import train
 import vit_jax
-from tests.train.tiny import RESNET, SMALL_RESNET, tiny_config
+from tests import modules
+from tests.train.tiny import (
+    RESNET,
+    SMALL_RESNET,
+    compile_once,  # noqa: F401 (a fixture)
+    tiny_config,
+)
 from train_jax.output import workdir as wd
 from train_jax.run import build, experiment
 from train_jax.run.setup import set_up
@@ -231,8 +237,7 @@ def test_names_of_classes_decide_whether_the_head_stays():
     from train_jax.tasks import Classification
 
     model = vit_jax.ViT(2, patch_size=4, width=8, depth=1, num_heads=2)
-    image = np.zeros((1, 8, 8, 1), np.float32)
-    start = Pretrained(model, model.init(jax.random.key(0), image), (8, 8, 1))
+    start = Pretrained(model, modules.variables(model, 1, 8, 8, 1), (8, 8, 1))
     for names, stays in ((None, True), (("a", "b"), True), (("a", "c"), False)):
         named = dataclasses.replace(start, class_names=names)
         task = Classification((8, 8, 1), ("a", "b"), (0.5,), (0.5,))

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from train_jax.devices import store
 from train_jax.output import lock
+from train_jax.storage import store
 
 ELSEWHERE = {"pid": 17, "start": "1", "host": "colab-7", "machine": "another one"}
 
@@ -114,14 +114,16 @@ def test_a_holder_whose_lock_was_superseded_notices(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
     held = lock.acquire(tmp_path)
     write(tmp_path, number=2, **ELSEWHERE)
-    before = (tmp_path / "lock.2").read_text()
+    time.sleep(0.05)  # a renewal may be under way
+    before = held.path.read_text()
     with pytest.raises(
         lock.LostError, match=r"^process 17 on host colab-7 has taken over "
     ):
         held.check()
     time.sleep(0.1)
+    assert held.path.read_text() == before
     held.close()
-    assert (tmp_path / "lock.2").read_text() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock.1", "lock.2"]
 
 
 def test_a_lock_of_another_process_with_the_same_name(tmp_path, monkeypatch):

@@ -12,67 +12,22 @@ import pytest
 from tests.train.tiny import (
     RESNET,
     SMALL_RESNET,
+    compile_once,  # noqa: F401 (a fixture)
     last_state,
     make_tiny,
     tiny_config,
     train_tiny,
 )
-from train_jax.config.config import to_json
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint_search import METRICS
 from train_jax.output.files import read_json
-from train_jax.run import build, epoch, experiment, setup, training
+from train_jax.run import build, epoch, experiment, setup
 from train_jax.run.evaluate import Evaluator
 from train_jax.run.failures import Failed, Stopped
 from train_jax.run.saving import SaveSchedule
 from train_jax.run.splits import load_dataset
-from train_jax.run.steps import Steps
 from train_jax.tasks import Classification
-
-
-@dataclasses.dataclass(frozen=True)
-class CompiledOnce(Steps):
-    """Steps that take over the program of equal ones.
-
-    Attributes:
-        key: describes all that the steps are made of.
-        programs: those that are compiled already, by key.
-    """
-
-    key: str
-    programs: dict
-
-    def compile(self, state, *constants):
-        described = jax.tree.map(
-            lambda x: (x.shape, x.dtype, x.sharding), (state, constants)
-        )
-        key = f"{self.key} {described}"
-        if key not in self.programs:
-            self.programs[key] = super().compile(state, *constants)
-        return self.programs[key]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """Compile the steps of equal configs once: most runs here are of the same one.
-
-    Tracing and compiling is most of what such a run takes. The program depends on
-    nothing but what is in the key: of what is traced, the tests replace only the model.
-    """
-    make_steps, programs = training.make_steps, {}
-
-    def make_shared(config, model, task, train, runs):
-        steps = make_steps(config, model, task, train, runs)
-        fields = to_json(config)
-        fields = {k: v for k, v in fields.items() if not k.startswith("checkpoint.")}
-        devices = [device.id for device in runs.devices]
-        key = repr((fields, model, task, runs, devices))
-        return CompiledOnce(**vars(steps), key=key, programs=programs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_steps", make_shared)
-        yield
 
 
 def records(workdir):
@@ -129,7 +84,7 @@ def test_summary_counts_the_whole_test_split(finished):
     parts, state = make_tiny(CHANGES), last_state(workdir, CHANGES)
     image = parts.test.image_BHWC.astype(np.float32) / 255
     image = (image - parts.task.mean[0]) / parts.task.std[0]
-    logits = parts.model.apply(state.eval_variables, image)
+    logits = jax.jit(parts.model.apply)(state.eval_variables, image)
     hits = np.asarray(logits).argmax(axis=1) == parts.test.label_B
     np.testing.assert_allclose(summary["test_accuracy"], hits.mean(), atol=1e-9)
 
@@ -326,6 +281,7 @@ def test_of_several_runs_the_best_one_that_was_tested_is_drawn(tmp_path, monkeyp
         return result
 
     monkeypatch.setattr(Evaluator, "__call__", pretend)
+    monkeypatch.setattr(experiment.plots, "plot_curves", lambda *_: None)
     monkeypatch.setattr(Classification, "plot", lambda *args: drawn.append(args[2]))
     summary = train_tiny(tmp_path, changes, has_plots=True)
     assert summary["test_step"] == 5
@@ -361,7 +317,7 @@ def test_a_run_does_not_go_on_with_other_data(stopped, tmp_path, monkeypatch, na
     if name == "num_examples":
         test = test[:80]
     elif name == "pictures":
-        val = dataclasses.replace(val, order=7)
+        val = dataclasses.replace(val, files_checksum=7)
     else:
         names = tuple(reversed(train.class_names))
         train = dataclasses.replace(train, class_names=names)
@@ -397,8 +353,10 @@ def test_checkpoints_between_the_ends_of_epochs(finished, tmp_path, monkeypatch)
     assert_same_run(run, uninterrupted)
 
     monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
-    often = CHANGES | how | {"num_steps": 7, "checkpoint.every_minutes": 1e-9}
-    train_tiny(tmp_path / "often", often)
+    often = CHANGES | how | {"checkpoint.every_minutes": 1e-9}
+    # It is asked twice for each step, as a checkpoint that is late ends the stretch.
+    with pytest.raises(Stopped, match="stopped after step 7 of 20"):
+        train_tiny(tmp_path / "often", often, should_stop=AfterSteps(2 * 7))
     assert saved_steps(tmp_path / "often") == [1, 2, 3, 4, 5, 6, 7]
 
 

@@ -1,11 +1,14 @@
 """Plots: every one can be drawn for any number of images, classes and runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 
+from tests import modules
 from train_jax.data import ImageSplit
 from train_jax.output import attention_plots, plots
 from train_jax.tasks import Classification
@@ -91,16 +94,20 @@ def test_attention_maps_follow_the_pool(tmp_path, monkeypatch):
     model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2, pool="sequence")
     image_BHWC = draw_image(3, 8, 8, 1)
     input_BHWC = task.normalize(jnp.asarray(image_BHWC))
-    variables = model.init(jax.random.key(0), input_BHWC)
-    variables = jax.tree.map(lambda x: 20 * x, variables)  # far from equal weights
+    variables = modules.variables(model, input_BHWC)
     drawn = []
     monkeypatch.setattr(
         attention_plots, "plot_attention", lambda *it, **_: drawn.append(it)
     )
     split = ImageSplit(image_BHWC, np.arange(3), NAMES)
     task.plot(model, variables, split, np.eye(10)[:3], tmp_path)
-    (weights_BNTT,) = attention_weights(model, variables, input_BHWC)
-    weight_BT = pool_weights(model, variables, input_BHWC)
+
+    def compute(capture):
+        return jax.jit(functools.partial(capture, model))(variables, input_BHWC)
+
+    (weights_BNTT,) = compute(attention_weights)
+    weight_BT = np.asarray(compute(pool_weights))
+    assert np.ptp(weight_BT) > 0.1  # far from equal weights
     expected = np.einsum("bt,bnts->bs", weight_BT, weights_BNTT) / 2
     np.testing.assert_allclose(drawn[0][1], expected, rtol=1e-5, atol=1e-6)
 

@@ -1,7 +1,10 @@
 """A trace of some steps is recorded, and changes nothing."""
 
 import json
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import trace
@@ -13,7 +16,10 @@ from train_jax.run import profiler
 
 
 def test_a_trace_is_recorded_and_changes_nothing(tmp_path, capsys):
-    plain = train_tiny(tmp_path / "plain", {"num_epochs": 2})
+    with mock.patch.object(profiler.Profiler, "__exit__", return_value=None) as leave:
+        plain = train_tiny(tmp_path / "plain", {"num_epochs": 2})
+    # There a trace that is cut off is written.
+    leave.assert_called_once_with(None, None, None)
     run = tmp_path / "run"
     found = train_tiny(run, {"num_epochs": 2, "profile_steps": (2, 6)})
     assert "trace of the steps written to" in capsys.readouterr().out
@@ -33,6 +39,10 @@ def test_a_trace_is_recorded_and_changes_nothing(tmp_path, capsys):
     assert trace.main([str(run)]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert "operation" in head and len(rows) > 10
+    # What is recorded is no part of what is computed.
+    finished = train_tiny(run, {"num_epochs": 2})
+    assert finished["steps"] == found["steps"]
+    assert "this run is finished already" in capsys.readouterr().out
 
 
 def test_the_first_of_several_processes_records(tmp_path, monkeypatch):
@@ -44,12 +54,10 @@ def test_the_first_of_several_processes_records(tmp_path, monkeypatch):
 
 
 def test_a_trace_that_is_cut_off_is_written(tmp_path):
-    run = tmp_path / "run"
-    train_tiny(run, {"num_steps": 4, "profile_steps": (2, 100)})
-    assert list((run / wd.PROFILE).glob("plugins/profile/*/*.xplane.pb"))
-    # What is recorded is no part of what is computed.
-    finished = train_tiny(run, {"num_steps": 4})
-    assert finished["steps"] == 4
+    with profiler.Profiler(tmp_path, (0, 100)) as recorder:
+        recorder.reach(0)
+        jax.block_until_ready(jnp.ones(3) + 1)
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 
 
 def test_seconds_of_nested_operations_count_once():

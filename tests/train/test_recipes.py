@@ -9,10 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.tiny import last_state, make_tiny, tiny_config, train_tiny
+from tests.train.tiny import (
+    compile_once,  # noqa: F401 (a fixture)
+    last_state,
+    make_tiny,
+    tiny_config,
+    train_tiny,
+)
 from train_jax.config.config import resolve, to_json
-from train_jax.run.build import check_groups, groups_of
 from train_jax.run.failures import Stopped
+from train_jax.run.optimizer import check_groups, param_groups
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_dataset
 
@@ -118,10 +124,10 @@ def test_a_sweep_does_not_reach_what_a_group_leaves_out():
 def test_a_group_may_be_called_freeze():
     params = {"stem": {"kernel": 0}, "head": {"kernel": 0}}
     fields = {"freeze": "backbone", "groups.freeze.params": "head/"}
-    check_groups(groups_of(tiny_config(fields)), params)
+    check_groups(param_groups(tiny_config(fields)), params)
     fields = {"freeze": "backbone", "groups.stem.params": "^stem/"}
     with pytest.raises(ValueError, match=r"'stem/kernel' as config\.freeze does"):
-        check_groups(groups_of(tiny_config(fields)), params)
+        check_groups(param_groups(tiny_config(fields)), params)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ def test_a_mean_of_each_pixel_is_that_of_the_training_split(tmp_path, capsys):
     assert trained.task == parts.task
     test = trained.load_test()
     image_BHWC = (test.image_BHWC / 255 - mean_HWC) / 0.25
-    logits_BY = trained.model.apply(trained.variables, image_BHWC.astype(np.float32))
+    classify = jax.jit(trained.model.apply)
+    logits_BY = classify(trained.variables, image_BHWC.astype(np.float32))
     hits = np.asarray(logits_BY).argmax(axis=1) == test.label_B
     np.testing.assert_allclose(summary["test_accuracy"], hits.mean())
     train_tiny(tmp_path / "next", changes | {"init_from": str(run)})
@@ -217,6 +218,18 @@ def test_gpus_with_bfloat16_use_it(monkeypatch, capability, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert policy.fastest_dtype(vit_jax.ViT_S16) == expected
+
+
+def test_older_gpus_have_no_attention_of_cudnn(monkeypatch):
+    facts = {"platform": "gpu", "device_kind": "Tesla T4", "compute_capability": "7.5"}
+    device = types.SimpleNamespace(**facts)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    fields = {"attention_implementation": "cudnn", "dtype": jnp.bfloat16}
+    with pytest.raises(ValueError, match=r"8\.0 \(A100\).* got Tesla T4 and bfloat16"):
+        policy.adapt_model(vit_jax.ViT_S16(10, **fields))
+    device.compute_capability = "8.0"
+    policy.adapt_model(vit_jax.ViT_S16(10, **fields))
 
 
 @pytest.mark.usefixtures("single_cpu")

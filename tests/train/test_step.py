@@ -1,5 +1,7 @@
 """The training step: what it computes, and that it is the same however it is run."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -13,7 +15,12 @@ from tests.train.tiny import RESNET, SMALL_RESNET, losses_of_steps, make_tiny
 from train_jax.devices import policy
 from train_jax.learning.batch import epoch_order
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import cross_entropy, make_next_step, make_train_step
+from train_jax.learning.step import (
+    cross_entropy,
+    loss_of_batch,
+    make_next_step,
+    make_train_step,
+)
 
 
 class Linear(nn.Module):
@@ -26,6 +33,11 @@ class Linear(nn.Module):
 
 def ignore(*args, **kwargs):
     """Show no progress."""
+
+
+def _make_step(model, tx, **options):
+    loss = functools.partial(loss_of_batch, model)
+    return make_train_step(loss, tx, **options)
 
 
 def _problem(batch=8):
@@ -64,7 +76,7 @@ def test_finite_steps_are_those_before_the_first_that_is_not():
 def test_train_step_is_gradient_descent_on_the_mean_loss():
     model, tx, state, batch = _problem()
     (image,), target = batch
-    new, metrics = make_train_step(model, tx)(state, batch, jax.random.key(2))
+    new, metrics = _make_step(model, tx)(state, batch, jax.random.key(2))
 
     def loss(params):
         return cross_entropy(model.apply({"params": params}, image), target).mean()
@@ -82,7 +94,7 @@ def test_label_smoothing_spreads_the_target():
     model, tx, state, batch = _problem()
     (image,), target = batch
     state = state.replace(label_smoothing=jnp.float32(0.3))
-    _, metrics = make_train_step(model, tx)(state, batch, jax.random.key(2))
+    _, metrics = _make_step(model, tx)(state, batch, jax.random.key(2))
     logits = model.apply({"params": state.params}, image)
     expected = cross_entropy(logits, 0.7 * target + 0.1).mean()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
@@ -92,8 +104,8 @@ def test_label_smoothing_spreads_the_target():
 def test_accumulation_equals_the_whole_batch(parts):
     model, tx, state, batch = _problem()
     key = jax.random.key(2)
-    whole, whole_metrics = make_train_step(model, tx)(state, batch, key)
-    step = make_train_step(model, tx, accumulation_steps=parts)
+    whole, whole_metrics = _make_step(model, tx)(state, batch, key)
+    step = _make_step(model, tx, accumulation_steps=parts)
     summed, metrics = step(state, batch, key)
     chex.assert_trees_all_close(whole.params, summed.params, atol=1e-6)
     chex.assert_trees_all_close(whole_metrics, metrics, atol=1e-6)
@@ -102,7 +114,7 @@ def test_accumulation_equals_the_whole_batch(parts):
 def test_ema_follows_the_parameters():
     model, tx, state, batch = _problem()
     state = TrainState.create({"params": state.params}, tx, ema_decay=0.5)
-    step = make_train_step(model, tx)
+    step = _make_step(model, tx)
     average = state.params
     for i in range(20):
         state, _ = step(state, batch, jax.random.key(i))
@@ -121,7 +133,7 @@ def test_ema_averages_the_running_statistics_along():
     tx = optax.sgd(0.1)
     variables = model.init(jax.random.key(1), image_BHWC)
     state = TrainState.create(variables, tx, ema_decay=0.5)
-    step = jax.jit(make_train_step(model, tx))
+    step = jax.jit(_make_step(model, tx))
     average = state.batch_stats
     for i in range(4):
         state, _ = step(state, batch, jax.random.key(i))

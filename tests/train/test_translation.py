@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from train_jax.config.config import load_config
+from train_jax.config.models import IMAGE_MODELS
 from train_jax.data import load
 from train_jax.output import workdir as wd
 from train_jax.run.experiment import train_and_evaluate
@@ -54,7 +55,12 @@ def test_a_short_run_writes_metrics_and_plots(tmp_path):
 
 
 def test_a_sequence_is_correct_only_if_every_token_is():
-    parts = set_up(load_config(REVERSE, {"dataset.test_split": "test[:64]"}))
+    changes = {
+        "dataset.train_split": "train[:256]",
+        "dataset.val_split": "train[256:320]",
+    }
+    changes |= {"dataset.test_split": "test[:64]", "model.width": "16"}
+    parts = set_up(load_config(REVERSE, changes))
     variables = parts.init_state().eval_variables
     eval_step = jax.jit(parts.task.make_eval_step(parts.model))
     source_BS, target_BT = map(jnp.asarray, parts.test.examples)
@@ -75,11 +81,8 @@ def test_a_sequence_is_correct_only_if_every_token_is():
                 "dataset.train_split": "train",
                 "dataset.val_split": "test",
             },
-            "config.model.name must be one of vit, vit_ti16, vit_s16, vit_b16, "
-            "vit_b32, vit_l16, resnet18, resnet34, resnet18_imagenet, "
-            "resnet34_imagenet, resnet50_imagenet, resnet101_imagenet, "
-            "resnet152_imagenet, resnet20, resnet32, resnet44, "
-            "resnet56, resnet110, airbench for dataset 'digits', got 'transformer'",
+            f"config.model.name must be one of {', '.join(IMAGE_MODELS)} for dataset "
+            "'digits', got 'transformer'",
         ),
         (
             {"augment.flip": "random"},

@@ -16,7 +16,6 @@ from typing import get_args
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -27,6 +26,7 @@ import train
 import train_jax
 import vit_jax
 from resnet_jax import ResNet
+from tests import modules
 from tests.train.command import train_arguments
 from tests.train.data.encodings import (
     COLOUR,
@@ -456,7 +456,7 @@ np.savez(out + ".npz", **{name: value.numpy() for name, value in outputs.items()
     assert process.returncode == 0, process.stderr
     trained = load_model(run)
     inputs = trained.task.normalize(images)
-    logits = trained.model.apply(trained.variables, inputs)
+    logits = jax.jit(trained.model.apply)(trained.variables, inputs)
     with np.load(tmp_path / "out.npz") as out:
         np.testing.assert_allclose(out["logits"], logits, atol=1e-4)
 
@@ -494,7 +494,7 @@ def of_another_mean(trained):
 def of_oblong_images(trained):
     task = dataclasses.replace(trained.task, image_shape=(8, 4, 1))
     model = vit_jax.ViT(10, 4, 8, 1, 2, activation="gelu")
-    variables = model.init(jax.random.key(0), jnp.ones((1, 8, 4, 1)))
+    variables = modules.variables(model, 1, 8, 4, 1)
     return dataclasses.replace(trained, task=task, model=model, variables=variables)
 
 
@@ -528,7 +528,7 @@ def test_pictures_that_have_changed_since_the_training_are_told(
     load = trained_model.load_named_splits
 
     def load_changed(*args):
-        return [dataclasses.replace(split, order=7) for split in load(*args)]
+        return [dataclasses.replace(split, files_checksum=7) for split in load(*args)]
 
     monkeypatch.setattr(trained_model, "load_named_splits", load_changed)
     call(evaluate, "--workdir", run)

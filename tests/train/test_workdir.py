@@ -7,10 +7,10 @@ import pytest
 
 from tests.train.tiny import tiny_config
 from train_jax.config.config import to_json
-from train_jax.devices import store
 from train_jax.output import workdir as wd
 from train_jax.output.files import read_json, write_json
 from train_jax.output.metrics import append_metrics, truncate_metrics
+from train_jax.storage import store
 
 
 def tiny_fields(changes=None):

@@ -10,8 +10,9 @@ import shutil
 import pytest
 
 import train
-from tests.train.tiny import TINY
+from tests.train.tiny import RESNET, TINY, tiny_config
 from train_jax import ablate, explain
+from train_jax.config import models
 from train_jax.config.config import load_config, to_json
 from train_jax.config.files import bundled_configs
 from train_jax.output import workdir as wd
@@ -20,12 +21,7 @@ CONFIG = "configs/vit_digits.py"
 CONFIGS = ", ".join(bundled_configs())
 SMALL = {field: str(value) for field, value in TINY.items()}
 
-MODELS = (
-    "vit, vit_ti16, vit_s16, vit_b16, vit_b32, vit_l16, resnet18, resnet34, "
-    "resnet18_imagenet, resnet34_imagenet, resnet50_imagenet, resnet101_imagenet, "
-    "resnet152_imagenet, resnet20, resnet32, resnet44, resnet56, resnet110, "
-    "airbench, transformer"
-)
+MODELS = ", ".join(models.MODELS)
 TOP_LEVEL = (
     "config.batch_size, config.eval_batch_size, config.accumulation_steps, "
     "config.num_epochs, config.num_steps, config.label_smoothing, config.ema_decay, "
@@ -109,8 +105,8 @@ FIELDS = {
         ".model.attention_implementation must be one of own, cudnn, xla, got 'flash'"
     ),
     "model.attention_implementation=cudnn": (
-        ".model.attention_implementation 'cudnn' needs a GPU and config.dtype "
-        "bfloat16, got cpu and float32"
+        ".model.attention_implementation 'cudnn' needs a GPU of at least compute "
+        "capability 8.0 (A100) and config.dtype bfloat16, got cpu and float32"
     ),
     "model.remat=maybe": ".model.remat must be True or False, got 'maybe'",
     "model.scan=2": ".model.scan must be True or False, got 2",
@@ -570,3 +566,17 @@ def test_ablations_without_variants(capsys):
         f"--config '{CONFIG}' could not be read: AttributeError: module '_config' has "
         "no attribute 'get_variants'"
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("momentum", 1.0, "a number in [0, 1), got 1.0"),
+        ("zero_init_residual", 2, "True or False, got 2"),
+        ("shortcut", "pad", "one of projection, padding, got 'pad'"),
+    ],
+)
+def test_fields_of_a_resnet(field, value, expected):
+    with pytest.raises(ValueError) as error:
+        tiny_config(RESNET | {f"model.{field}": value})
+    assert str(error.value) == f"config.model.{field} must be {expected}"

@@ -3,22 +3,26 @@
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 from resnet_jax import ResNet
-from train_jax.config.config import resolve
+from train_jax.config.config import resolve, to_json
 from train_jax.config.fields import Config
 from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
-from train_jax.run import experiment
+from train_jax.run import experiment, setup, training
+from train_jax.run.evaluate import Evaluator
 from train_jax.run.setup import Parts, make_parts
 from train_jax.run.splits import load_dataset
+from train_jax.run.steps import Steps
 
 TINY = {
     "model.name": "vit",
@@ -119,3 +123,68 @@ def losses_of_steps(parts: Parts, num_steps: int = 20) -> tuple[np.ndarray, Trai
         losses.append(jax.device_get(state.epoch_sums["loss"]) - before)
     assert state.steps_done == num_steps
     return np.array(losses), state
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledOnce(Steps):
+    """Steps that take over the program of equal ones.
+
+    Attributes:
+        key: describes all that the steps are made of.
+        programs: those that are compiled already, by key.
+    """
+
+    key: str
+    programs: dict[str, Callable[..., TrainState]]
+
+    def compile(self, state: TrainState) -> Callable[..., TrainState]:
+        described = jax.tree.map(
+            lambda x: (x.shape, x.dtype, x.sharding), (state, self.inputs)
+        )
+        key = f"{self.key} {described}"
+        if key not in self.programs:
+            self.programs[key] = super().compile(state)
+        return self.programs[key]
+
+
+def _compiled_fields(config: Config) -> dict[str, Any]:
+    """The fields of a config that the program of its steps may depend on."""
+    fields = to_json(config)
+    others = {"init_from", *(name for name in fields if name.startswith("checkpoint."))}
+    optimizer = config.optimizer
+    # The program of a constant learning rate is the same for any length.
+    has_end = optimizer.schedule != "constant" or optimizer.cooldown_epochs
+    if not (has_end or config.groups):
+        others |= {"num_epochs", "num_steps"}
+    return {name: value for name, value in fields.items() if name not in others}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once() -> Iterator[None]:
+    """Compile the steps, and the evaluation, of equal configs once.
+
+    Tracing and compiling is most of what a tiny run takes. It holds for the modules
+    that import this. Their tests may replace the model, which is in the keys, but
+    nothing else that is traced.
+    """
+    make_steps, make_evaluator = training.make_steps, setup.make_evaluator
+    programs: dict[str, Callable[..., TrainState]] = {}
+    evaluators: dict[str, Evaluator] = {}
+
+    def make_shared_steps(config, model, task, train, runs):
+        devices = [device.id for device in runs.devices]
+        key = repr((_compiled_fields(config), model, task, runs, devices))
+        steps = make_steps(config, model, task, train, runs)
+        return CompiledOnce(**vars(steps), key=key, programs=programs)
+
+    def make_shared_evaluator(model, task, runs, **how):
+        devices = [device.id for device in runs.devices]
+        key = repr((model, task, runs, devices, how))
+        if key not in evaluators:
+            evaluators[key] = make_evaluator(model, task, runs, **how)
+        return evaluators[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_steps", make_shared_steps)
+        patch.setattr(setup, "make_evaluator", make_shared_evaluator)
+        yield

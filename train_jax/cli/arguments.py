@@ -11,8 +11,8 @@ from typing import Any
 
 from train_jax.cli.config_help import describe_config
 from train_jax.config.files import split_argument
-from train_jax.devices.folders import cache_folder
-from train_jax.devices.store import Path, any_path
+from train_jax.storage.paths import cache_folder
+from train_jax.storage.store import Path, any_path
 
 # Exit codes of a run that cannot go on, and of one that was asked to stop and goes on
 # when it is started again (EX_TEMPFAIL). Wrong input is 2, as with argparse.

@@ -21,7 +21,8 @@ def restart_with_huge_pages() -> None:
     It is to be called first of all, from the main module.
     """
     tunables = os.environ.get(_VARIABLE, "")
-    if _TUNABLE in tunables or not _gives_huge_pages():
+    is_notebook = "IPython" in sys.modules  # This process is its kernel.
+    if is_notebook or _TUNABLE in tunables or not _gives_huge_pages():
         return
     joined = [tunables] if tunables else []
     os.environ[_VARIABLE] = ":".join([*joined, f"{_TUNABLE}=1"])

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from train_jax.devices.folders import local_path
+from train_jax.storage.paths import local_path
 
 # What a mistake in a config file, which is a program, is likely to raise.
 _FILE_FAULTS = (

@@ -97,6 +97,11 @@ class GroupConfig(RuleConfig):
         or_none(POSITIVE),
     )
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its parameters are not trained."""
+        return not self.learning_rate
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(RuleConfig):

@@ -23,14 +23,15 @@ from train_jax.data.resize import Resize, resize_image
 from train_jax.data.reverse import load_reverse
 from train_jax.data.split import ImageSplit as ImageSplit
 from train_jax.data.split import SequenceSplit as SequenceSplit
+from train_jax.data.split import Split as Split
 from train_jax.data.split import absolute_slice
 from train_jax.data.split import count_shared as count_shared
-from train_jax.data.split import parse_split as parse_split
-from train_jax.devices.folders import local_path
-from train_jax.devices.store import Path, any_path
+from train_jax.data.split import split_name as split_name
+from train_jax.storage.paths import local_path
+from train_jax.storage.store import Path, any_path
 
 # Sets that are made in memory, not read from files: name → what makes a split.
-_MAKERS: dict[str, Callable[[str], ImageSplit | SequenceSplit]] = {
+_MAKERS: dict[str, Callable[[str], Split]] = {
     "digits": load_digits,
     "reverse": load_reverse,
 }
@@ -44,7 +45,7 @@ def load(
     manual_dir: str | None = None,
     image_size: int | None = None,
     resize: Resize = "crop",
-) -> ImageSplit | SequenceSplit:
+) -> Split:
     """Load a split of a dataset, or a slice of it.
 
     A TFDS set is prepared first if need be, with TensorFlow, and from the internet or
@@ -89,7 +90,7 @@ def load_splits(
     resize: Resize = "crop",
     split_seed: int = 0,
     room: float = math.inf,
-) -> list[ImageSplit | SequenceSplit]:
+) -> list[Split]:
     """Load several splits; slices of the same one are views of the same arrays.
 
     Args:
@@ -107,7 +108,7 @@ def load_splits(
         ValueError: see `load`.
     """
     name = canonical_name(name)
-    bases = [parse_split(split)[0] for split in splits]
+    bases = [split_name(split) for split in splits]
     names = dict.fromkeys(bases)
     if is_folder(name):
         root = local_path(name.removeprefix(PREFIX), "config.dataset.name")
@@ -130,9 +131,7 @@ def load_splits(
     ]
 
 
-def _resize(
-    split: ImageSplit | SequenceSplit, image_size: int | None, resize: Resize
-) -> ImageSplit | SequenceSplit:
+def _resize(split: Split, image_size: int | None, resize: Resize) -> Split:
     """Bring the images of a split to a size, if one is given.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from train_jax.data.split import ImageSplit
-from train_jax.devices.folders import cache_folder
+from train_jax.storage.paths import cache_folder
 
 _log = logging.getLogger(__name__)
 

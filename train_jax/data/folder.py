@@ -23,7 +23,7 @@ from train_jax.data.streamed import stream_split
 
 PREFIX = "folder:"
 _SPLITS = ("train", "val", "test")
-# Of pictures that are in no split, this share is the training split.
+# Share of the pictures that is the training split, if the folder has no splits.
 _TRAIN_SHARE = 0.9
 # Modes of Pillow without colours.
 _GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -86,18 +86,18 @@ def load_folder(
             images = _read(files, root, channels=count_channels(), **how)
             split = ImageSplit(_stack(images), np.array(labels, np.int32), class_names)
             cache.write_cache(path, split)
-        splits.append(_with_order(split, root, examples[base]))
+        splits.append(_with_checksum(split, root, examples[base]))
     firsts = [examples[base][0][0] for base in bases]
     _check_sizes([split.image_BHWC[0] for split in splits], firsts)
     return splits
 
 
-def _with_order(
+def _with_checksum(
     split: ImageSplit, root: pathlib.Path, examples: Examples
 ) -> ImageSplit:
-    """Note in which order the pictures of a split are."""
+    """Note which pictures a split has, and in which order."""
     names = b"\n".join(os.fsencode(file.relative_to(root)) for file, _ in examples)
-    return dataclasses.replace(split, order=zlib.crc32(names))
+    return dataclasses.replace(split, files_checksum=zlib.crc32(names))
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:
@@ -138,17 +138,15 @@ def _stream(
 ) -> ImageSplit:
     """Make a split whose pictures are decoded when they are asked for."""
     files = PictureFiles(root, examples, channels)
-    height = width = image_size
-    if height is None or width is None:
-        height, width, _ = files.read_image(0).shape
     split = stream_split(
         files,
         len(examples),
-        image_shape=(height, width, channels),
+        channels=channels,
+        image_size=image_size,
         class_names=class_names,
-        resize=None if image_size is None else resize,
+        resize=resize,
     )
-    return _with_order(split, root, examples)
+    return _with_checksum(split, root, examples)
 
 
 def _count_channels(examples: Examples) -> int:

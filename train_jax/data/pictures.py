@@ -21,7 +21,7 @@ def find_pictures(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
         paths: files, which may have any name, and folders.
 
     Raises:
-        ValueError: for what is not there, and for a folder without a picture.
+        ValueError: for a folder without a picture; files are not checked.
     """
     found = []
     for path in paths:

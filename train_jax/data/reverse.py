@@ -14,7 +14,9 @@ def load_reverse(base: str) -> SequenceSplit:
     import jax
 
     check_split_name(base, tuple(_SIZES), "reverse")
-    key = jax.random.fold_in(jax.random.key(0), list(_SIZES).index(base))
+    key = jax.random.fold_in(
+        jax.random.key(0, impl="threefry2x32"), list(_SIZES).index(base)
+    )
     shape = (_SIZES[base], _LENGTH)
     source_BS = np.asarray(jax.random.randint(key, shape, 0, _NUM_SYMBOLS))
     return SequenceSplit(source_BS, source_BS[:, ::-1], _NUM_SYMBOLS)

@@ -21,14 +21,14 @@ class ImageSplit:
         image_BHWC: uint8 images, 0 to 255; `StreamedImages` if the split is streamed.
         label_B: int32 labels, 0 to `num_classes` - 1; likewise.
         class_names: a name for each class, in the order of the labels.
-        order: of a folder's whole split, a checksum of its pictures' names in their
-            order; None for a set that does not change.
+        files_checksum: of a folder's whole split, a checksum of its pictures' names
+            in their order; None for a set that does not change.
     """
 
     image_BHWC: np.ndarray
     label_B: np.ndarray
     class_names: tuple[str, ...]
-    order: int | None = None
+    files_checksum: int | None = None
 
     def __len__(self) -> int:
         return len(self.label_B)
@@ -63,11 +63,11 @@ class SequenceSplit:
         target_BT: int32 tokens, 0 to `num_symbols` - 1.
         num_symbols: number of different tokens.
         is_streamed: sequences are in memory.
-        order: see `ImageSplit`.
+        files_checksum: see `ImageSplit`.
     """
 
     is_streamed: ClassVar[bool] = False
-    order: ClassVar[None] = None
+    files_checksum: ClassVar[None] = None
     source_BS: np.ndarray
     target_BT: np.ndarray
     num_symbols: int
@@ -86,12 +86,20 @@ class SequenceSplit:
         return self.source_BS, self.target_BT
 
 
-def parse_split(split: str) -> tuple[str, str | None, str | None]:
-    """Parse `"train[10%:20%]"` into `("train", "10%", "20%")`.
+Split = ImageSplit | SequenceSplit
+
+
+def split_name(cut: str) -> str:
+    """Return the name of the whole split: "train" of "train[:90%]".
 
     Raises:
         ValueError: if the syntax is wrong.
     """
+    return _parse_split(cut)[0]
+
+
+def _parse_split(split: str) -> tuple[str, str | None, str | None]:
+    """Parse `"train[10%:20%]"` into `("train", "10%", "20%")`."""
     match = _SPLIT.fullmatch(split)
     if match is None or (split.endswith("]") and match[2] is None and match[3] is None):
         raise ValueError(
@@ -112,7 +120,7 @@ def absolute_slice(split: str, size: int) -> slice:
     Raises:
         ValueError: if it is empty or longer than the split.
     """
-    _, start, stop = parse_split(split)
+    _, start, stop = _parse_split(split)
 
     def index(bound: str) -> int:
         if bound.endswith("%"):
@@ -146,7 +154,7 @@ def count_shared(split_a: str, split_b: str, size_of: Mapping[str, int]) -> int:
     """
     cuts = []
     for split in (split_a, split_b):
-        base, _, _ = parse_split(split)
+        base = split_name(split)
         size = size_of[base]
         cuts.append((base, range(size)[absolute_slice(split, size)]))
     (base_a, a), (base_b, b) = cuts

@@ -12,7 +12,7 @@ import numpy as np
 from train_jax.data.resize import Resize, resize_image
 from train_jax.data.split import ImageSplit
 
-# Of an image and its place in the split, what is done before it is resized.
+# (image, index) → image, applied before the image is resized.
 Crop = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -171,13 +171,31 @@ def stream_split(
     source: Source,
     count: int,
     *,
-    image_shape: tuple[int, int, int],
+    channels: int,
+    image_size: int | None,
     class_names: Sequence[str],
-    resize: Resize | None = "crop",
+    resize: Resize,
 ) -> ImageSplit:
-    """Make a split of a source's first `count` examples, none of which is read yet."""
+    """Make a split of a source's first `count` examples; only the first may be read.
+
+    Args:
+        source: the examples.
+        count: number of examples M.
+        channels: number of channels of an image.
+        image_size: side to which images are brought, pixels; None to leave them, if
+            all are as large as the first.
+        class_names: a name for each class.
+        resize: how images are resized, see `resize_image`.
+    """
+    how: Resize | None = resize
+    if image_size is None:
+        height, width, _ = source.read_image(0).shape
+        how = None
+    else:
+        height = width = image_size
+    image_shape = (height, width, channels)
     place_M = np.arange(count)
-    images: Any = StreamedImages(source, place_M, image_shape, resize)
+    images: Any = StreamedImages(source, place_M, image_shape, how)
     labels: Any = StreamedLabels(source, place_M, len(class_names))
     return ImageSplit(images, labels, tuple(class_names))
 

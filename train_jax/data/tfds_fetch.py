@@ -9,9 +9,9 @@ import tempfile
 from typing import cast
 
 from train_jax.data import tfds_read
-from train_jax.devices import store
-from train_jax.devices.folders import cache_folder
-from train_jax.devices.store import Path
+from train_jax.storage import store
+from train_jax.storage.paths import cache_folder
+from train_jax.storage.store import Path
 
 # Files that are copied at the same time.
 _NUM_THREADS = 8

@@ -45,15 +45,13 @@ def stream_prepared(
             )
         channels = info.features[keys[0]].shape[-1]
         records = Records(folder, info.splits[base].filepaths, keys, channels)
-        height = width = image_size
-        if height is None or width is None:
-            height, width, _ = records.read_image(0).shape
         return stream_split(
             records,
             info.splits[base].num_examples,
-            image_shape=(height, width, channels),
+            channels=channels,
+            image_size=image_size,
             class_names=info.features[keys[1]].names,
-            resize=None if image_size is None else resize,
+            resize=resize,
         )
 
 

@@ -1,1 +1,1 @@
-"""Devices, processes and compilation; folders on this machine."""
+"""Devices, processes and compilation."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from train_jax.devices import processor
-from train_jax.devices.folders import cache_folder, local_path
+from train_jax.storage.paths import cache_folder, local_path
 
 # How much effort LLVM makes, as by -O2.
 _LLVM_LEVEL = 2

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Of the free memory, the share that a set may take. On a CPU it lies there twice while
-# it is loaded.
+# Share of the free memory that a data set may take. On a CPU the set is there twice
+# while it is loaded.
 SHARE = 0.4
 
 

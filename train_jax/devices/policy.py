@@ -70,18 +70,25 @@ def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
         has_products = "dot_general" in inspect.signature(make_model).parameters
         is_faster = has_products and _rounds_products(jax.device_count())
         return "bfloat16" if is_faster else "float32"
-    # NVIDIA's GPUs have it since the generation of A100, 8.0.
+    return "float32" if _is_older_gpu() else "bfloat16"
+
+
+def _is_older_gpu() -> bool:
+    """Whether this is one of NVIDIA's GPUs before the generation of A100, 8.0.
+
+    They have neither products of bfloat16 nor cuDNN's attention.
+    """
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-    is_older = re.fullmatch(r"[1-7]\.\d+", capability)
-    return "float32" if is_older else "bfloat16"
+    return re.fullmatch(r"[1-7]\.\d+", capability) is not None
 
 
 def _check_cudnn(dtype: str) -> None:
     """Raise ValueError if cuDNN's attention does not work here."""
-    if jax.default_backend() != "gpu" or dtype == "float32":
+    if jax.default_backend() != "gpu" or dtype == "float32" or _is_older_gpu():
         raise ValueError(
-            "config.model.attention_implementation 'cudnn' needs a GPU and "
-            f"config.dtype bfloat16, got {jax.default_backend()} and {dtype}"
+            "config.model.attention_implementation 'cudnn' needs a GPU of at least "
+            "compute capability 8.0 (A100) and config.dtype bfloat16, got "
+            f"{jax.devices()[0].device_kind} and {dtype}"
         )
 
 

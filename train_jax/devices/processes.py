@@ -5,10 +5,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+Result = TypeVar("Result")
 
 # After so long without a heartbeat a process counts as dead, and the others stop.
 _HEARTBEAT_SECONDS = 20
@@ -20,7 +23,7 @@ _END_SECONDS = 600
 # How long a process that failed waits for the others, which may not know of it.
 _FAILURE_SECONDS = 20
 
-# Of an error that process 0 sends to the others, bytes.
+# Length of the longest error message that process 0 sends to the others, bytes.
 _LONGEST_MESSAGE = 4096
 
 
@@ -89,13 +92,21 @@ def check_devices() -> None:
 def _initialize(*arguments: str | int) -> None:
     """Start JAX's distributed service, but leave SIGTERM to `StopRequest`."""
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        *arguments,  # type: ignore
-        local_device_ids=[] if _uses_all_devices() else None,
-        initialization_timeout=_START_SECONDS,
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=_END_SECONDS,
-    )
+    try:
+        jax.distributed.initialize(
+            *arguments,  # type: ignore
+            local_device_ids=[] if _uses_all_devices() else None,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_END_SECONDS,
+        )
+    except ValueError as error:
+        if arguments:
+            raise
+        raise ValueError(
+            f"JAX does not know how to reach the other processes ({error}); give "
+            "--coordinator HOST:PORT, --num_processes and --process_id"
+        ) from error
 
 
 def _uses_all_devices() -> bool:
@@ -180,16 +191,20 @@ def max_over_processes(*values: float) -> list[float]:
     return np.asarray(gathered).max(axis=0).tolist()
 
 
-def call_on_main(function: Callable[[], object]) -> None:
+def call_on_main(function: Callable[[], Result]) -> Result | None:
     """Call a function in process 0 alone; its error is raised in all processes.
 
+    Returns:
+        What the function returns; None in the other processes.
+
     Raises:
-        ValueError: in every process, if the function raises one.
+        ValueError: in every process, if the function raises one or an OSError; a single
+            process raises the error itself.
     """
-    message = b""
+    message, result = b"", None
     if is_main():
         try:
-            function()
+            result = function()
         except (OSError, ValueError) as error:
             if jax.process_count() == 1:
                 raise
@@ -202,6 +217,7 @@ def call_on_main(function: Callable[[], object]) -> None:
         message = np.asarray(letters, np.uint8).tobytes().rstrip(b"\0")
         if message:
             raise ValueError(message.decode(errors="replace"))
+    return result
 
 
 def broadcast_from_main(number: int) -> int:

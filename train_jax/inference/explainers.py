@@ -23,7 +23,7 @@ from vit_jax.interpret import (
 )
 from vit_jax.vit import ViT
 
-# So many images' attention is computed at once.
+# Number of images at a time: the attention of all would not fit into memory.
 _NUM_AT_ONCE = 8
 
 

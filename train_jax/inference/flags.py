@@ -3,9 +3,9 @@
 import argparse
 
 from train_jax.cli import arguments as cli
-from train_jax.devices.folders import local_path
-from train_jax.devices.store import any_path
 from train_jax.run.trained_model import TrainedModel, load_model, load_weights
+from train_jax.storage.paths import local_path
+from train_jax.storage.store import any_path
 
 
 def make_model_parser(program: str, description: str) -> argparse.ArgumentParser:

@@ -9,10 +9,10 @@ import numpy as np
 
 from train_jax.data.picture import decode_picture
 from train_jax.data.pictures import find_pictures
-from train_jax.devices.folders import local_path
 from train_jax.inference.borders import has_opposite_border
 from train_jax.inference.classifier import fit_image
 from train_jax.run.trained_model import TrainedModel, require_images
+from train_jax.storage.paths import local_path
 
 
 def add_input_flags(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:

@@ -268,7 +268,9 @@ def _flip(
     return alternating_flip(index_B, epoch, image_BHWC)
 
 
-def test_views(image_BHWC: Array, name: TestAugmentation) -> list[tuple[float, Array]]:
+def augmented_views(
+    image_BHWC: Array, name: TestAugmentation
+) -> list[tuple[float, Array]]:
     """List the views of test images whose outputs are averaged, with their weights.
 
     Args:

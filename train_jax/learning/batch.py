@@ -11,6 +11,10 @@ Array = jax.Array
 # The model's inputs, and the target: class probabilities (B, Y) or (B, T, V).
 Batch = tuple[tuple[Array, ...], Array]
 
+# The kind of random keys, whatever the environment's default: these draw the same on
+# every device, and for each run of a program as if it were alone.
+KEY_IMPL = "threefry2x32"
+
 
 def epoch_order(key: Array, epoch: Array | int, num_examples: int) -> Array:
     """Shuffle the examples' indices for an epoch: int32 (num_examples,)."""

@@ -17,6 +17,7 @@ from train_jax.learning.state import TrainState
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]
+Loss = Callable[..., tuple[Array, tuple[Metrics, PyTree]]]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -30,32 +31,27 @@ def cross_entropy(logits: Array, target: Array) -> Array:
 
 
 def make_train_step(
-    model: nn.Module,
+    loss: Loss,
     tx: optax.GradientTransformation,
     *,
     accumulation_steps: int = 1,
     gather_params: Callable[[PyTree], PyTree] = lambda params: params,
-    frozen: Sequence[str] = (),
-    train: bool = True,
 ) -> TrainStep:
     """Make the pure function (state, batch, key) → (state, metrics).
 
     Args:
-        model: takes a batch's inputs and `train`, returns logits.
+        loss: `loss_of_batch` with its model and options.
         tx: the optimiser.
         accumulation_steps: the batch is passed through the model in that many parts,
             one after another, and their gradients are averaged.
         gather_params: lays out the parameters for the gradient, if they are laid out
             otherwise between the steps.
-        frozen: see `loss_of_batch`.
-        train: likewise.
 
     Returns:
         A function of a state, a batch and a key for dropout. Its metrics are means
         over the batch, before the update: `loss`, and `accuracy`, the share of
         examples that are right in every place.
     """
-    loss = functools.partial(loss_of_batch, model, frozen=frozen, train=train)
     gradient = jax.grad(loss, has_aux=True)
 
     def train_step(state: TrainState, batch: Batch, key: Array):

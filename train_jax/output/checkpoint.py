@@ -9,8 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from train_jax.devices import processes, store
-from train_jax.devices.store import Path
+from train_jax.devices import processes
 from train_jax.learning.state import TrainState
 from train_jax.output import checksums
 from train_jax.output.checkpoint_search import (
@@ -21,6 +20,8 @@ from train_jax.output.checkpoint_search import (
 )
 from train_jax.output.checkpoint_search import CheckpointError as CheckpointError
 from train_jax.output.checkpoint_search import find as find
+from train_jax.storage import store
+from train_jax.storage.store import Path
 
 # The score of a state that was not evaluated, below every accuracy.
 NOT_SCORED = -1.0
@@ -134,18 +135,16 @@ class Checkpoints:
 
     def _find_on_main(self, find_step: Callable[[], int | None]) -> int | None:
         """Let process 0 find a step, and broadcast it; errors are raised in all."""
-        found: list[int | None] = []
 
-        def find_and_keep() -> None:
+        def find_or_fail() -> int | None:
             with store.errors(self.directory):
-                found.append(find_step())
+                return find_step()
 
         try:
-            processes.call_on_main(find_and_keep)
+            found = processes.call_on_main(find_or_fail)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
-        step = -1 if not found or found[0] is None else found[0]
-        step = processes.broadcast_from_main(step)
+        step = processes.broadcast_from_main(-1 if found is None else found)
         return None if step < 0 else step
 
     @property
@@ -222,13 +221,50 @@ def restore(directory: Path, step: int, abstract_state: TrainState) -> TrainStat
     Raises:
         CheckpointError: if it is of another structure.
     """
-    folder = store.absolute(directory) / str(step) / STATE
     with (
         contextlib.closing(ocp.StandardCheckpointer()) as checkpointer,
-        store.errors(folder),
+        _open_state(directory, step) as folder,
     ):
+        return checkpointer.restore(folder, abstract_state)
+
+
+def restore_variables(directory: Path, step: int, abstract_state: TrainState) -> Any:
+    """Read the variables to evaluate with, and nothing else of the state.
+
+    Args:
+        directory: where the checkpoints lie.
+        step: of a complete checkpoint.
+        abstract_state: see `restore`.
+
+    Raises:
+        CheckpointError: if they are of another structure.
+    """
+    names = ["params", "batch_stats"] if abstract_state.ema is None else ["ema"]
+    wanted = {name: getattr(abstract_state, name) for name in names}
+    arguments = ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    handler = ocp.PyTreeCheckpointHandler()
+    with (
+        contextlib.closing(ocp.Checkpointer(handler)) as checkpointer,
+        _open_state(directory, step) as folder,
+    ):
+        restored = checkpointer.restore(folder, args=arguments)
+        # What is not there comes back as its description.
+        if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(restored)):
+            raise ValueError("some of the model's variables are missing")
+    return abstract_state.replace(**restored).eval_variables
+
+
+@contextlib.contextmanager
+def _open_state(directory: Path, step: int) -> Iterator[Path]:
+    """Yield the folder of a checkpoint's state; name the checkpoint in errors."""
+    folder = store.absolute(directory) / str(step) / STATE
+    with store.errors(folder):
         try:
-            return checkpointer.restore(folder, abstract_state)
+            yield folder
         except ValueError as error:
             versions = read_metadata(directory, step).get("versions")
             reason = " ".join(str(error).split())[:200]

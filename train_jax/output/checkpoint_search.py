@@ -4,9 +4,9 @@ import contextlib
 import json
 import sys
 
-from train_jax.devices import store
-from train_jax.devices.store import Path
 from train_jax.output import checksums
+from train_jax.storage import store
+from train_jax.storage.store import Path
 
 # The items of a checkpoint, each a folder; Orbax writes the last one.
 STATE, METADATA, METRICS = "state", "metadata", "metrics"

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
-from train_jax.devices import store
-from train_jax.devices.store import Path
 from train_jax.output.files import replace_file
+from train_jax.storage import store
+from train_jax.storage.store import Path
 
 FILE = "checksums.json"
 

@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from train_jax.devices import store
-from train_jax.devices.store import Path
+from train_jax.storage import store
+from train_jax.storage.store import Path
 
-# What a name ends in while its file is being written.
+# Suffix of a file that is being written.
 DRAFT = ".draft"
 
 

@@ -21,9 +21,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from train_jax.devices import store
-from train_jax.devices.store import Path
 from train_jax.output.files import replace_file
+from train_jax.storage import store
+from train_jax.storage.store import Path
 
 # How often a lock is renewed, and how long after the last time other machines take its
 # holder for dead. If it were much shorter, a slow network drive would look the same.

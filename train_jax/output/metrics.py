@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from train_jax.devices import processes
-from train_jax.devices.store import Path
 from train_jax.output.files import append_line, replace_file
+from train_jax.storage.store import Path
 
 
 def mean(value_R: np.ndarray) -> float:

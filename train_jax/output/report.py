@@ -9,7 +9,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from train_jax.devices.store import Path
+from train_jax.data import Split
 from train_jax.output import workdir as wd
 from train_jax.output.metrics import (
     append_metrics,
@@ -19,6 +19,7 @@ from train_jax.output.metrics import (
 )
 from train_jax.output.summary import describe_devices
 from train_jax.output.tensorboard import EventLog
+from train_jax.storage.store import Path
 
 _FORMS = (
     ("test_accuracy", ".2%"),
@@ -160,16 +161,17 @@ def _format(value: float | list[float | None], form: str) -> str:
 
 
 def print_overview(
-    fields: dict[str, Any], sizes: Sequence[int], *, num_runs: int
+    fields: dict[str, Any], splits: Sequence[Split | None], *, num_runs: int
 ) -> None:
     """Print what is trained, on what.
 
     Args:
         fields: the config.
-        sizes: number of examples of the training, validation and test split.
+        splits: for training, validation and test.
         num_runs: number of runs in the program.
     """
     times = f"{num_runs} runs of " if num_runs > 1 else ""
+    sizes = [len(split or ()) for split in splits]
     print(
         f"{times}{fields['model.name']} on {fields['dataset.name']}: "
         "{:,} examples to train on, {:,} to validate, {:,} to test; ".format(*sizes)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from train_jax.devices import processes
-from train_jax.devices.store import Path
 from train_jax.output.files import LocalFolder
+from train_jax.storage.store import Path
 
 
 def import_tensorboardx() -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from train_jax.config.config import resolve, to_json
-from train_jax.devices import processes, store
-from train_jax.devices.store import Path
+from train_jax.devices import processes
 from train_jax.output import lock
 from train_jax.output.files import DRAFT, read_json, write_json
+from train_jax.storage import store
+from train_jax.storage.store import Path
 
 Fields = dict[str, Any]
 
@@ -23,7 +24,7 @@ PROFILE = "profile"
 # In config.json, beside the fields: the lengths that the run was first asked for.
 HISTORY = "history"
 
-# No part of what the run learns: where its data lie, what it warns of, what it keeps.
+# Fields that may differ when a run is resumed: they do not change what it learns.
 _MAY_DIFFER = {
     *("dataset.data_dir", "dataset.manual_dir", "dataset.allow_overlap"),
     *("dataset.streaming", "dataset.num_workers", "eval_batch_size"),
@@ -203,23 +204,21 @@ def open_workdir(
         WorkdirError: if the folder may not be used, or cannot be written.
     """
     held = contextlib.ExitStack()
-    locks: list[lock.Lock] = []  # one in the process that writes, none in the others
 
-    def lock_and_prepare() -> None:
+    def lock_and_prepare() -> lock.Lock:
         with naming_workdir(workdir, " cannot be written"):
-            own = lock.acquire(workdir)
-            held.enter_context(contextlib.closing(own))
-            locks.append(own)
+            own = held.enter_context(contextlib.closing(lock.acquire(workdir)))
             # What was checked before may have changed until now.
             check_workdir(workdir, fields, overwrite=overwrite, extend=extend)
             prepare_workdir(workdir, fields, overwrite=overwrite)
+            return own
 
     with held:
         try:
-            processes.call_on_main(lock_and_prepare)
+            own = processes.call_on_main(lock_and_prepare)
         except ValueError as error:
             raise WorkdirError(str(error)) from error
-        yield lambda: [each.check() for each in locks]
+        yield (lambda: None) if own is None else own.check
 
 
 def prepare_workdir(workdir: Path, fields: Fields, *, overwrite: bool = False) -> None:

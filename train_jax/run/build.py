@@ -1,33 +1,26 @@
-"""Build the task, the model and the optimiser from their sections of the config."""
+"""Build the task and the model from their sections of the config."""
 
 import dataclasses
 import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from resnet_jax import whitening_kernel
 from train_jax.config.fields import AugmentConfig, Config, DatasetConfig
 from train_jax.config.models import IMAGE_MODELS, SEQUENCE_MODELS, create_model
-from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig, RuleConfig
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import ImageSplit, Split
 from train_jax.devices import policy
-from train_jax.learning import optim
 from train_jax.learning.augment import normalize
 from train_jax.run.pixels import border_brightness, choose_statistics
 from train_jax.tasks import Classification, Task, Translation
 
 
-def make_task(
-    dataset: DatasetConfig, augment: AugmentConfig, train: ImageSplit | SequenceSplit
-) -> Task:
+def make_task(dataset: DatasetConfig, augment: AugmentConfig, train: Split) -> Task:
     """Make the task that belongs to a dataset.
 
     Raises:
@@ -46,7 +39,7 @@ def make_task(
     return Translation(train.num_symbols, *lengths)
 
 
-# Of so many training images the pixels are measured: mean, deviation, border.
+# Number of training images whose mean, deviation and border are measured.
 _NUM_MEASURED = 1000
 
 
@@ -118,13 +111,11 @@ def make_model(
     return model
 
 
-# Of so many training images the patches are whitened; airbench's code takes as many.
+# Number of training images used for whitening, as in airbench's code.
 _NUM_WHITENED = 5000
 
 
-def whiten(
-    model: nn.Module, task: Task, train: ImageSplit | SequenceSplit
-) -> nn.Module:
+def whiten(model: nn.Module, task: Task, train: Split) -> nn.Module:
     """Let a model with a whitening layer start from the training images' patches."""
     if not hasattr(model, "whitening_init"):
         return model
@@ -143,117 +134,3 @@ def init_variables(
 ) -> Any:
     """Draw a model's initial variables; of the inputs only the shapes matter."""
     return jax.jit(functools.partial(model.init, train=False))(key, *inputs)
-
-
-def groups_of(config: Config) -> dict[str, GroupConfig]:
-    """Map the field that declares each group of parameters to the group."""
-    groups = {f"groups.{name}": group for name, group in config.groups.items()}
-    if config.freeze is None:
-        return groups
-    frozen = GroupConfig(params="^(?!head/)", learning_rate=0.0)
-    return {"freeze": frozen, **groups}
-
-
-def frozen_params(config: Config) -> list[str]:
-    """List the regular expressions that fit the parameters which are not trained."""
-    groups = groups_of(config).values()
-    return [group.params for group in groups if not group.learning_rate]
-
-
-def optimizer_of(
-    optimizer: OptimizerConfig,
-    groups: Mapping[str, GroupConfig],
-    swept: Mapping[str, Any],
-    *,
-    steps_per_epoch: int,
-    total_steps: int,
-) -> optax.GradientTransformation:
-    """Make the optimiser and its schedules.
-
-    Args:
-        optimizer: the config's section.
-        groups: likewise.
-        swept: dotted field → value, in place of the config's; may be traced.
-        steps_per_epoch: number of steps in an epoch.
-        total_steps: length of the training.
-
-    Raises:
-        ValueError: if the warm-up does not fit.
-    """
-    lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
-    return optim.make_optimizer(
-        _make_rule("optimizer", optimizer, swept, **lengths),
-        clip_norm=swept.get("optimizer.clip_norm", optimizer.clip_norm),
-        layer_decay=optimizer.layer_decay,
-        groups={
-            group.params: _make_rule(section, group, swept, **lengths)
-            for section, group in groups.items()
-            if group.learning_rate
-        },
-        frozen=[group.params for group in groups.values() if not group.learning_rate],
-    )
-
-
-def _make_rule(
-    section: str,
-    rule: RuleConfig,
-    swept: Mapping[str, Any],
-    *,
-    steps_per_epoch: int,
-    total_steps: int,
-) -> optax.GradientTransformation:
-    """Make the update rule that a section describes."""
-    num_epochs = getattr(rule, "num_epochs", None)
-    length = total_steps
-    if num_epochs is not None:
-        length = min(max(round(num_epochs * steps_per_epoch), 1), total_steps)
-    try:
-        schedule = optim.make_schedule(
-            rule.schedule,
-            total_steps=length,
-            warmup_steps=round(rule.warmup_epochs * steps_per_epoch),
-            cooldown_steps=round(rule.cooldown_epochs * steps_per_epoch),
-            milestones=rule.milestones,
-            drop_factor=rule.drop_factor,
-        )
-    except ValueError as error:  # it begins with the field's name
-        raise ValueError(f"config.{section}.{error}") from error
-    if length < total_steps:
-        parts = [schedule, optax.constant_schedule(0.0)]
-        schedule = optax.join_schedules(parts, [length])
-    numbers = {
-        "learning_rate": rule.learning_rate,
-        "weight_decay": rule.weight_decay,
-        **rule.arguments,
-    }
-    numbers = {k: swept.get(f"{section}.{k}", v) for k, v in numbers.items()}
-    return optim.make_rule(
-        rule.name, schedule, weight_decay_mask=rule.weight_decay_mask, **numbers
-    )
-
-
-def check_groups(groups: Mapping[str, GroupConfig], params: Any) -> None:
-    """Raise ValueError unless every group has parameters, which are in no other one."""
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    owners: dict[str, str] = {}
-    for section, group in groups.items():
-        found = [path for path in flat if re.search(group.params, path)]
-        if not found:
-            raise ValueError(
-                f"config.{section}.params must fit a parameter of the model, such as "
-                f"{list(flat)[-1]!r}, got {group.params!r}"
-            )
-        for path in found:
-            if path in owners:
-                raise ValueError(
-                    f"config.{section}.params must fit no parameter of another group, "
-                    f"got {group.params!r}, which fits {path!r} as "
-                    f"config.{owners[path]} does"
-                )
-            owners[path] = section
-    frozen = {name for name, group in groups.items() if not group.learning_rate}
-    if all(owners.get(path) in frozen for path in flat):
-        raise ValueError(
-            "config.freeze and config.groups freeze every parameter; at least one "
-            "must be trained, such as a head, which this model does not have"
-        )

@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from train_jax.devices import sharding
-from train_jax.learning.batch import Batch, split_batch
+from train_jax.learning.batch import KEY_IMPL, Batch, split_batch
 from train_jax.learning.state import TrainState
-from train_jax.learning.step import loss_of_batch
+from train_jax.learning.step import Loss
 from train_jax.run.epoch import Trainer
 from train_jax.run.runs import Runs
 
@@ -23,12 +23,10 @@ def repeat_and_explain(
     trainer: Trainer,
     state: TrainState,
     failed_step: int,
+    loss: Loss,
     *,
-    model: nn.Module,
     runs: Runs,
     accumulation_steps: int = 1,
-    frozen: Sequence[str] = (),
-    train: bool = True,
 ) -> str:
     """Repeat the steps up to one that failed; say which array is not finite first.
 
@@ -36,11 +34,9 @@ def repeat_and_explain(
         trainer: takes the steps.
         state: that of a checkpoint before; is donated.
         failed_step: the step in or after which something was not finite, from 1.
-        model: the module.
+        loss: see `find_first_nonfinite`.
         runs: the runs of the state.
         accumulation_steps: see `make_train_step`.
-        frozen: likewise.
-        train: likewise.
     """
     # The step before may have had a finite loss and a gradient that was not.
     first = max(state.steps_done, failed_step - 2)
@@ -54,13 +50,11 @@ def repeat_and_explain(
         for run, run_name in enumerate(runs.names):
             batch, key_data = runs.select(batches, run)
             name = find_first_nonfinite(
-                model,
+                loss,
                 runs.select(states, run),
                 batch,
-                jax.random.wrap_key_data(key_data),
+                jax.random.wrap_key_data(key_data, impl=KEY_IMPL),
                 accumulation_steps=accumulation_steps,
-                frozen=frozen,
-                train=train,
             )
             if name is not None:
                 return _describe(f"in step {step + 1}", name, run_name, runs)
@@ -78,33 +72,31 @@ def _describe(when: str, name: str, run_name: str, runs: Runs) -> str:
 
 
 def find_first_nonfinite(
-    model: nn.Module,
+    loss: Loss,
     state: TrainState,
     batch: Batch,
     dropout_key: jax.Array,
     *,
     accumulation_steps: int = 1,
-    frozen: Sequence[str] = (),
-    train: bool = True,
 ) -> str | None:
     """Repeat the next step of a run, and look at its arrays.
 
+    What is traced inside `nn.remat` and `nn.scan` cannot be looked at from outside:
+    give the loss of a model without `remat`; blocks under `scan` have no outputs here.
+
     Args:
-        model: the module.
+        loss: `loss_of_batch` with its model and options.
         state: that of one run, before the step that fails.
         batch: that of the step.
         dropout_key: likewise.
         accumulation_steps: see `make_train_step`.
-        frozen: likewise.
-        train: likewise.
 
     Returns:
         The name of the first array with a NaN or an infinity: of the parameters, the
         batch, each layer's output, the loss, the gradients; None if all are finite.
     """
-    how: Any = {"accumulation_steps": accumulation_steps}
-    how |= {"frozen": frozen, "train": train}
-    return _first_nonfinite(_arrays(model, state, batch, dropout_key, **how))
+    arrays = _arrays(loss, state, batch, dropout_key, accumulation_steps)
+    return _first_nonfinite(arrays)
 
 
 def _first_nonfinite(arrays: Iterable[Named]) -> str | None:
@@ -119,14 +111,11 @@ def _kept(state: TrainState) -> Iterator[Named]:
 
 
 def _arrays(
-    model: nn.Module,
+    loss: Loss,
     state: TrainState,
     batch: Batch,
     dropout_key: jax.Array,
-    *,
     accumulation_steps: int,
-    frozen: Sequence[str],
-    train: bool,
 ) -> Iterator[Named]:
     """Compute a step's arrays, in order."""
     yield from _kept(state)
@@ -143,39 +132,18 @@ def _arrays(
             for number in range(accumulation_steps)
         ]
     for part, key in parts:
-        how = {"frozen": frozen, "train": train}
-        arrays, batch_stats = _arrays_of_loss(model, state, part, key, **how)
+        arrays, batch_stats = _arrays_of_loss(loss, state, part, key)
         yield from arrays
         state = state.replace(batch_stats=batch_stats)
 
 
 def _arrays_of_loss(
-    model: nn.Module,
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    **how: Any,
+    loss: Loss, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[list[Named], Any]:
-    """Compute the loss of a batch or a part of it: its arrays, in order.
-
-    What is traced inside `nn.remat` and `nn.scan` cannot be looked at from outside:
-    blocks are computed without `remat`, and those under `scan` have no outputs here.
-
-    Args:
-        model: the module.
-        state: that of one run.
-        batch: a batch, or a part of it.
-        key: for dropout.
-        **how: see `loss_of_batch`.
-
-    Returns:
-        The arrays, and the new running statistics.
-    """
+    """Compute the loss of a batch or a part of it: its arrays, the new statistics."""
     names: list[str] = []
-    if hasattr(model, "remat"):
-        model = model.clone(remat=False)
 
-    def loss(params: Any) -> tuple[jax.Array, tuple[list[jax.Array], Any]]:
+    def loss_and_outputs(params: Any) -> tuple[jax.Array, tuple[list[jax.Array], Any]]:
         outputs: list[jax.Array] = []
 
         def record(next_fun, args, kwargs, context):
@@ -188,19 +156,17 @@ def _arrays_of_loss(
             return output
 
         with nn.intercept_methods(record):
-            value, (_, batch_stats) = loss_of_batch(
-                model,
+            value, (_, batch_stats) = loss(
                 params,
                 state.batch_stats,
                 batch,
                 key,
                 label_smoothing=state.label_smoothing,
-                **how,
             )
         return value, (outputs, batch_stats)
 
     # Compiled, as in training: operation by operation other numbers may overflow.
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    gradient = jax.jit(jax.value_and_grad(loss_and_outputs, has_aux=True))
     (value, (outputs, batch_stats)), grads = gradient(state.params)
     arrays = [
         *((f"output of {n}", x) for n, x in zip(names, outputs, strict=True)),

@@ -5,8 +5,8 @@ import dataclasses
 from train_jax.config.fields import Config
 from train_jax.config.models import MODELS
 from train_jax.devices import policy, processes
-from train_jax.devices.store import Path
 from train_jax.output import workdir as wd
+from train_jax.storage.store import Path
 
 _CHOICES = ("float32", "bfloat16")
 

@@ -89,7 +89,7 @@ class Trainer:
             How long it took, seconds.
         """
         started = time.perf_counter()
-        self._take_steps = self._steps.compile(state, *self._steps.data, self._step_key)
+        self._take_steps = self._steps.compile(state)
         return time.perf_counter() - started
 
     def take_steps(self, num_steps: int, state: TrainState, step: int) -> TrainState:
@@ -144,7 +144,8 @@ class Trainer:
             pause_at: leave it at these steps as well.
 
         Returns:
-            The new state; the epoch's metrics, (R,) each, or None if it is not over.
+            The new state; the epoch's metrics (loss, accuracy and learning rate (R,),
+            the others scalars), or None if it is not over.
 
         Raises:
             NonFiniteError: if the loss is not finite any more, in all runs.

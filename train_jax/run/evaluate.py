@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import Split
 from train_jax.data.loader import Batches, load_batches
 from train_jax.devices import sharding
 
@@ -56,7 +56,7 @@ class Evaluator:
         self._batch_sharding = sharding.batch_sharding(mesh)
         self._eval_step = jit(eval_step, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, variables: Any, split: ImageSplit | SequenceSplit) -> Evaluation:
+    def __call__(self, variables: Any, split: Split) -> Evaluation:
         """Evaluate the models on a split.
 
         The last batch is padded with zeros, whose results are cut off.

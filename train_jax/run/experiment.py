@@ -15,7 +15,6 @@ import numpy as np
 from train_jax.config.config import from_config_dict, to_json
 from train_jax.config.fields import Config
 from train_jax.devices import processes, sharding
-from train_jax.devices.store import Path, any_path
 from train_jax.learning.state import TrainState, count_parameters
 from train_jax.output import checkpoint_search, plots, report, summary
 from train_jax.output import workdir as wd
@@ -25,17 +24,18 @@ from train_jax.output.layers import print_layers
 from train_jax.output.metrics import metrics_from_json, truncate_metrics
 from train_jax.output.tensorboard import import_tensorboardx
 from train_jax.run import loop
-from train_jax.run.build import frozen_params
 from train_jax.run.diagnose import repeat_and_explain
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.epoch import NonFiniteError
 from train_jax.run.evaluate import Evaluation
 from train_jax.run.failures import Failed, Stopped, open_checkpoints
 from train_jax.run.loop import Record
+from train_jax.run.optimizer import frozen_params, make_loss
 from train_jax.run.profiler import Profiler
 from train_jax.run.restore import load_state, read_progress, variables_to_test
-from train_jax.run.saving import describe_run, make_save, make_save_schedule
+from train_jax.run.saving import SaveSchedule, describe_run, make_save
 from train_jax.run.setup import Parts, set_up
+from train_jax.storage.store import Path, any_path
 
 ShouldStop = Callable[[], bool]
 
@@ -105,9 +105,7 @@ def _read_finished(workdir: Path, fields: wd.Fields) -> dict[str, Any] | None:
 
     Process 0 decides; in the others the summary is empty.
     """
-    found: list[dict[str, Any] | None] = []
-    processes.call_on_main(lambda: found.append(wd.read_summary(workdir, fields)))
-    result = found[0] if found else None
+    result = processes.call_on_main(lambda: wd.read_summary(workdir, fields))
     (is_finished,) = processes.max_over_processes(result is not None)
     if not is_finished:
         return None
@@ -125,7 +123,7 @@ def _run(
     """Train and evaluate in a folder that was checked; `how`: see `open_workdir`."""
     fields = to_json(config)
     with wd.open_workdir(workdir, fields, **how) as check_lock:
-        report.print_overview(fields, parts.sizes, num_runs=len(parts.runs))
+        report.print_overview(fields, parts.splits, num_runs=len(parts.runs))
         print_layers(parts.model, parts.task.inputs())
         with open_checkpoints(
             workdir / wd.CHECKPOINTS,
@@ -171,8 +169,8 @@ def _train(
     should_stop: ShouldStop,
 ) -> tuple[TrainState, list[Record]]:
     """Train from the newest checkpoint to the end."""
-    trainer = parts.trainer
-    facts = describe_run(to_json(config), parts.task, parts.sizes, parts.orders)
+    trainer, every = parts.trainer, config.checkpoint
+    facts = describe_run(to_json(config), parts.task, parts.splits)
     state, records = _start(facts, parts, checkpoints)
     check_lock()
     try:
@@ -199,8 +197,10 @@ def _train(
             validate=parts.validate,
             report=progress,
             save=make_save(checkpoints, facts, trainer, records),
-            schedule=make_save_schedule(
-                config.checkpoint, trainer.steps_per_epoch, trainer.total_steps
+            schedule=SaveSchedule(
+                [every.every_epochs * trainer.steps_per_epoch, trainer.total_steps],
+                pause_every=every.every_steps,
+                minutes=every.every_minutes,
             ),
             should_stop=should_stop,
             profiler=profiler,
@@ -259,15 +259,16 @@ def _diagnose(
     """Explain a step whose loss was not finite, if that is asked for."""
     if not config.debug_nans:
         return ""
+    model = parts.model
+    if hasattr(model, "remat"):  # what is traced inside cannot be looked at
+        model = model.clone(remat=False)
     return repeat_and_explain(
         parts.trainer,
         load_state(checkpoints, parts.abstract_state, parts.init_state),
         failed_step,
-        model=parts.model,
+        make_loss(config, model),
         runs=parts.runs,
         accumulation_steps=config.accumulation_steps,
-        frozen=frozen_params(config),
-        train=config.freeze is None,
     )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import jax
 
 from train_jax.data.loader import LoaderError
-from train_jax.devices.store import Path
 from train_jax.output.checkpoint import CheckpointError, Checkpoints
 from train_jax.run.epoch import NonFiniteError
+from train_jax.storage.store import Path
 
 
 class Stopped(Exception):

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from train_jax.data.loader import Batches, load_batches
 from train_jax.devices import sharding
-from train_jax.learning.batch import epoch_order
+from train_jax.learning.batch import KEY_IMPL, epoch_order
 
 # The arrays of examples, and their order (in memory) or their indices (streamed).
 Data = tuple[tuple[jax.Array, ...], jax.Array]
@@ -148,7 +148,8 @@ class StepIndices:
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._last is None or self._last[0] != epoch:
-            key = jax.random.wrap_key_data(jnp.asarray(self.key_data))
+            data = jnp.asarray(self.key_data)
+            key = jax.random.wrap_key_data(data, impl=KEY_IMPL)
             order_M = np.asarray(epoch_order(key, epoch, self.num_examples))
             self._last = (epoch, order_M)
         return self._last[1]

@@ -1,7 +1,7 @@
 """The runs of a program, and the training state that they start from."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,20 +11,16 @@ import jax
 from train_jax.config.fields import Config
 from train_jax.devices import compiler, sharding
 from train_jax.learning.state import TrainState
-from train_jax.run.build import (
-    check_groups,
-    groups_of,
-    init_variables,
-    optimizer_of,
-)
+from train_jax.run.build import init_variables
+from train_jax.run.optimizer import build_optimizer, check_groups, param_groups
 from train_jax.run.runs import Runs
 from train_jax.tasks import Task
 
 
-def make_runs(config: Config, *, devices: Sequence[Any] | None = None) -> Runs:
+def make_runs(config: Config, **how: Any) -> Runs:
     """List the runs that the config asks for; see `Runs.combine`."""
     seeds = range(config.seed, config.seed + config.num_seeds)
-    return Runs.combine(seeds, config.sweep, devices=devices)
+    return Runs.combine(seeds, config.sweep, **how)
 
 
 def make_initial_state(
@@ -49,9 +45,9 @@ def make_initial_state(
     """
     # The structure of the optimiser's state does not depend on the schedule's length.
     make_tx = functools.partial(
-        optimizer_of,
+        build_optimizer,
         config.optimizer,
-        groups_of(config),
+        param_groups(config),
         steps_per_epoch=0,
         total_steps=1,
     )
@@ -60,7 +56,7 @@ def make_initial_state(
         variables = init_variables(model, key, task.inputs())
         flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
         variables = flax.traverse_util.unflatten_dict({**flat, **pretrained}, sep="/")
-        check_groups(groups_of(config), variables["params"])
+        check_groups(param_groups(config), variables["params"])
         return TrainState.create(
             variables,
             make_tx(swept=swept),

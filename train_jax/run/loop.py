@@ -87,7 +87,7 @@ def train(
             if score == NOT_SCORED and not has_finite_params(state):
                 raise NonFiniteError(step, found="parameters are not finite after")
             save(step, state, score=score)
-            schedule.restart()
+            schedule.note_save()
     profiler.reach(step)
     return state
 

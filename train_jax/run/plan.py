@@ -13,15 +13,17 @@ import numpy as np
 
 from train_jax import data
 from train_jax.config.fields import Config, DatasetConfig
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import ImageSplit, Split
 from train_jax.data.split import check_split_name
 from train_jax.data.streamed import stream_split
+from train_jax.devices import policy
 from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
 from train_jax.devices.memory import SHARE, room_for_data
 from train_jax.devices.topology import Chip, Topology
-from train_jax.run.build import frozen_params, make_model, make_task
+from train_jax.run.build import make_model, make_task
 from train_jax.run.initial_state import make_initial_state, make_runs
+from train_jax.run.optimizer import frozen_params
 from train_jax.run.setup import check_streaming
 from train_jax.run.splits import FIELDS, load_dataset
 from train_jax.run.training import make_steps
@@ -82,6 +84,8 @@ class Plan:
             fewer if some parameters are frozen.
         collectives: the operations that exchange data.
         batch_size: over all devices.
+        num_runs: number of runs in one program.
+        num_examples: size of the training split.
         steps_per_epoch: number of steps.
     """
 
@@ -131,19 +135,19 @@ def make_plan(config: Config, topology: Topology) -> Plan:
         room=SHARE * topology.chip.memory if topology.chip else math.inf,
     )
     task = make_task(config.dataset, config.augment, train)
-    runs = make_runs(config, devices=topology.devices)
+    model = make_model(config, task, devices=topology.devices)
+    convolves = policy.has_convolutions(model)
+    runs = make_runs(config, devices=topology.devices, has_convolutions=convolves)
     check_streaming(config, train, runs)
-    model = make_model(config, task, devices=runs.devices)
     state, _ = make_initial_state(config, model, task, runs)
     steps = make_steps(config, model, task, train, runs)
-    constants = (*steps.data, runs.abstract_keys()["steps"])
     num_devices = len(topology.devices)
-    traced = jax.jit(steps.step).trace(state, *constants)
+    traced = jax.jit(steps.step).trace(state, *steps.inputs)
     memory = {
         "parameters": _bytes(state.params),
         "optimiser": _bytes(state.opt_state),
         "averages, statistics": _bytes((state.ema, state.batch_stats)),
-        "training images": _bytes(constants),
+        "training images": _bytes(steps.inputs),
     }
     flops = count_flops(traced.jaxpr)
     model_flops = _model_flops(model, task, config, len(runs))
@@ -158,7 +162,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
         "steps_per_epoch": steps.per_epoch,
     }
     try:
-        compiled = steps.lower(state, *constants).compile()
+        compiled = steps.lower(state).compile()
     except jax.errors.JaxRuntimeError as error:
         needed = _parse_needed(str(error))
         if needed is None:
@@ -176,7 +180,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
 @functools.lru_cache(maxsize=1)  # the same for each batch size that is tried
 def describe_examples(
     dataset: DatasetConfig, *, crops: bool = False, room: float = math.inf
-) -> ImageSplit | SequenceSplit:
+) -> Split:
     """Make examples of the right shapes; the data of well-known sets aren't read.
 
     Args:
@@ -200,10 +204,10 @@ def describe_examples(
         )
     shape, sizes = (side, side, known.channels), known.num_examples
     cuts = [cut for name in FIELDS if (cut := getattr(dataset, name)) is not None]
-    bases = {data.parse_split(cut)[0] for cut in cuts}
+    bases = {data.split_name(cut) for cut in cuts}
     for base in bases:
         check_split_name(base, sizes, dataset.name)
-    whole = range(sizes[data.parse_split(dataset.train_split)[0]])
+    whole = range(sizes[data.split_name(dataset.train_split)])
     count = len(whole[data.absolute_slice(dataset.train_split, len(whole))])
     names = tuple(map(str, range(known.num_classes)))
     streaming = dataset.streaming
@@ -214,7 +218,14 @@ def describe_examples(
         total = sum(sizes[base] for base in bases) * num_values
         streaming = crops or known.side is None or total > room
     if streaming:
-        return stream_split(_Blank(shape), count, image_shape=shape, class_names=names)
+        return stream_split(
+            _Blank(shape),
+            count,
+            channels=known.channels,
+            image_size=side,
+            class_names=names,
+            resize=dataset.resize,
+        )
     # One pixel in memory.
     images = np.broadcast_to(np.uint8(0), (count, *shape))
     return ImageSplit(images, np.zeros(count, np.int32), names)

@@ -10,9 +10,9 @@ import numpy as np
 import resnet_jax.weights
 import vit_jax.weights
 from resnet_jax.resnet import ResNet
-from train_jax.devices.store import any_path, is_remote
 from train_jax.output import workdir as wd
 from train_jax.run.trained_model import load_model, read_weights
+from train_jax.storage.store import any_path, is_remote
 from train_jax.tasks import Classification, Task
 from vit_jax.vit import ViT
 from vit_jax.weights.format import UnknownHeadsError

@@ -6,8 +6,8 @@ from types import TracebackType
 import jax
 
 from train_jax.devices import processes
-from train_jax.devices.store import Path
 from train_jax.output.files import LocalFolder
+from train_jax.storage.store import Path
 
 
 class Profiler:

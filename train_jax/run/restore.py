@@ -43,7 +43,7 @@ def read_progress(
             f"checkpoint {step} is of a longer training than the config's "
             f"{total_steps} steps"
         )
-    # Others would be in another order: what was trained on could be in the test split.
+    # With other data the order changes: training images could be in the test split.
     for name, before, now in (
         ("num_examples", metadata.get("num_examples"), facts["num_examples"]),
         (
@@ -104,6 +104,6 @@ def variables_to_test(
         best = checkpoints.best()
         if best is not None and best != step:
             jax.tree.map(lambda x: x.delete(), last)
-            state = checkpoint.restore(checkpoints.directory, best, abstract_state)
-            return best, state.eval_variables
+            folder = checkpoints.directory
+            return best, checkpoint.restore_variables(folder, best, abstract_state)
     return step, last.eval_variables

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train_jax.devices import policy, sharding
+from train_jax.learning.batch import KEY_IMPL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Runs:
         sweep: Mapping[str, tuple[float, ...]],
         *,
         devices: Sequence[Any] | None = None,
+        has_convolutions: bool = False,
     ) -> "Runs":
         """Combine every value of every swept field with every seed.
 
@@ -47,10 +49,15 @@ class Runs:
             seeds: the seeds.
             sweep: field of the config → values.
             devices: all of them if not given.
+            has_convolutions: whether the model convolves.
         """
         *values, seeds = zip(*itertools.product(*sweep.values(), seeds), strict=True)
         mesh = sharding.make_mesh(len(seeds), devices=devices)
         in_turn = policy.computes_runs_in_turn(list(mesh.devices.flat))
+        if has_convolutions and mesh.shape[sharding.DATA_AXIS] > 1:
+            # Convolutions of several runs at once are grouped ones, which XLA does not
+            # divide among the devices of a run: each would compute the whole batch.
+            mesh, in_turn = sharding.make_mesh(devices=devices), len(seeds) > 1
         return cls(tuple(seeds), dict(zip(sweep, values, strict=True)), mesh, in_turn)
 
     def __len__(self) -> int:
@@ -123,18 +130,6 @@ class Runs:
 
         return map_in_turn
 
-    def map_outputs(
-        self, function: Callable[..., Any], in_axes: Sequence[int | None]
-    ) -> Any:
-        """Do as `map` does; outputs lead with the run axis, also of a single run."""
-        mapped = self.map(function, in_axes)
-
-        @functools.wraps(function)
-        def with_run_axis(*args: Any) -> Any:
-            return self.add_axis(mapped(*args))
-
-        return with_run_axis
-
     def add_axis(self, tree: Any) -> Any:
         """Make arrays lead with the run axis, also of a single run."""
         return tree if len(self) > 1 else jax.tree.map(lambda x: x[None], tree)
@@ -146,5 +141,6 @@ class Runs:
 
 def _make_keys(seed: jax.Array) -> dict[str, jax.Array]:
     """Make a run's keys of its seed."""
-    key, streams = jax.random.key(seed), ("init", "order", "steps")
+    key = jax.random.key(seed, impl=KEY_IMPL)
+    streams = ("init", "order", "steps")
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from train_jax import tasks
-from train_jax.config.fields import CheckpointConfig
+from train_jax.data import Split
 from train_jax.learning.state import TrainState
 from train_jax.output import summary
 from train_jax.output import workdir as wd
@@ -23,19 +23,20 @@ class SaveSchedule:
 
     def __init__(
         self,
-        *periods: int,
+        periods: Sequence[int],
+        *,
         pause_every: int | None = None,
         minutes: float | None = None,
     ):
         """Start now.
 
         Args:
-            *periods: save after every so many steps.
+            periods: save after every so many steps.
             pause_every: likewise, also within an epoch.
             minutes: save after so long without a checkpoint.
         """
         self.pause_every = pause_every
-        self._periods = periods if pause_every is None else (*periods, pause_every)
+        self._periods = [*periods, *([pause_every] if pause_every else [])]
         self._seconds = float("inf") if minutes is None else 60 * minutes
         self._saved_at = time.monotonic()
 
@@ -47,39 +48,26 @@ class SaveSchedule:
         """Whether the last checkpoint is too old."""
         return time.monotonic() - self._saved_at >= self._seconds
 
-    def restart(self) -> None:
+    def note_save(self) -> None:
         """Take note that a checkpoint was saved now."""
         self._saved_at = time.monotonic()
 
 
-def make_save_schedule(
-    every: CheckpointConfig, steps_per_epoch: int, total_steps: int
-) -> SaveSchedule:
-    """Make the schedule that the config asks for; the last step is saved as well."""
-    return SaveSchedule(
-        every.every_epochs * steps_per_epoch,
-        total_steps,
-        pause_every=every.every_steps,
-        minutes=every.every_minutes,
-    )
-
-
 def describe_run(
-    fields: wd.Fields, task: Task, sizes: Sequence[int], orders: Sequence[int | None]
+    fields: wd.Fields, task: Task, splits: Sequence[Split | None]
 ) -> dict[str, Any]:
     """Collect what a checkpoint says about its run, and a resume compares.
 
     Args:
         fields: the run's config.
         task: its task.
-        sizes: number of examples of each split.
-        orders: see `ImageSplit.order`, of each split.
+        splits: for training, validation and test.
     """
     return {
         "config": fields,
         "task": tasks.task_to_json(task),
-        "num_examples": list(sizes),
-        "order": list(orders),
+        "num_examples": [len(split or ()) for split in splits],
+        "order": [split and split.files_checksum for split in splits],
     }
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 
 from train_jax import data
 from train_jax.config.fields import Config
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import Split
 from train_jax.devices import policy
 from train_jax.learning.augment import TestAugmentation
 from train_jax.learning.state import TrainState
@@ -47,9 +47,9 @@ class Parts:
             asks for that.
     """
 
-    train: ImageSplit | SequenceSplit
-    val: ImageSplit | SequenceSplit | None
-    test: ImageSplit | SequenceSplit
+    train: Split
+    val: Split | None
+    test: Split
     task: Task
     model: nn.Module
     runs: Runs
@@ -60,15 +60,9 @@ class Parts:
     view_evaluator: Evaluator | None
 
     @property
-    def sizes(self) -> list[int]:
-        """Number of examples of the training, validation and test split."""
-        return [len(split or ()) for split in (self.train, self.val, self.test)]
-
-    @property
-    def orders(self) -> list[int | None]:
-        """See `ImageSplit.order`; of the training, validation and test split."""
-        splits = (self.train, self.val, self.test)
-        return [None if split is None else split.order for split in splits]
+    def splits(self) -> tuple[Split, Split | None, Split]:
+        """The training, validation and test split."""
+        return self.train, self.val, self.test
 
     def validate(self, variables: Any) -> Evaluation | None:
         """Evaluate models on the validation split, if there is one."""
@@ -100,9 +94,9 @@ def set_up(config: Config, *, resumes: bool = False) -> Parts:
 
 def make_parts(
     config: Config,
-    train: ImageSplit | SequenceSplit,
-    val: ImageSplit | SequenceSplit | None,
-    test: ImageSplit | SequenceSplit,
+    train: Split,
+    val: Split | None,
+    test: Split,
     *,
     pretrained: Pretrained | None = None,
     model: nn.Module | None = None,
@@ -122,11 +116,12 @@ def make_parts(
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    runs = make_runs(config, devices=devices)
-    check_streaming(config, train, runs)
     task = make_task(config.dataset, config.augment, train)
     if model is None:
-        model = make_model(config, task, devices=runs.devices)
+        model = make_model(config, task, devices=devices)
+    convolves = policy.has_convolutions(model)
+    runs = make_runs(config, devices=devices, has_convolutions=convolves)
+    check_streaming(config, train, runs)
     model = whiten(model, task, train)
     fitted = None if pretrained is None else fit_pretrained(pretrained, model, task)
     abstract_state, init_state = make_initial_state(
@@ -157,8 +152,7 @@ def _check_without_data(config: Config) -> None:
     """Raise ValueError for what cannot work, whatever the data are."""
     for name in FIELDS:
         if (split := getattr(config.dataset, name)) is not None:
-            data.parse_split(split)
-    check_batch_size(config, make_runs(config))
+            data.split_name(split)
     if data.is_sequences(config.dataset.name):
         if config.test_augmentation is not None:
             raise ValueError(
@@ -166,15 +160,16 @@ def _check_without_data(config: Config) -> None:
                 f"{config.dataset.name!r}, which has no images, got "
                 f"{config.test_augmentation!r}"
             )
-        make_model(config, Translation(1, 1, 1))
+        model = make_model(config, Translation(1, 1, 1))
     else:
         side = config.model.arguments.get("patch_size", 32)
-        make_model(config, Classification((side, side, 1), ("any",), (0.5,), (0.5,)))
+        any_images = Classification((side, side, 1), ("any",), (0.5,), (0.5,))
+        model = make_model(config, any_images)
+    convolves = policy.has_convolutions(model)
+    check_batch_size(config, make_runs(config, has_convolutions=convolves))
 
 
-def check_streaming(
-    config: Config, train: ImageSplit | SequenceSplit, runs: Runs
-) -> None:
+def check_streaming(config: Config, train: Split, runs: Runs) -> None:
     """Raise ValueError for what cannot be streamed, and what has to be."""
     if train.is_streamed and len(runs) > 1:
         raise ValueError(
@@ -200,11 +195,9 @@ def make_evaluator(
 ) -> Evaluator:
     """Make the evaluator of all runs."""
     eval_step = task.make_eval_step(model, augmentation)
+    eval_all = runs.map(lambda variables, it: eval_step(variables, *it), (0, None))
     return Evaluator(
-        runs.map_outputs(
-            lambda variables, examples: eval_step(variables, *examples),
-            in_axes=(0, None),
-        ),
+        lambda variables, examples: runs.add_axis(eval_all(variables, examples)),
         batch_size=batch_size,
         mesh=runs.mesh,
         jit=policy.jit_of_model(model, platform=runs.devices[0].platform),

@@ -10,11 +10,10 @@ import jax
 
 from train_jax import data
 from train_jax.config.fields import DatasetConfig
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import Split
 from train_jax.devices import processes
 from train_jax.devices.memory import room_for_data
 
-Split = ImageSplit | SequenceSplit
 FIELDS = ("train_split", "val_split", "test_split")
 
 
@@ -33,7 +32,7 @@ def load_dataset(
     """
     cuts = {name: getattr(dataset, name) for name in FIELDS}
     given = {name: cut for name, cut in cuts.items() if cut is not None}
-    wholes = [data.parse_split(cut)[0] for cut in given.values()]
+    wholes = [data.split_name(cut) for cut in given.values()]
     loaded = load_named_splits(
         dataset, *given.values(), *wholes, crops=crops, room=room
     )

@@ -14,16 +14,16 @@ from train_jax import tasks
 from train_jax.config.config import resolve
 from train_jax.config.fields import DatasetConfig
 from train_jax.config.rules import CHANNEL_MEANS, CHANNEL_STDS
-from train_jax.data import ImageSplit, SequenceSplit, parse_split
+from train_jax.data import ImageSplit, Split, split_name
 from train_jax.data.resize import Resize
 from train_jax.data.split import first_change
 from train_jax.devices import policy
-from train_jax.devices.store import Path, any_path
 from train_jax.output import checkpoint as checkpoints
 from train_jax.output import workdir as wd
 from train_jax.run.build import make_model
 from train_jax.run.initial_state import make_initial_state, make_runs
 from train_jax.run.splits import FIELDS, load_named_splits
+from train_jax.storage.store import Path, any_path
 from train_jax.tasks import Classification, Task
 from weight_files import Pretrained, open_source
 from weight_files.pretrained import Resampling
@@ -40,7 +40,8 @@ class TrainedModel:
         name: of the model, for messages.
         dataset: the data of its training, if they are known.
         step: number of training steps, if it is known.
-        orders: name of each split it was trained with → its `ImageSplit.order`.
+        files_checksums: name of each split it was trained with → its
+            `ImageSplit.files_checksum`.
         resize: how images of other proportions are resized.
         crop_fraction: see `weight_files.Pretrained`.
         resampling: likewise.
@@ -52,12 +53,12 @@ class TrainedModel:
     name: str
     dataset: DatasetConfig | None = None
     step: int | None = None
-    orders: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    files_checksums: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     resize: Resize = "crop"
     crop_fraction: float = 1.0
     resampling: Resampling = "bilinear"
 
-    def load_test(self) -> ImageSplit | SequenceSplit:
+    def load_test(self) -> Split:
         """Load the test split of the training's data set.
 
         Raises:
@@ -67,9 +68,7 @@ class TrainedModel:
             raise ValueError("pictures must be named, as weights have no test images")
         return self.load_split(self.dataset, self.dataset.test_split)
 
-    def load_split(
-        self, dataset: DatasetConfig, cut: str
-    ) -> ImageSplit | SequenceSplit:
+    def load_split(self, dataset: DatasetConfig, cut: str) -> Split:
         """Load a split of the training's data set; warn if its pictures have changed.
 
         Args:
@@ -88,7 +87,8 @@ class TrainedModel:
                     f"dataset {dataset.name!r} is not that of the training, which had "
                     f"{change}"
                 )
-        if split.order != self.orders.get(parse_split(cut)[0], split.order):
+        now = split.files_checksum
+        if now != self.files_checksums.get(split_name(cut), now):
             print(
                 f"warning: the pictures of {dataset.name!r} have changed since the "
                 f"training; some of {cut!r} may have been trained on",
@@ -124,7 +124,7 @@ def require_images(trained: TrainedModel) -> Classification:
 
 
 def load_model(
-    workdir: Path | str, *, run: int = 0, checkpoint: str = "last"
+    workdir: Path | str, *, run: int = 0, checkpoint: str | int = "last"
 ) -> TrainedModel:
     """Restore a trained model from the folder of its run.
 
@@ -143,7 +143,7 @@ def load_model(
     workdir = any_path(str(workdir), "workdir")
     directory = workdir / wd.CHECKPOINTS
     with wd.naming_workdir(workdir):
-        step = checkpoints.find(directory, checkpoint)
+        step = checkpoints.find(directory, str(checkpoint))
     if step is None:
         raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
     try:
@@ -160,11 +160,11 @@ def load_model(
         raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
     model = make_model(config, task)
     abstract_state, _ = make_initial_state(config, model, task, runs)
-    state = checkpoints.restore(directory, step, abstract_state)
-    variables = runs.select(state.eval_variables, run)
+    of_all_runs = checkpoints.restore_variables(directory, step, abstract_state)
+    variables = runs.select(of_all_runs, run)
     cuts = [getattr(config.dataset, field) for field in FIELDS]
-    orders = {
-        parse_split(cut)[0]: order
+    files_checksums = {
+        split_name(cut): order
         for cut, order in zip(cuts, metadata.get("order", ()), strict=False)
         if cut is not None
     }
@@ -175,7 +175,7 @@ def load_model(
         config.model.name,
         dataset=config.dataset,
         step=step,
-        orders=orders,
+        files_checksums=files_checksums,
         resize=config.dataset.resize,
     )
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from train_jax.config.fields import MOST_STEPS, Config
-from train_jax.data import ImageSplit, SequenceSplit
+from train_jax.data import Split
 from train_jax.data.loader import Batches, default_workers, threads_of_each
 from train_jax.devices import policy, sharding
 from train_jax.learning.batch import (
@@ -19,14 +19,12 @@ from train_jax.learning.batch import (
     take_loaded,
 )
 from train_jax.learning.step import make_next_step, make_train_step
-from train_jax.run.build import frozen_params, groups_of, optimizer_of
 from train_jax.run.epoch import Trainer
 from train_jax.run.feed import Feed, MemoryFeed, StepIndices, StreamFeed
+from train_jax.run.optimizer import build_optimizer, make_loss, param_groups
 from train_jax.run.runs import Runs
 from train_jax.run.steps import Steps
 from train_jax.tasks import Task
-
-Split = ImageSplit | SequenceSplit
 
 
 def check_batch_size(config: Config, runs: Runs) -> None:
@@ -75,14 +73,14 @@ def make_steps(
     """Make the training steps; they are compiled later.
 
     Raises:
-        ValueError: see `count_steps` and `optimizer_of`.
+        ValueError: see `count_steps` and `build_optimizer`.
     """
     check_batch_size(config, runs)
     steps_per_epoch, total_steps = count_steps(config, len(train))
-    tx = optimizer_of(
+    tx = build_optimizer(
         config.optimizer,
-        groups_of(config),
-        # Each run's own values are in its state; these only make them be read there.
+        param_groups(config),
+        # The values are read from each run's state; these only mark what is swept.
         {field: values[0] for field, values in runs.swept.items()},
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -95,14 +93,13 @@ def make_steps(
         model = sharding.gather_kernels(model, runs.mesh)
         how["gather_params"] = functools.partial(sharding.gather_rest, mesh=runs.mesh)
     train_step = make_train_step(
-        model,
+        make_loss(config, model),
         tx,
         accumulation_steps=config.accumulation_steps,
-        frozen=frozen_params(config),
-        train=config.freeze is None,
         **how,
     )
-    select = functools.partial(take_loaded, look_up=len(runs.devices) == 1)
+    is_one_cpu = len(runs.devices) == 1 and platform == "cpu"
+    select = functools.partial(take_loaded, look_up=is_one_cpu)
     if not train.is_streamed:
         select = functools.partial(
             select_examples,
@@ -116,7 +113,10 @@ def make_steps(
     return Steps(
         make_next_step(train_step, next_batch, steps_per_epoch=steps_per_epoch),
         next_batch,
-        _describe_data(train, config.batch_size, runs),
+        (
+            *_describe_data(train, config.batch_size, runs),
+            runs.abstract_keys()["steps"],
+        ),
         runs.map,
         per_epoch=steps_per_epoch,
         total=total_steps,

@@ -16,8 +16,8 @@ from train_jax.devices import compiler
 from train_jax.learning.augment import (
     TestAugmentation,
     augment_batch,
+    augmented_views,
     normalize,
-    test_views,
 )
 from train_jax.learning.batch import Batch
 from train_jax.learning.step import cross_entropy
@@ -27,7 +27,7 @@ from vit_jax.interpret import attention_weights, patch_relevance, pool_weights
 
 Array = jax.Array
 
-# Of so many test images the attention is drawn.
+# Number of test images whose attention is drawn.
 _NUM_ATTENTION_IMAGES = 8
 
 
@@ -112,14 +112,14 @@ class Classification:
         """Make the step; its output is the probability of each class, (B, Y).
 
         Args:
-            augmentation: see `test_views`, whose logits are averaged.
+            augmentation: see `augmented_views`, whose logits are averaged.
         """
 
         def eval_step(variables: Any, image_BHWC: Array, label_B: Array):
             self._check_examples(image_BHWC, label_B)
             views = [(1.0, image_BHWC)]
             if augmentation is not None:
-                views = test_views(image_BHWC, augmentation)
+                views = augmented_views(image_BHWC, augmentation)
             logits_BY: Array = sum(
                 weight * model.apply(variables, self.normalize(view), train=False)  # type: ignore
                 for weight, view in views
@@ -171,12 +171,11 @@ class Classification:
             weight_BT = compiler.fast_jit(functools.partial(pool_weights, model))(
                 *inputs
             )
-        has_class_token = "cls" in variables["params"]
-        registers = variables["params"].get("registers", np.zeros((1, 0)))
+        has_class_token = getattr(model, "pool", None) == "cls"
         relevance_BT = patch_relevance(
             weights[-1].mean(axis=1),
             has_class_token=has_class_token,
-            num_registers=registers.shape[1],
+            num_registers=getattr(model, "num_registers", 0),
             weight_BT=weight_BT,
         )
         attention_plots.plot_attention(

@@ -8,8 +8,8 @@ from etils import epath
 from tests.train.store import fake_gcs
 from tests.train.store.runs import BUCKET, CHANGES
 from tests.train.tiny import train_tiny
-from train_jax.devices import store as stores
 from train_jax.output import workdir as wd
+from train_jax.storage import store as stores
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import re
 
 from tests.train.store import fake_gcs
-from train_jax.devices import store as stores
+from train_jax.storage import store as stores
 
 BUCKET = f"gs://{fake_gcs.BUCKET}"
 CHANGES = {"num_epochs": 6, "checkpoint.every_epochs": 1, "model.dropout_rate": 0.1}

@@ -11,14 +11,22 @@ import numpy as np
 import pytest
 
 from tests.train.data.tiny_set import NUM_TEST, NUM_TRAIN, encoded, write_set
-from tests.train.store.runs import BUCKET, list_names
+from tests.train.store.runs import BUCKET, CHANGES, list_names
 from tests.train.tiny import train_tiny
 from train_jax import ablate, data, evaluate, explain, export, predict
-from train_jax.devices import store as stores
-from train_jax.devices.folders import cache_folder
 from train_jax.output import checkpoint, checkpoint_search, lock
 from train_jax.output import workdir as wd
 from train_jax.run import profiler
+from train_jax.storage import store as stores
+from train_jax.storage.paths import cache_folder
+
+
+@pytest.fixture(scope="module")
+def whole(store):
+    """A short run, without plots."""
+    workdir = stores.any_path(f"{BUCKET}/whole", "folder")
+    train_tiny(workdir, CHANGES | {"num_epochs": 2})
+    return workdir
 
 
 def test_a_folder_in_use_is_refused(folder):
@@ -56,7 +64,7 @@ def test_a_lock_that_is_taken_over_stops_the_writing(folder):
 def test_the_commands_read_a_run(whole, store, capsys):
     workdir = ["--workdir", str(whole)]
     assert evaluate.main(workdir) == 0
-    assert "vit, step 30, on " in capsys.readouterr().out
+    assert "vit, step 10, on " in capsys.readouterr().out
     assert explain.main([*workdir, "--images", "3"]) == 0
     assert f"{whole}/plots/explain_3.png" in capsys.readouterr().out
     assert (whole / "plots" / "explain_3.png").read_bytes().startswith(b"\x89PNG")
@@ -170,5 +178,5 @@ def test_a_prepared_set_is_copied_once(folder, tmp_path, monkeypatch, capsys):
 
 def test_a_kept_checkpoint_is_restored(whole):
     directory = whole / wd.CHECKPOINTS
-    assert checkpoint.find(directory, "last") == 30
-    assert checkpoint.find(directory, "25") == 25
+    assert checkpoint.find(directory, "last") == 10
+    assert checkpoint.find(directory, "5") == 5

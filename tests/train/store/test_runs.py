@@ -12,17 +12,26 @@ import pytest
 from tests.train.nursery import Nursery
 from tests.train.store.runs import CHANGES, COMMITTED, list_names
 from tests.train.test_processes import CONFIG, start_two
-from tests.train.tiny import TINY, last_state, train_tiny
+from tests.train.tiny import (
+    TINY,
+    compile_once,  # noqa: F401 (a fixture)
+    last_state,
+    train_tiny,
+)
 from train_jax.config.config import load_config
-from train_jax.devices import store as stores
 from train_jax.output import workdir as wd
-from train_jax.run.experiment import train_and_evaluate
+from train_jax.run import experiment
 from train_jax.run.failures import Failed
+from train_jax.storage import store as stores
 
 
 def without_times(record):
     timing = ("seconds", "images_per_second", "train_seconds")
     return {k: v for k, v in record.items() if k not in timing}
+
+
+def without_plots(names):
+    return [name for name in names if not name.startswith(f"{wd.PLOTS}/")]
 
 
 def assert_same_bits(workdir, expected):
@@ -52,10 +61,10 @@ def test_a_finished_run_prints_its_summary(whole, capsys):
 
 
 def test_overwrite_deletes_the_run_before(unfinished, whole):
-    (unfinished / "plots" / "old.png").write_text("old")
-    train_tiny(unfinished, CHANGES, has_plots=True, overwrite=True)
+    (unfinished / wd.PLOTS / "old.png").write_text("old")
+    train_tiny(unfinished, CHANGES, overwrite=True)
     assert_same_bits(unfinished, whole)
-    assert list_names(unfinished) == list_names(whole)
+    assert list_names(unfinished) == without_plots(list_names(whole))
 
 
 @pytest.mark.slow  # twelve starts
@@ -68,7 +77,7 @@ def test_killed_ten_times(store, folder, tmp_path):
         variables=store.environment(),
         modules=["gcsfs"],
     )
-    nursery.start(folder / "whole", has_plots=True)
+    nursery.start(folder / "whole")
     assert nursery.wait() == 0, nursery.output
     workdir, killed_at = folder / "run", []
     generator = np.random.default_rng(0)
@@ -95,7 +104,7 @@ def test_killed_ten_times(store, folder, tmp_path):
         assert nursery.wait() == -signal.SIGKILL, nursery.output
         assert "Traceback" not in nursery.output
     store.before_write = lambda name: None
-    nursery.start(workdir, has_plots=True)
+    nursery.start(workdir)
     assert nursery.wait() == 0, nursery.output
     nursery.close()
     assert "resuming after step" in nursery.output
@@ -145,8 +154,13 @@ def test_a_refused_write_ends_the_run_in_one_line(unfinished, store, whole):
 
 
 @pytest.mark.slow  # two processes
-def test_two_processes_write_one_set_of_files(folder, whole, tmp_path):
+def test_two_processes_write_one_set_of_files(folder, whole, tmp_path, monkeypatch):
+    for name in ("_plot", "print_layers"):
+        monkeypatch.setattr(experiment, name, lambda *_: None)
     outputs, both = start_two(folder, tmp_path, CHANGES)
+    fields = {field: str(value) for field, value in (TINY | CHANGES).items()}
+    config = load_config(CONFIG, fields)
+    one = experiment.train_and_evaluate(config, tmp_path / "one")
     assert [p.wait() for p in both] == [0, 0], [x.read_text() for x in outputs]
     events = stores.list_files(folder / wd.TENSORBOARD)
     assert len(events) == 1
@@ -155,8 +169,6 @@ def test_two_processes_write_one_set_of_files(folder, whole, tmp_path):
         [x for x in list_names(y) if not re.search(of_processes, x)]
         for y in (folder, whole)
     )
-    assert found == expected
-    fields = {field: str(value) for field, value in (TINY | CHANGES).items()}
-    one = train_and_evaluate(load_config(CONFIG, fields), tmp_path / "one")
+    assert found == without_plots(expected)
     two = json.loads((folder / wd.SUMMARY).read_text())
     np.testing.assert_allclose(two["test_loss"], one["test_loss"], rtol=1e-5)

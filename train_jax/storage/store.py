@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from train_jax.devices.folders import local_path
+from train_jax.storage.paths import local_path
 
 if TYPE_CHECKING:
     from etils import epath

@@ -1,0 +1,1 @@
+"""Paths and folders, on this machine and in object stores."""
