@@ -49,6 +49,7 @@ EXPECTED = {
     "fast_cifar10_plain": (4_422_648, CIFAR10),
     "resnet20_cifar10": (269_722, CIFAR10),
     "resnet18_cifar10": (11_173_962, CIFAR10),
+    "resnet18_short_cifar10": (11_173_962, CIFAR10),
     # 22,050,664 without class token and position embedding.
     "vit_s16_imagenet": (22_050_664 - 384 - 197 * 384, IMAGENET),
     "resnet18_mnist": (11_172_810, MNIST),
