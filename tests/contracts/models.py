@@ -309,6 +309,9 @@ CONTRACTS = {
         (IMAGE[0], KERNEL, (1, 1), [(1, 1)] * 2),
         "resnet_jax.cpu.convolution._convolve",
     ),
+    "resnet_jax.cpu.direct.direct_conv3x3": Contract(
+        (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.direct._convolve"
+    ),
     "resnet_jax.cpu.winograd.conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.winograd._conv3x3"
     ),

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from resnet_jax import ResNet
+from resnet_jax.cpu import convolution
 from resnet_jax.cpu.convolution import conv_general_dilated
+from resnet_jax.cpu.direct import direct_conv3x3
 from resnet_jax.cpu.winograd import conv3x3
 from tests import modules
 from tests.modules import normal
@@ -58,14 +60,14 @@ def _assert_same_gradients(convolve, xla, image, kernel) -> None:
 
 
 # Kernels, strides and borders of all ResNets; more and fewer channels and pixels than
-# Winograd's transforms pay for, in the gradient alone (16) and in all.
+# Winograd's transforms pay for.
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 10), (1, 3)])
 @pytest.mark.parametrize(
     "channels, side, stride",
-    [(40, 3, 1), (16, 3, 1), (3, 3, 1), (3, 3, 2), (3, 1, 1), (3, 1, 2), (3, 7, 2)],
+    [(110, 3, 1), (16, 3, 1), (3, 3, 1), (3, 3, 2), (3, 1, 1), (3, 1, 2), (3, 7, 2)],
 )
 def test_equals_xla(height, width, channels, side, stride):
-    image, kernel = _draw(5, height, width, channels), _draw(side, side, channels, 20)
+    image, kernel = _draw(8, height, width, channels), _draw(side, side, channels, 20)
     border = [((side - 1) // 2,) * 2] * 2
     options = {"window_strides": (stride, stride), "padding": border}
     ours = functools.partial(conv_general_dilated, **options)
@@ -74,30 +76,42 @@ def test_equals_xla(height, width, channels, side, stride):
 
 # Sizes that tiles of 4 pixels cover, and that they do not.
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 10), (4, 16), (1, 3)])
-@pytest.mark.parametrize("channels", [1, 17, 33])
-def test_winograd_equals_xla(height, width, channels):
+@pytest.mark.parametrize("channels", [1, 33])
+@pytest.mark.parametrize("convolve", [conv3x3, direct_conv3x3])
+def test_each_way_equals_xla(convolve, height, width, channels):
     image, kernel = _draw(5, height, width, channels), _draw(3, 3, channels, 20)
     xla = _xla(window_strides=(1, 1), padding=[(1, 1)] * 2)
-    _assert_same_gradients(conv3x3, xla, image, kernel)
+    _assert_same_gradients(convolve, xla, image, kernel)
 
 
 @pytest.mark.parametrize(
-    "shape, features, is_transformed",
-    [((5, 4, 4, 16), 20, True), ((4, 4, 4, 16), 20, False), ((9, 4, 4, 15), 20, False)],
+    "shape, expected",
+    [
+        ((16, 4, 4, 64), "winograd"),
+        ((15, 4, 4, 64), "windows"),
+        ((1, 4, 4, 63), "direct"),
+        ((1, 4, 4, 4), "direct"),
+        ((16, 4, 4, 3), "windows"),
+    ],
 )
-def test_kernels_are_transformed_where_that_pays(shape, features, is_transformed):
-    image, kernel = jnp.zeros(shape), jnp.zeros((3, 3, shape[-1], features))
-    program = jax.make_jaxpr(
-        lambda image, kernel: conv_general_dilated(image, kernel, (1, 1), [(1, 1)] * 2)
-    )(image, kernel)
-    assert ("custom_vjp" in str(program)) == is_transformed
+def test_the_fastest_way_is_chosen(monkeypatch, shape, expected):
+    ways = {"conv3x3": "winograd", "direct_conv3x3": "direct"}
+    for name, way in (ways | {"_multiply_windows": "windows"}).items():
+        monkeypatch.setattr(convolution, name, lambda *_, way=way: chosen.append(way))
+    chosen = []
+    kernel = jnp.zeros((3, 3, shape[-1], 64))
+    convolution._convolve(jnp.zeros(shape), kernel, (1, 1), [(1, 1)] * 2)
+    assert chosen == [expected]
 
 
-# 2^21 numbers are transformed at a time: this batch takes two chunks.
-def test_chunks_make_no_difference():
-    image, kernel = _draw(14, 64, 64, 32), _draw(3, 3, 32, 16)
+# Each of these batches takes several chunks.
+@pytest.mark.parametrize(
+    "convolve, shape", [(conv3x3, (14, 64, 64, 32)), (direct_conv3x3, (9, 64, 64, 16))]
+)
+def test_chunks_make_no_difference(convolve, shape):
+    image, kernel = _draw(*shape), _draw(3, 3, shape[-1], 16)
     xla = _xla(window_strides=(1, 1), padding=[(1, 1)] * 2)
-    _assert_same_gradients(conv3x3, xla, image, kernel)
+    _assert_same_gradients(convolve, xla, image, kernel)
 
 
 @pytest.mark.parametrize("side", [3, 1])
@@ -132,13 +146,14 @@ def test_float64_is_computed_in_float64(side):
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-11)
 
 
-def test_vmap_over_kernels():
+@pytest.mark.parametrize("convolve", [conv3x3, direct_conv3x3])
+def test_vmap_over_kernels(convolve):
     images, kernels = _draw(2, 4, 8, 8, 32), _draw(2, 3, 3, 32, 16)
 
     def one_by_one(images, kernels):
-        return jnp.stack([conv3x3(images[i], kernels[i]) for i in range(2)])
+        return jnp.stack([convolve(images[i], kernels[i]) for i in range(2)])
 
-    _assert_close(*_compute((jax.vmap(conv3x3), one_by_one), images, kernels))
+    _assert_close(*_compute((jax.vmap(convolve), one_by_one), images, kernels))
 
 
 def test_other_convolutions_are_refused():

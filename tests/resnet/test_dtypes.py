@@ -11,6 +11,7 @@ import pytest
 from resnet_jax import BasicBlock, BottleneckBlock, ResNet
 from resnet_jax.batch_norm import batch_norm, batch_statistics
 from resnet_jax.cpu.convolution import conv_general_dilated
+from resnet_jax.cpu.direct import direct_conv3x3
 from resnet_jax.cpu.winograd import conv3x3
 from tests import dtypes, modules
 from tests.modules import normal
@@ -104,7 +105,7 @@ def test_functions_need_no_implicit_promotion(dtype):
     kernel, one, zero = kernel.astype(dtype), jnp.ones(16), jnp.zeros(16)
 
     def loss(image, kernel):
-        y = conv3x3(image, kernel)
+        y = direct_conv3x3(conv3x3(image, kernel), kernel)
         y = conv_general_dilated(y, kernel, (1, 1), [(1, 1)] * 2)
         y = conv_general_dilated(y, kernel, (2, 2), [(1, 1)] * 2)
         return batch_norm(y, *batch_statistics(y), one, zero).sum()

@@ -51,7 +51,7 @@ def test_resnet_takes_an_empty_batch(fields, convolution):
     jax.tree.map(np.testing.assert_array_equal, batch_stats, variables["batch_stats"])
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 8, 32), (0, 5, 7, 3)])
+@pytest.mark.parametrize("shape", [(0, 8, 8, 120), (0, 8, 8, 32), (0, 5, 7, 3)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolutions_take_an_empty_batch(shape, stride):
     image, kernel = jnp.ones(shape), jnp.ones((3, 3, shape[-1], 20))
