@@ -85,8 +85,10 @@ def _kernel_gradient(x_BHWC: Array, dy_BHWF: Array) -> Array:
         x, dy = (a.reshape(num_pixels, a.shape[-1]) for a in (x, dy))
         return total + x.T @ dy, None
 
-    chunks = tuple(
-        a.reshape(batch // size, size, *a.shape[1:]) for a in (x_BHWC, dy_BHWF)
+    num_chunks = batch // size
+    chunks = (
+        x_BHWC.reshape(num_chunks, size, height, width, channels),
+        dy_BHWF.reshape(num_chunks, size, height, width, features),
     )
     zeros = jnp.zeros((3 * channels, 3 * features), x_BHWC.dtype)
     total, _ = jax.lax.scan(add, zeros, chunks)
