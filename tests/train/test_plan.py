@@ -62,6 +62,11 @@ def test_a_streamed_set_takes_the_memory_of_a_batch():
         assert 0 <= found.memory["training images"] - expected <= 16
 
 
+def test_runs_with_convolutions_gather_no_images():
+    found = plan.make_plan(tiny_config({"model.stem": "conv", "num_seeds": 3}), CPUS)
+    assert {each.kind for each in found.collectives} == {"all-reduce"}
+
+
 def test_frozen_parameters_need_no_gradient(real):
     frozen = {"params": "^(?!head)", "learning_rate": 0}
     changes = {f"groups.frozen.{name}": value for name, value in frozen.items()}

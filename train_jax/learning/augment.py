@@ -276,8 +276,8 @@ def augmented_views(
     Args:
         image_BHWC: raw, as each pixel may have a mean of its own.
         name: "flip" for the images and their mirror images; "flip_shift" for these, of
-            half the weight, and both shifted by one pixel up and left, and down and
-            right, the missing edge being reflected.
+            half the weight, and both shifted by a pixel up and left, and down and
+            right, with the edge reflected.
 
     Returns:
         (weight, image_BHWC) of each view; the weights sum to 1.
@@ -288,8 +288,7 @@ def augmented_views(
     _, height, width, _ = image_BHWC.shape
     shifted = [image_BHWC]
     if name == "flip_shift":
-        sides = [(0, 0), (1, 1), (1, 1), (0, 0)]
-        padded = jnp.pad(image_BHWC, sides, "reflect")
+        padded = jnp.pad(image_BHWC, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
         shifted += [padded[:, i : height + i, i : width + i] for i in (0, 2)]
     weights = (0.5,) if name == "flip" else (0.25, 0.125, 0.125)
     views = [
