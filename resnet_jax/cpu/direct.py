@@ -23,7 +23,7 @@ _CHUNK_SIZE = 2**18
 
 
 def direct_conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:
-    """Convolve with stride 1 and a border of one zero pixel.
+    """Convolve few channels with a 3×3 kernel, stride 1 and a border of one zero pixel.
 
     It supports reverse-mode differentiation, once (no jvp).
 

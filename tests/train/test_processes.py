@@ -408,6 +408,16 @@ def test_an_error_without_a_text_is_raised_in_all_processes(monkeypatch):
         processes.call_on_main(fail)
 
 
+def test_a_cluster_that_jax_cannot_find_is_told_what_to_give(monkeypatch):
+    def fail(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(ValueError, match=r"\(coordinator_address .*\); give --coord"):
+        processes.join("auto", None, None)
+
+
 def test_auto_asks_the_cluster(monkeypatch):
     calls = []
     monkeypatch.setattr(processes, "_initialize", lambda *a: calls.append(a))

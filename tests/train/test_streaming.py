@@ -1,5 +1,6 @@
 """Streamed sets: the order, batches and results of a set in memory."""
 
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train import test_processes
 from tests.train.test_faults import read_state
 from tests.train.test_folder import write
 from tests.train.test_processes import CONFIG, SIMPLE, results, start_two
@@ -132,19 +132,11 @@ def test_a_stopped_run_goes_on_with_another_number_of_workers(
     assert_same(train(photos, tmp_path / "run", **how), in_memory)
 
 
-# Comes before the program of the two processes.
-WITHOUT_PLOTS = """
-from train_jax.run import experiment
-experiment._plot = experiment.print_layers = lambda *_: None
-"""
-
-
 @pytest.mark.slow  # two processes
 def test_two_processes_load_the_batches_of_one(photos, tmp_path, monkeypatch):
     # Nobody looks at plots, or at the table of layers.
     for name in ("_plot", "print_layers"):
         monkeypatch.setattr(f"train_jax.run.experiment.{name}", lambda *_: None)
-    monkeypatch.setattr(test_processes, "TRAIN", WITHOUT_PLOTS + test_processes.TRAIN)
     changes = SIMPLE | fields(photos, **{"dataset.streaming": True})
     outputs, both = start_two(tmp_path / "two", tmp_path, changes)
     texts = {field: str(value) for field, value in (TINY | changes).items()}
@@ -459,3 +451,10 @@ def test_cifar10_streamed_has_the_metrics_of_cifar10_in_memory(one_device, tmp_p
         summary = train_tiny(workdir, common | how)
         found[workdir.name] = (summary["test_loss"], results(workdir))
     assert json.dumps(found["False-0"]) == json.dumps(found["True-2"])
+
+
+def test_the_order_does_not_depend_on_the_default_kind_of_keys():
+    make = functools.partial(StepIndices, np.array([0, 7], np.uint32), 10, 5)
+    expected = make(np.arange(5))(1)
+    with jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(make(np.arange(5))(1), expected)

@@ -414,6 +414,7 @@ def test_images_for_torchvision_s_resnets_are_cropped(stem, fraction):
     variables = modules.variables(model, 1, 32, 32, 3)
     state = weight_files.to_theirs(torch_layout.table(model), jax.device_get(variables))
     assert resnet_jax.weights.load(state).crop_fraction == fraction
+    assert resnet_jax.weights.load(state, image_size=64).image_shape == (64, 64, 3)
 
 
 def test_a_field_that_there_is_not_is_the_caller_s_mistake(vit):

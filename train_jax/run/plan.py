@@ -16,7 +16,6 @@ from train_jax.config.fields import Config, DatasetConfig
 from train_jax.data import ImageSplit, Split
 from train_jax.data.split import check_split_name
 from train_jax.data.streamed import stream_split
-from train_jax.devices import policy
 from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
 from train_jax.devices.memory import SHARE, room_for_data
@@ -136,8 +135,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     )
     task = make_task(config.dataset, config.augment, train)
     model = make_model(config, task, devices=topology.devices)
-    convolves = policy.has_convolutions(model)
-    runs = make_runs(config, devices=topology.devices, has_convolutions=convolves)
+    runs = make_runs(config, model, devices=topology.devices)
     check_streaming(config, train, runs)
     state, _ = make_initial_state(config, model, task, runs)
     steps = make_steps(config, model, task, train, runs)

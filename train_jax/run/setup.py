@@ -119,8 +119,7 @@ def make_parts(
     task = make_task(config.dataset, config.augment, train)
     if model is None:
         model = make_model(config, task, devices=devices)
-    convolves = policy.has_convolutions(model)
-    runs = make_runs(config, devices=devices, has_convolutions=convolves)
+    runs = make_runs(config, model, devices=devices)
     check_streaming(config, train, runs)
     model = whiten(model, task, train)
     fitted = None if pretrained is None else fit_pretrained(pretrained, model, task)
@@ -165,8 +164,7 @@ def _check_without_data(config: Config) -> None:
         side = config.model.arguments.get("patch_size", 32)
         any_images = Classification((side, side, 1), ("any",), (0.5,), (0.5,))
         model = make_model(config, any_images)
-    convolves = policy.has_convolutions(model)
-    check_batch_size(config, make_runs(config, has_convolutions=convolves))
+    check_batch_size(config, make_runs(config, model))
 
 
 def check_streaming(config: Config, train: Split, runs: Runs) -> None:
