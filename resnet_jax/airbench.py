@@ -185,19 +185,20 @@ class AirbenchNet(nn.Module):
         x_BHWC = nn.gelu(self._whiten(image_BHWC.astype(self.dtype)))
         for group, width in enumerate(self.widths, start=1):
             x_BHWC = self._group(x_BHWC, width, f"group{group}", train=train)
-        out_BY = x_BHWC.max(axis=(1, 2))
+        dtype = float32_or_wider(self.dtype)
+        out_BY = x_BHWC.max(axis=(1, 2)).astype(dtype)
         if self.num_classes is not None:
             head = nn.Dense(
                 self.num_classes,
                 use_bias=False,
                 kernel_init=_unit_uniform,
-                dtype=self.dtype,
+                dtype=dtype,
                 name="head",
             )
             out_BY = head(out_BY) / out_BY.shape[-1]
         num_outputs = self.num_classes or self.widths[-1]
         chex.assert_shape(out_BY, (image_BHWC.shape[0], num_outputs))
-        return out_BY.astype(float32_or_wider(self.dtype))
+        return out_BY
 
     def _whiten(self, image_BHWC: Array) -> Array:
         """Convolve with the frozen kernel; its bias is learned."""

@@ -3,11 +3,9 @@
 from typing import Any
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.dtypes import float32_or_wider
 from resnet_jax.resnet import ResNet
 
 Array = jax.Array
@@ -47,7 +45,7 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     chex.assert_equal_shape_prefix([image_BHWC, label_B], 1)
     if model.num_classes is None:
         raise ValueError("grad_cam needs a model with a head, got num_classes None")
-    feature_BHWF = _last_features(model, variables, image_BHWC)
+    feature_BHWF: Any = model.apply(variables, image_BHWC, return_map=True)
     batch, height, width, _ = feature_BHWF.shape
     kernel_FY = variables["params"]["head"]["kernel"]
     one_hot_BY = jax.nn.one_hot(
@@ -55,23 +53,6 @@ def grad_cam(model: ResNet, variables: Any, image_BHWC: Array, label_B: Array) -
     )
     weight_BF = jnp.matmul(one_hot_BY, kernel_FY.T, precision="highest")
     weight_BF /= height * width
-    feature_BHWF = feature_BHWF.astype(float32_or_wider(feature_BHWF.dtype))
     map_BHW = jnp.einsum("BHWF,BF->BHW", feature_BHWF, weight_BF, precision="highest")
     chex.assert_shape(map_BHW, (batch, height, width))
     return jax.nn.relu(map_BHW)
-
-
-def _last_features(model: ResNet, variables: Any, image_BHWC: Array) -> Array:
-    """Compute the output of the last block, feature_BHWF."""
-    last = f"stage{len(model.stage_sizes)}_block{model.stage_sizes[-1]}"
-
-    def is_last(module: nn.Module, method: str) -> bool:
-        return module.name == last and method == "__call__"
-
-    variables = {k: v for k, v in variables.items() if k != "intermediates"}
-    outputs: Any = model.apply(
-        variables, image_BHWC, capture_intermediates=is_last, mutable="intermediates"
-    )
-    _, captured = outputs
-    (feature_BHWF,) = captured["intermediates"][last]["__call__"]
-    return feature_BHWF

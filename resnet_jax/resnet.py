@@ -32,8 +32,8 @@ class ResNet(nn.Module):
 
     With `train=True` the collection `batch_stats` has to be mutable: BatchNorm then
     normalises with the statistics of the batch and updates its running averages. (An
-    empty batch leaves them unchanged.) The running variance averages the batch's
-    variance divided by n, as in Flax; PyTorch's is divided by n - 1.
+    empty batch leaves them unchanged.) The running variance averages biased variances,
+    squares divided by n, as in Flax; PyTorch averages unbiased ones, divided by n − 1.
 
     >>> model = ResNet(10, stage_sizes=(1, 1), width=4)
     >>> model.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))[0].shape
@@ -110,13 +110,12 @@ class ResNet(nn.Module):
         if return_map:
             chex.assert_shape(x_BHWC, (image_BHWC.shape[0], None, None, None))
             return x_BHWC.astype(dtype)
-        out_BY = x_BHWC.mean(axis=(1, 2))
+        out_BY = x_BHWC.mean(axis=(1, 2), dtype=dtype)
         if self.num_classes is not None:
-            head = nn.Dense(self.num_classes, dtype=self.dtype, name="head")
-            out_BY = head(out_BY)
+            out_BY = nn.Dense(self.num_classes, dtype=dtype, name="head")(out_BY)
         num_outputs = self.num_classes or x_BHWC.shape[-1]
         chex.assert_shape(out_BY, (image_BHWC.shape[0], num_outputs))
-        return out_BY.astype(dtype)
+        return out_BY
 
     def _stem(self, x_BHWC: Array, train: bool) -> Array:
         """Compute the first feature map."""

@@ -3,7 +3,7 @@
 from vit_jax.attention import dot_product_attention
 from vit_jax.blocks import DecoderBlock, EncoderBlock, MlpBlock
 from vit_jax.decoding import greedy_decode
-from vit_jax.layers import Dropout, LayerNorm, dropout, layer_norm
+from vit_jax.layers import Dropout, LayerNorm, dropout, layer_norm, stochastic_depth
 from vit_jax.masks import causal_mask, combine_masks, padding_mask
 from vit_jax.multi_head import MultiHeadAttention
 from vit_jax.pooling import AttentionPool, SequencePool
@@ -14,7 +14,15 @@ from vit_jax.position import (
     sincos2d_position,
     sinusoidal_position,
 )
-from vit_jax.presets import ViT_B16, ViT_B32, ViT_L16, ViT_S16, ViT_Ti16
+from vit_jax.presets import (
+    ViT_B16,
+    ViT_B32,
+    ViT_H14,
+    ViT_L16,
+    ViT_S16,
+    ViT_S32,
+    ViT_Ti16,
+)
 from vit_jax.seq2seq import Seq2SeqTransformer
 from vit_jax.stem import ConvStem, patchify
 from vit_jax.transformer import Decoder, Encoder, Transformer
@@ -37,8 +45,10 @@ __all__ = [
     "ViT",
     "ViT_B16",
     "ViT_B32",
+    "ViT_H14",
     "ViT_L16",
     "ViT_S16",
+    "ViT_S32",
     "ViT_Ti16",
     "causal_mask",
     "combine_masks",
@@ -53,4 +63,5 @@ __all__ = [
     "rotate",
     "sincos2d_position",
     "sinusoidal_position",
+    "stochastic_depth",
 ]

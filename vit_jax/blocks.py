@@ -89,7 +89,8 @@ class TransformerModule(nn.Module, kw_only=True):
             its output.
         dropout_rate: dropout on each sublayer's output and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
-        attention_implementation: see `MultiHeadAttention`.
+        attention_implementation: see `MultiHeadAttention`, also for `qkv_bias` and
+            `normalize_qk`.
         layer_scale: initial value of a factor for each channel of a sublayer's output,
             which is learned; None for no such factor (arXiv:2103.17239, section 2.1).
         norm_epsilon: added to the variance in LayerNorm.
@@ -104,6 +105,8 @@ class TransformerModule(nn.Module, kw_only=True):
     mlp_bias_init: nn.initializers.Initializer = nn.initializers.zeros
     norm: NormPlacement = "pre"
     residual: bool = True
+    qkv_bias: bool = True
+    normalize_qk: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     attention_implementation: AttentionImplementation = "own"
@@ -123,8 +126,7 @@ class TransformerModule(nn.Module, kw_only=True):
         check_positive(norm_epsilon=self.norm_epsilon)
         if self.norm is None:
             return x_BTD
-        norm = LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
-        return norm(x_BTD)
+        return LayerNorm(self.norm_epsilon, dtype=self.dtype, name=name)(x_BTD)
 
     def _sublayer(
         self,
@@ -143,10 +145,9 @@ class TransformerModule(nn.Module, kw_only=True):
         y_BTD = sublayer(x_BTD if self.norm == "post" else normalize(x_BTD))
         if self.layer_scale is not None:
             init = nn.initializers.constant(self.layer_scale)
-            scale_D = self.param(
-                f"{name}_scale", init, y_BTD.shape[-1:], jnp.float32
-            ).astype(y_BTD.dtype)
-            y_BTD = y_BTD * scale_D[None, None]
+            shape = y_BTD.shape[-1:]
+            scale_D = self.param(f"{name}_scale", init, shape, jnp.float32)
+            y_BTD *= scale_D[None, None].astype(y_BTD.dtype)
         y_BTD = Dropout(self.dropout_rate, deterministic=not train)(y_BTD)
         if train and stochastic_depth_rate is not None:
             key = self.make_rng("dropout")
@@ -158,6 +159,8 @@ class TransformerModule(nn.Module, kw_only=True):
         """Make the attention of a sublayer."""
         return MultiHeadAttention(
             self.num_heads,
+            qkv_bias=self.qkv_bias,
+            normalize_qk=self.normalize_qk,
             dropout_rate=self.attention_dropout_rate,
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,

@@ -43,6 +43,19 @@ def check_num_outputs(num_outputs: int | None, *, num_tokens: int) -> None:
         )
 
 
+def check_positions(trained_1TD: Any, *, num_tokens: int) -> None:
+    """Reject position embeddings of another number of tokens; None is allowed.
+
+    Raises:
+        ValueError: saying what resizes them.
+    """
+    if trained_1TD is not None and trained_1TD.shape[1] != num_tokens:
+        raise ValueError(
+            f"pos_embedding is for {trained_1TD.shape[1]} tokens, but the image makes "
+            f"{num_tokens}; vit_jax.weights.fit resizes it"
+        )
+
+
 def check_rate(name: str, rate: float) -> None:
     """Reject a rate of dropout outside [0, 1).
 

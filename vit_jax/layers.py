@@ -217,7 +217,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool | None = None) -> Array:
-        """Drop elements of a floating-point array (B, ...)."""
+        """Drop elements of x, floating point (B, ...): an array like x."""
         chex.assert_shape(x, (None, ...))
         chex.assert_type(x, float)
         check_rates(self)
@@ -287,7 +287,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalise the last axis."""
+        """Normalise the last axis of (..., D): an array of x's shape, in `dtype`."""
         chex.assert_shape(x, (..., None))
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)

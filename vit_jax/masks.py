@@ -18,7 +18,8 @@ def causal_mask(num_queries: int, num_keys: int | None = None) -> Array:
 
     Returns:
         mask_TS: bool. With more keys than queries the queries are the last positions,
-        as in decoding with a cache.
+        as in decoding with a cache; for `causal=True` of `MultiHeadAttention` they are
+        the first.
 
     Raises:
         ValueError: if there is no query, or there are more queries than keys.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vit_jax.attention import dot_product_attention
 from vit_jax.checks import check_at_least, check_choice, check_rates, is_concrete
 from vit_jax.dtypes import float32_or_wider
-from vit_jax.layers import DotGeneral, Dropout, make_dense
+from vit_jax.layers import DotGeneral, Dropout, LayerNorm, make_dense
 from vit_jax.masks import causal_mask, combine_masks
 from vit_jax.position import rotate
 
@@ -24,9 +24,6 @@ AttentionImplementation = Literal["own", "cudnn", "xla"]
 
 class MultiHeadAttention(nn.Module):
     """Attend with several heads, and project their concatenated outputs.
-
-    The projections of queries, keys and values have biases, as in the authors' code;
-    the paper's U_qkv has none.
 
     The weights of each call are appended to a tuple in the collection `intermediates`,
     `attention_weights`, when that collection is mutable.
@@ -45,12 +42,17 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
         num_heads: number of heads N; divides the width D.
+        qkv_bias: whether the projections of queries, keys and values have biases, as
+            in the authors' code; the paper's U_qkv has none.
+        normalize_qk: whether a LayerNorm follows the projections of queries and keys,
+            in each head (arXiv:2302.05442, section 2.2); it keeps large models stable.
         dropout_rate: dropout on the attention weights, drawn from the rng "dropout".
         attention_implementation: "own": `dot_product_attention` of this package;
             "cudnn" (FlashAttention, bfloat16 on NVIDIA GPUs) and "xla": those of
             `jax.nn.dot_product_attention`. The last two cannot return or drop weights,
             so "own" is used whenever `intermediates` is mutable, dropout is active or
-            `decode` is set; also for float64 and strict dtype promotion.
+            `decode` is set; also for float64 and strict dtype promotion. cuDNN needs a
+            head size divisible by 8 and, to differentiate with a mask, even T and S.
         dtype: dtype of the computation; parameters stay float32, the softmax runs in
             float32 or wider.
         dot_general: multiplies the matrices, but not those of JAX's attention; on a
@@ -61,6 +63,8 @@ class MultiHeadAttention(nn.Module):
     """
 
     num_heads: int
+    qkv_bias: bool = True
+    normalize_qk: bool = False
     dropout_rate: float = 0.0
     attention_implementation: AttentionImplementation = "own"
     dtype: Any = jnp.float32
@@ -89,7 +93,8 @@ class MultiHeadAttention(nn.Module):
                 query tokens are the first T of the S. With `decode`, the rows of the
                 new tokens alone. None for none.
             causal: whether query t attends to the keys 0 to t alone; "cudnn" then
-                skips the others.
+                skips the others. With fewer queries than keys `causal_mask(T, S)` is
+                another mask: its queries are the last positions.
             train: whether dropout is active.
             decode: whether to use the collection `cache`, see the class.
 
@@ -104,6 +109,9 @@ class MultiHeadAttention(nn.Module):
         query_BNTK = self._project("query", query_BTD, width)
         key_BNSK = self._project("key", source_BSD, width)
         value_BNSK = self._project("value", source_BSD, width)
+        if self.normalize_qk:
+            query_BNTK = LayerNorm(dtype=self.dtype, name="query_norm")(query_BNTK)
+            key_BNSK = LayerNorm(dtype=self.dtype, name="key_norm")(key_BNSK)
         if angle is not None:
             query_BNTK = rotate(query_BNTK, angle[: query_BTD.shape[1]])
             key_BNSK = rotate(key_BNSK, angle)
@@ -122,7 +130,7 @@ class MultiHeadAttention(nn.Module):
         else:
             out_BTNK = self._attend_fused(*heads)
         concatenated_BTD = out_BTNK.reshape(query_BTD.shape)
-        out_BTD = self._dense("out", concatenated_BTD, width)
+        out_BTD = self._dense("out", width)(concatenated_BTD)
         chex.assert_shape(out_BTD, query_BTD.shape)
         return out_BTD
 
@@ -206,15 +214,15 @@ class MultiHeadAttention(nn.Module):
                 f"{mask.shape}"
             )
 
-    def _dense(self, name: str, x_BTD: Array, width: int) -> Array:
-        """Apply a dense layer."""
-        fields = {"dtype": self.dtype, "dot_general": self.dot_general}
-        return make_dense(width, **fields, name=name)(x_BTD)
+    def _dense(self, name: str, width: int, **fields: Any) -> nn.Dense:
+        """Make a dense layer."""
+        fields |= {"dtype": self.dtype, "dot_general": self.dot_general}
+        return make_dense(width, **fields, name=name)
 
     def _project(self, name: str, x_BTD: Array, width: int) -> Array:
         """Project the tokens to a width, and split it into heads: x_BNTK."""
         batch, length, _ = x_BTD.shape
-        x_BTD = self._dense(name, x_BTD, width)
+        x_BTD = self._dense(name, width, use_bias=self.qkv_bias)(x_BTD)
         x_BTNK = x_BTD.reshape(batch, length, self.num_heads, width // self.num_heads)
         return x_BTNK.swapaxes(1, 2)
 

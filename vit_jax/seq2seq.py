@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from vit_jax.blocks import NormPlacement
 from vit_jax.checks import check_at_least, check_range, check_rates
 from vit_jax.dtypes import float32_or_wider
-from vit_jax.layers import Dropout, make_dense
+from vit_jax.layers import DotGeneral, Dropout, make_dense
+from vit_jax.multi_head import AttentionImplementation
 from vit_jax.position import sinusoidal_position
 from vit_jax.transformer import Transformer
 
@@ -23,8 +24,9 @@ Array = jax.Array
 class Seq2SeqTransformer(nn.Module):
     """Predict target tokens from source tokens with a Transformer.
 
-    Unlike in the paper, the output layer has weights of its own, and LayerNorm comes
-    first; `norm="post"` is the paper's order.
+    Unlike in the paper, the output layer has weights of its own, unless
+    `logits_via_embedding` is set, and LayerNorm comes first; `norm="post"` is the
+    paper's order.
 
     Source and target share one vocabulary and one embedding. A token outside it is a
     ValueError where its value is known; under jit the logits of its sequence are NaN.
@@ -45,7 +47,12 @@ class Seq2SeqTransformer(nn.Module):
         norm: "pre", "post" or None, see `TransformerModule`.
         dropout_rate: dropout on embedded tokens, sublayers and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
+        attention_implementation: see `MultiHeadAttention`.
+        logits_via_embedding: whether the embedding is the output layer's kernel, too;
+            it then has no bias.
+        remat: see `Encoder`.
         dtype: dtype of the computation; parameters stay float32.
+        dot_general: multiplies the matrices of the blocks; see `MultiHeadAttention`.
 
     References: arXiv:1706.03762, figure 1 and section 3.4.
     """
@@ -59,7 +66,11 @@ class Seq2SeqTransformer(nn.Module):
     norm: NormPlacement = "pre"
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    attention_implementation: AttentionImplementation = "own"
+    logits_via_embedding: bool = False
+    remat: bool = False
     dtype: Any = jnp.float32
+    dot_general: DotGeneral = jax.lax.dot_general
 
     def setup(self) -> None:
         """Make the parts that encoding and decoding share."""
@@ -77,9 +88,14 @@ class Seq2SeqTransformer(nn.Module):
             norm=self.norm,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
+            attention_implementation=self.attention_implementation,
+            remat=self.remat,
             dtype=self.dtype,
+            dot_general=self.dot_general,
         )
-        self.head = make_dense(self.vocab_size, dtype=self.dtype)
+        if not self.logits_via_embedding:
+            dtype = float32_or_wider(self.dtype)
+            self.head = make_dense(self.vocab_size, dtype=dtype)
 
     def __call__(
         self,
@@ -221,4 +237,8 @@ class Seq2SeqTransformer(nn.Module):
         return self.dropout(x_BTD, deterministic=not train)
 
     def _logits(self, x_BTD: Array) -> Array:
-        return self.head(x_BTD).astype(float32_or_wider(self.dtype))
+        x_BTD = x_BTD.astype(float32_or_wider(self.dtype))
+        if not self.logits_via_embedding:
+            return self.head(x_BTD)
+        kernel_VD = self.embedding.embedding.astype(x_BTD.dtype)
+        return jnp.einsum("BTD,VD->BTV", x_BTD, kernel_VD)

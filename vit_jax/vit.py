@@ -3,7 +3,7 @@
 References: "An Image is Worth 16x16 Words", arXiv:2010.11929.
 """
 
-import functools
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, get_args
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.blocks import NormPlacement
-from vit_jax.checks import check_at_least, check_choice, check_rates
+from vit_jax.checks import check_at_least, check_choice, check_positions, check_rates
 from vit_jax.choices import (
     ACTIVATIONS,
     INITIALIZATIONS,
@@ -60,6 +60,9 @@ class ViT(nn.Module):
         norm_epsilon: added to the variance in LayerNorm: 1e-6 in the authors' code and
             timm, 1e-12 in Hugging Face, 1e-5 where PyTorch's default is kept.
         residual: whether each sublayer's input is added to its output.
+        qkv_bias: whether queries, keys and values have biases.
+        normalize_qk: whether a LayerNorm follows the projections of queries and keys,
+            in each head (arXiv:2302.05442).
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
         attention_implementation: "own", this project's; or JAX's "cudnn"
@@ -71,9 +74,9 @@ class ViT(nn.Module):
             linearly from 0 in the first block, as in timm; a single block has rate 0.
         layer_scale: initial factor of each sublayer's output, a parameter for each
             channel; None for no such factor.
-        pool: "cls" classifies the class token. Without one, "mean" classifies the mean
-            of the patches, "sequence" a weighted mean, see `SequencePool`, and "map"
-            what a learned query finds, see `AttentionPool`.
+        pool: what the head classifies: "cls", a class token; or, without one, "mean",
+            the mean of the patches; "sequence", a weighted mean, see `SequencePool`;
+            "map", what a learned query finds, see `AttentionPool`.
         norm_after_pool: whether the final LayerNorm comes after the pooling (timm's
             `fc_norm`) instead of after the encoder.
         num_registers: number of tokens that belong to no patch and are not classified
@@ -89,7 +92,8 @@ class ViT(nn.Module):
             kernels and zero for the biases, or "authors", which differs in embedding
             and representation (LeCun's), MLP biases (normal, 1e-6) and head (zero).
         remat: whether the backward pass recomputes each block's activations.
-        scan: whether one block is compiled and run `depth` times.
+        scan: whether one block is compiled and run `depth` times; its parameters are
+            then `encoder/blocks`, with a leading axis L, see `weights.stack_blocks`.
         conv_general_dilated: computes the convolutions of the stem "conv".
         dot_general: multiplies the matrices of the blocks; see `MultiHeadAttention`.
         dtype: dtype of the computation; parameters stay float32, softmax and LayerNorm
@@ -109,6 +113,8 @@ class ViT(nn.Module):
     norm: NormPlacement = "pre"
     norm_epsilon: float = 1e-6
     residual: bool = True
+    qkv_bias: bool = True
+    normalize_qk: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     attention_implementation: AttentionImplementation = "own"
@@ -137,8 +143,8 @@ class ViT(nn.Module):
         Returns:
             logits_BY, or the features (B, `representation_size` or D) if `num_classes`
             is None; with `return_tokens` all tokens (B, T, D) of the encoder: class
-            token, patches row by row, registers. float32, or float64 where that is the
-            compute dtype.
+            token, patches row by row, registers; with `norm_after_pool` not yet
+            normalised. float32, or float64 where that is the compute dtype.
 
         Raises:
             ValueError: if a field is out of range or does not fit the image.
@@ -147,7 +153,6 @@ class ViT(nn.Module):
         chex.assert_type(image_BHWC, float)
         self._check_fields()
         init = INITIALIZATIONS[self.initialization]
-        dense = functools.partial(make_dense, dtype=self.dtype)
         grid = grid_of_patches(image_BHWC, self.patch_size)
         num_patches = math.prod(grid)
         x_BTD = self._embed(image_BHWC, init.embedding_kernel)
@@ -156,20 +161,24 @@ class ViT(nn.Module):
         num_outputs = None if return_tokens else self._num_outputs(num_patches)
         encoder = self._make_encoder(init.mlp_bias, num_outputs)
         x_BTD = encoder(x_BTD, angle=self._rotary_angles(grid), train=train)  # eq. 2, 3
+        dtype = float32_or_wider(self.dtype)
         if return_tokens:
             chex.assert_shape(x_BTD, (image_BHWC.shape[0], None, self.width))
-            return x_BTD.astype(float32_or_wider(self.dtype))
+            return x_BTD.astype(dtype)
         x_BD = self._pool(x_BTD, num_patches)  # eq. 4
         if self.representation_size is not None:
             fields = {"kernel_init": init.embedding_kernel, "name": "pre_logits"}
-            x_BD = nn.tanh(dense(self.representation_size, **fields)(x_BD))
-        out_BY = x_BD
-        if self.num_classes is not None:
-            head = dense(self.num_classes, kernel_init=init.head_kernel, name="head")
-            out_BY = head(x_BD)
+            x_BD = make_dense(self.representation_size, dtype=self.dtype, **fields)(
+                x_BD
+            )
+            x_BD = nn.tanh(x_BD)
+        out_BY = x_BD.astype(dtype)
+        if self.num_classes is not None:  # not rounded: classes can lie close together
+            fields = {"kernel_init": init.head_kernel, "name": "head"}
+            out_BY = make_dense(self.num_classes, dtype=dtype, **fields)(out_BY)
         num_features = self.num_classes or self.representation_size or self.width
         chex.assert_shape(out_BY, (image_BHWC.shape[0], num_features))
-        return out_BY.astype(float32_or_wider(self.dtype))
+        return out_BY
 
     @property
     def has_convolutions(self) -> bool:
@@ -205,6 +214,8 @@ class ViT(nn.Module):
             x_BTD = jnp.concatenate([cls_B1D, x_BTD], axis=1)
         normal = nn.initializers.normal(self.position_std)
         if self.position_embedding == "learned":
+            trained = self.get_variable("params", "pos_embedding")
+            check_positions(trained, num_tokens=x_BTD.shape[1])
             x_BTD += tokens("pos_embedding", normal, x_BTD.shape[1])
         if self.num_registers:
             registers = tokens("registers", normal, self.num_registers)
@@ -230,29 +241,18 @@ class ViT(nn.Module):
     def _make_encoder(
         self, mlp_bias_init: nn.initializers.Initializer, num_outputs: int | None
     ) -> Encoder:
-        """Make the encoder."""
-        return Encoder(
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self._mlp_dim(),
-            activation=ACTIVATIONS[self.activation],
-            mlp_bias_init=mlp_bias_init,
-            norm=self.norm,
-            norm_epsilon=self.norm_epsilon,
-            residual=self.residual,
-            dropout_rate=self.dropout_rate,
-            attention_dropout_rate=self.attention_dropout_rate,
-            attention_implementation=self.attention_implementation,
-            stochastic_depth_rate=self.stochastic_depth_rate,
-            layer_scale=self.layer_scale,
-            remat=self.remat,
-            scan=self.scan,
-            num_outputs=num_outputs,
-            final_norm=not self.norm_after_pool,
-            dtype=self.dtype,
-            dot_general=self.dot_general,
-            name="encoder",
-        )
+        """Make the encoder; what isn't given here are the fields of the same name."""
+        names = {field.name for field in dataclasses.fields(Encoder)}
+        names &= {field.name for field in dataclasses.fields(self)}
+        same = {name: getattr(self, name) for name in names - {"parent", "name"}}
+        others = {
+            "mlp_dim": self._mlp_dim(),
+            "activation": ACTIVATIONS[self.activation],
+            "mlp_bias_init": mlp_bias_init,
+            "num_outputs": num_outputs,
+            "final_norm": not self.norm_after_pool,
+        }
+        return Encoder(**same | others, name="encoder")
 
     def _mlp_dim(self) -> int | None:
         """Return the width of the MLPs' hidden layers, None for no MLPs."""

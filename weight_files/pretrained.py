@@ -20,7 +20,7 @@ IMAGENET_CROP_FRACTION = 224 / 256
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model that others trained, or that is to be handed to others.
+    """A trained model, its variables, and how its images are prepared.
 
     Attributes:
         model: the module.
@@ -164,7 +164,8 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Fit a first layer's kernel to another number of input channels, as timm does.
 
     To one channel the kernel is summed over its channels: a grey image then gives what
-    the same image in colour gave. To more it is repeated, and scaled to keep the sum.
+    the same image in colour gave. To any other number its channels are repeated and
+    cut, and scaled by the ratio of the numbers of channels.
 
     >>> adapt_channels(np.ones((4, 4, 3, 8)), 1)[0, 0, 0, 0]
     np.float64(3.0)
@@ -172,6 +173,9 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     Args:
         kernel: (height, width, C, F).
         channels: the number of channels that is wanted.
+
+    Returns:
+        The kernel (height, width, `channels`, F), in the dtype given.
     """
     old = kernel.shape[2]
     if channels == old:

@@ -37,12 +37,12 @@ def renamed(ours: str, theirs: str) -> Entry:
     return Entry((ours,), theirs, lambda array: [array], lambda array: array)
 
 
-def dense(ours: str, theirs: str) -> list[Entry]:
+def dense(ours: str, theirs: str, *, bias: bool = True) -> list[Entry]:
     """Match a dense layer with `torch.nn.Linear`, (D, F) with (F, D)."""
     kernel = (f"{ours}/kernel",)
     return [
         Entry(kernel, f"{theirs}.weight", lambda w: [w.T], lambda k: k.T),
-        renamed(f"{ours}/bias", f"{theirs}.bias"),
+        *([renamed(f"{ours}/bias", f"{theirs}.bias")] if bias else []),
     ]
 
 
@@ -54,23 +54,24 @@ def norm(ours: str, theirs: str) -> list[Entry]:
     ]
 
 
-def fused(ours: Sequence[str], weight: str, bias: str) -> list[Entry]:
+def fused(ours: Sequence[str], weight: str, bias: str | None) -> list[Entry]:
     """Match dense layers, such as query, key and value, with one weight and bias."""
     count = len(ours)
-    return [
-        Entry(
-            tuple(f"{path}/kernel" for path in ours),
-            weight,
-            lambda w: [part.T for part in np.split(w, count)],
-            lambda *kernels: np.concatenate([kernel.T for kernel in kernels]),
-        ),
-        Entry(
-            tuple(f"{path}/bias" for path in ours),
-            bias,
-            lambda b: np.split(b, count),
-            lambda *biases: np.concatenate(biases),
-        ),
-    ]
+    kernels = Entry(
+        tuple(f"{path}/kernel" for path in ours),
+        weight,
+        lambda w: [part.T for part in np.split(w, count)],
+        lambda *kernels: np.concatenate([kernel.T for kernel in kernels]),
+    )
+    if bias is None:
+        return [kernels]
+    biases = Entry(
+        tuple(f"{path}/bias" for path in ours),
+        bias,
+        lambda b: np.split(b, count),
+        lambda *biases: np.concatenate(biases),
+    )
+    return [kernels, biases]
 
 
 def convolution(ours: str, theirs: str) -> Entry:
@@ -87,7 +88,7 @@ def to_ours(table: Iterable[Entry], arrays: Mapping[str, Array]) -> dict[str, An
     """Turn another library's arrays into variables.
 
     Args:
-        table: all of its entries are needed.
+        table: an entry for each array.
         arrays: name → array.
 
     Raises:

@@ -30,7 +30,7 @@ def fit(
         image_shape: height, width and channels of its images.
 
     Returns:
-        The new model's variables, but for a head that is left out.
+        The new model's `params`, without a head that is left out, and `batch_stats`.
 
     Raises:
         ValueError: naming arrays that the model has not, or in other shapes.

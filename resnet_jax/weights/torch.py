@@ -4,6 +4,7 @@ That of torchvision and timm, and of the customary implementations for CIFAR, wh
 differ in two names: kuangliu's, and akamaster's, whose shortcut has no parameters.
 """
 
+import collections
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -39,13 +40,9 @@ def read_arrays(arrays: Arrays) -> Arrays:
 
 def read_fields(arrays: Arrays) -> dict[str, Any]:
     """Find the fields of `ResNet`, and the number of channels."""
-    stages = sorted({m[1] for name in arrays if (m := re.match(r"layer(\d+)\.", name))})
-    sizes = []
-    for stage in stages:
-        blocks = {
-            name.split(".")[1] for name in arrays if name.startswith(f"layer{stage}.")
-        }
-        sizes.append(len(blocks))
+    matches = (re.match(r"layer(\d+)\.(\d+)\.", name) for name in arrays)
+    blocks = {match.groups() for match in matches if match}
+    sizes = collections.Counter(int(stage) for stage, _ in blocks)
     stem = arrays["conv1.weight"]
     if stem.shape[2] not in _STEM_KERNELS:
         raise ValueError(f"their first kernel is {stem.shape[2]} wide, not 3 or 7")
@@ -53,7 +50,7 @@ def read_fields(arrays: Arrays) -> dict[str, Any]:
     is_bottleneck = "layer1.0.conv3.weight" in arrays
     return {
         "num_classes": len(arrays["fc.weight"]) if "fc.weight" in arrays else None,
-        "stage_sizes": tuple(sizes),
+        "stage_sizes": tuple(sizes[stage] for stage in sorted(sizes)),
         "block": BottleneckBlock if is_bottleneck else BasicBlock,
         "stem": _STEM_KERNELS[stem.shape[2]],
         "shortcut": "projection" if is_projected or len(sizes) == 1 else "padding",

@@ -33,6 +33,7 @@ EXEMPT = {
     "vit_jax.checks.check_at_least": "checks numbers",
     "vit_jax.checks.check_choice": "checks a choice",
     "vit_jax.checks.check_num_outputs": "checks a number",
+    "vit_jax.checks.check_positions": "checks a number",
     "vit_jax.checks.check_positive": "checks numbers",
     "vit_jax.checks.check_range": "checks values of any shape",
     "vit_jax.checks.check_rate": "checks a number",
@@ -117,6 +118,12 @@ CONTRACTS = {
         (jnp.ones((5, 3)), (2, 2), (3, 3)),
         "jax.image.resize",
         misshape=lambda x: x[:1],
+    ),
+    "vit_jax.weights.position.resize_patch_embedding": Contract(
+        (jnp.ones((12, 5)), 2, 3),
+        (jnp.ones(12), 2, 3),
+        "jax.numpy.einsum",
+        misshape=lambda x: x[..., :-1],
     ),
     "vit_jax.attention.dot_product_attention": Contract(
         (X, X, X), (X[0, 0], X, X), "vit_jax.attention._matmul"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import BasicBlock, BottleneckBlock, ResNet
+from resnet_jax import AirbenchNet, BasicBlock, BottleneckBlock, ResNet
 from resnet_jax.batch_norm import batch_norm, batch_statistics
 from resnet_jax.cpu.convolution import conv_general_dilated
 from resnet_jax.cpu.direct import direct_conv3x3
@@ -97,6 +97,22 @@ def test_images_of_another_dtype_are_taken_under_strict_promotion(name, dtype):
         init = functools.partial(model.init_with_output, jax.random.key(0))
         out, _ = jax.eval_shape(init, _image(other))
     assert out.dtype == (jnp.float32 if name == "small" else dtype)
+
+
+@pytest.mark.parametrize("model", [_resnet(), AirbenchNet(3, (4, 4, 4))], ids=type)
+def test_logits_are_not_rounded_to_bfloat16(model):
+    model = model.clone(dtype=jnp.bfloat16)
+    image_BHWC = normal(4, 9, 9, 3)
+    variables = modules.variables(model, image_BHWC)
+    feature_BF = modules.apply(model.clone(num_classes=None), variables, image_BHWC)
+    head = {"bias": np.zeros(3), **variables["params"]["head"]}
+    num_summed = feature_BF.shape[-1] if isinstance(model, AirbenchNet) else 1
+    np.testing.assert_allclose(
+        modules.apply(model, variables, image_BHWC),
+        np.asarray(feature_BF) @ head["kernel"] / num_summed + head["bias"][None],
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

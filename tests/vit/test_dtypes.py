@@ -60,6 +60,20 @@ MODELS: dict[str, tuple[Any, tuple]] = {
 }
 
 
+def test_logits_are_not_rounded_to_bfloat16():
+    model = _vit(dtype=jnp.bfloat16)
+    image_BHWC = normal(*IMAGE[0])
+    variables = modules.variables(model, image_BHWC)
+    feature_BD = modules.apply(model.clone(num_classes=None), variables, image_BHWC)
+    head = variables["params"]["head"]
+    np.testing.assert_allclose(
+        modules.apply(model, variables, image_BHWC),
+        np.asarray(feature_BD) @ head["kernel"] + head["bias"][None],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
 def _inputs(name: str, dtype: Any) -> list[jax.Array]:
     return [
         jnp.asarray(normal(*x) if isinstance(x, tuple) else x).astype(

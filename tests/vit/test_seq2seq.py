@@ -61,6 +61,53 @@ def test_logits_see_the_whole_source_and_the_target_so_far(norm):
     np.testing.assert_array_equal(changed, [False, False, False, True, True])
 
 
+@pytest.mark.parametrize(
+    "field", [{"remat": True}, {"attention_implementation": "xla"}], ids=str
+)
+def test_another_way_of_computing_gives_the_same(field):
+    model, variables = _model()
+
+    def loss_and_grad(model):
+        def loss(params):
+            logits_BTV = model.apply({"params": params}, SOURCE_BS, TARGET_BT)
+            return jnp.square(logits_BTV).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    expected, got = loss_and_grad(model), loss_and_grad(model.clone(**field))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected
+    )
+
+
+def test_the_function_that_multiplies_reaches_all_blocks():
+    model, variables = _model()
+    shapes = []
+
+    def multiply(lhs, rhs, *args, **kwargs):
+        shapes.append(rhs.shape)
+        return jax.lax.dot_general(lhs, rhs, *args, **kwargs)
+
+    multiplied = model.clone(dot_general=multiply)
+    jax.eval_shape(multiplied.apply, variables, SOURCE_BS, TARGET_BT)
+    hidden = variables["params"]["transformer"]["encoder"]["block_0"]["mlp"]["hidden"]
+    assert shapes.count(hidden["kernel"].shape) == 3  # of one encoder and two decoders
+
+
+def test_the_embedding_can_be_the_output_layer_s_kernel():
+    model, variables = _model(logits_via_embedding=True)
+    assert "head" not in variables["params"]
+    plain = model.clone(logits_via_embedding=False)
+    embedding_VD = variables["params"]["embedding"]["embedding"]
+    head = {"kernel": embedding_VD.T, "bias": jnp.zeros(8)}
+    with_head = {"params": variables["params"] | {"head": head}}
+    np.testing.assert_allclose(
+        apply(model, variables, SOURCE_BS, TARGET_BT),
+        apply(plain, with_head, SOURCE_BS, TARGET_BT),
+        atol=1e-5,
+    )
+
+
 def test_padding_of_the_source_is_hidden_by_its_mask():
     model, variables = _model()
     variables["params"]["embedding"]["embedding"] *= 4

@@ -143,6 +143,16 @@ def test_blocks_and_stacks_reject_fields_out_of_range(module, message):
         modules.shapes(module, 2, 5, 16)
 
 
+def test_an_image_of_another_size_is_told_what_resizes_the_positions():
+    model = _vit(num_classes=3, width=16, depth=1)
+    variables = modules.variables(model, 1, 8, 8, 3)
+    message = (
+        "pos_embedding is for 5 tokens, but the image makes 7; vit_jax.weights.fit"
+    )
+    with _rejects(message):
+        model.apply(variables, jnp.ones((1, 8, 12, 3)))
+
+
 @pytest.mark.parametrize("part", ["encoder_depth", "decoder_depth"])
 def test_transformer_names_the_depth_that_is_negative(part):
     for model, inputs in (

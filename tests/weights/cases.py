@@ -53,11 +53,21 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
         _timm | {"global_pool": "map", "class_token": False},
         (8, 8, 3),
     ),
+    "timm_qk_norm": (
+        "timm",
+        _timm | {"qkv_bias": False, "qk_norm": True},
+        (8, 8, 3),
+    ),
     "timm_oblong": ("timm", _timm | {"img_size": (8, 12)}, (8, 12, 3)),
     "huggingface_vit": ("huggingface_vit", _huggingface, (8, 8, 3)),
     "huggingface_tanh": (
         "huggingface_vit",
         _huggingface | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+        (8, 8, 3),
+    ),
+    "huggingface_no_qkv_bias": (
+        "huggingface_vit",
+        _huggingface | {"qkv_bias": False},
         (8, 8, 3),
     ),
     "torchvision_vit": (

@@ -108,12 +108,48 @@ def test_a_larger_image_has_positions_in_between(vit):
     assert logits_BY.shape == (1, 3)
 
 
+def test_a_patch_of_another_size_keeps_its_embedding(vit):
+    """FlexiViT's definition: ⟨resized patch, resized kernel⟩ = ⟨patch, kernel⟩."""
+    larger = vit.model.clone(patch_size=6)
+    fitted = vit_jax.weights.fit(vit, larger, (12, 12, 3))
+    patch_BPPC = normal(5, 4, 4, 3)
+    resized_BPPC = jax.image.resize(patch_BPPC, (5, 6, 6, 3), "bicubic")
+    old, new = (v["params"]["embedding"] for v in (vit.variables, fitted))
+    np.testing.assert_allclose(
+        resized_BPPC.reshape(5, -1) @ new["kernel"],
+        patch_BPPC.reshape(5, -1) @ old["kernel"],
+        atol=1e-4,
+    )
+    expected = vit.variables["params"]["pos_embedding"]  # two by two patches, as before
+    np.testing.assert_array_equal(fitted["params"]["pos_embedding"], expected)
+    logits_BY = jax.eval_shape(larger.apply, fitted, normal(1, 12, 12, 3))
+    assert logits_BY.shape == (1, 3)
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (6, 4), (16, 7)])
+def test_a_patch_embedding_is_resized_as_in_timm(sizes):
+    torch = pytest.importorskip("torch")
+    old, new = sizes
+    kernel_PPCD = np.asarray(normal(old, old, 3, 8))
+    pixels = torch.eye(old * old).reshape(-1, 1, old, old)
+    resized = torch.nn.functional.interpolate(
+        pixels, (new, new), mode="bicubic", antialias=True
+    )
+    inverse = torch.linalg.pinv(resized.reshape(old * old, -1)).numpy()
+    expected = inverse @ kernel_PPCD.reshape(old * old, -1)
+    found = vit_jax.weights.resize_patch_embedding(kernel_PPCD.reshape(-1, 8), old, new)
+    np.testing.assert_allclose(
+        found.reshape(new * new, -1), expected, atol=1e-5 * np.abs(expected).max()
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"num_heads": 4}, "model.num_heads must be 2, as in the weights, got 4"),
         ({"position_embedding": "rope"}, "model.position_embedding must be 'learned'"),
         ({"stem": "conv"}, "model.stem must be 'patches', as in the weights"),
+        ({"qkv_bias": False}, "model.qkv_bias must be True, as in the weights"),
         ({"width": 32}, "the weights have other shapes than the model"),
         (
             {"pool": "mean"},

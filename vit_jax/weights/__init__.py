@@ -6,7 +6,7 @@ prepares it for other images or classes.
 
 from vit_jax.weights.fit import fit
 from vit_jax.weights.load import FORMATS, load
-from vit_jax.weights.position import resize_position_embedding
+from vit_jax.weights.position import resize_patch_embedding, resize_position_embedding
 from vit_jax.weights.save import save
 from vit_jax.weights.scan import stack_blocks, unstack_blocks
 from vit_jax.weights.torch_transformer import (
@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "load_encoder",
     "load_transformer",
+    "resize_patch_embedding",
     "resize_position_embedding",
     "save",
     "stack_blocks",

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax.vit import ViT
-from vit_jax.weights.position import resize_position_embedding
+from vit_jax.weights.position import resize_patch_embedding, resize_position_embedding
 from vit_jax.weights.scan import stack_blocks, unstack_blocks
 from weight_files import Pretrained, adapt_channels, check_variables, without_other_head
 
 # Fields that change what is computed, but not the parameters' shapes.
 _SAME_FIELDS = (
     *("num_heads", "activation", "norm", "norm_epsilon", "residual"),
-    *("stem", "position_embedding"),
+    *("stem", "position_embedding", "qkv_bias", "normalize_qk"),
 )
 
 
@@ -22,9 +22,10 @@ def fit(
 ) -> dict[str, Any]:
     """Fit a ViT's weights to a model for other images or classes, to fine-tune it.
 
-    The position embedding is resized to the new grid of patches, the first layer's
-    kernel adapted to the new number of channels, and the blocks are stacked if the
-    model has `scan`. A head for another number of classes is left out.
+    The position embedding is resized to the new grid of patches, the patch embedding to
+    the new `patch_size`, the first layer's kernel is adapted to the new number of
+    channels, and the blocks are stacked if the model has `scan`. A head for another
+    number of classes is left out.
 
     >>> import jax
     >>> model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2)
@@ -56,10 +57,11 @@ def fit(
             )
     variables = without_other_head(pretrained.variables, old, model)
     params = (stack_blocks if model.scan else unstack_blocks)(variables["params"])
-    if "pos_embedding" in params and old.patch_size == model.patch_size:
+    sizes = (old.patch_size, model.patch_size)
+    if "pos_embedding" in params:
+        shapes = (pretrained.image_shape, image_shape)
         grids = [
-            (height // model.patch_size, width // model.patch_size)
-            for height, width, _ in (pretrained.image_shape, image_shape)
+            (s[0] // size, s[1] // size) for s, size in zip(shapes, sizes, strict=True)
         ]
         if grids[0] != grids[1]:
             resized = resize_position_embedding(params["pos_embedding"], *grids)
@@ -68,7 +70,11 @@ def fit(
     if model.stem == "conv":
         params["stem"] = _adapt_stem(params["stem"], *channels)
     else:
-        params["embedding"] = _adapt_embedding(params["embedding"], *channels)
+        embedding = _adapt_embedding(params["embedding"], *channels)
+        if sizes[0] != sizes[1]:
+            kernel = resize_patch_embedding(embedding["kernel"], *sizes)
+            embedding = {**embedding, "kernel": np.asarray(kernel)}
+        params["embedding"] = embedding
     fitted = {**variables, "params": params}
     check_variables(fitted, model, image_shape)
     return fitted

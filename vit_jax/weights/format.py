@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.vit import ViT
-from weight_files import Entry, Source
+from weight_files import Entry, Source, renamed
 
 Arrays = dict[str, np.ndarray]
 
@@ -26,7 +26,9 @@ class Format:
     Attributes:
         library: whose it is, for messages.
         recognizes: whether arrays of these names are of the format.
-        read_fields: the fields of `ViT`, and "image_size" and "channels".
+        read_fields: the fields of `ViT`; "channels"; "image_size", (height, width) or
+            None; and, where the library says them, "mean", "std", "crop_fraction",
+            "resampling" and "resize", see `Pretrained`.
         read_arrays: brings the arrays into the form that `table` describes; it is told
             the number of patches.
         table: the entries for a model.
@@ -54,7 +56,7 @@ def find_num_heads(width: int, depth: int, config: Mapping[str, Any]) -> dict[st
 
     It is the config's, or that of the known model of this width and depth.
     """
-    heads = config.get("num_heads", _NUM_HEADS.get((width, depth)))
+    heads = config.get("num_heads") or _NUM_HEADS.get((width, depth))
     return {} if heads is None else {"num_heads": heads}
 
 
@@ -78,7 +80,7 @@ def patch_embedding(ours: str, theirs: str, model: ViT) -> list[Entry]:
     path = f"params/{ours}"
     return [
         Entry((f"{path}/kernel",), f"{theirs}.weight", read, write),
-        Entry((f"{path}/bias",), f"{theirs}.bias", lambda b: [b], lambda b: b),
+        renamed(f"{path}/bias", f"{theirs}.bias"),
     ]
 
 
@@ -93,6 +95,8 @@ def check_plain(model: ViT, library: str, **allowed: tuple[Any, ...]) -> None:
     plain = {
         "stem": ("patches",),
         "norm": ("pre",),
+        "qkv_bias": (True,),
+        "normalize_qk": (False,),
         "residual": (True,),
         "position_embedding": ("learned",),
         "pool": ("cls",),

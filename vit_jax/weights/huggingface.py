@@ -10,6 +10,7 @@ from vit_jax.weights.format import (
     Format,
     check_plain,
     count_blocks,
+    find_num_heads,
     patch_embedding,
     square_side,
 )
@@ -65,21 +66,19 @@ def _read_fields(source: Source) -> dict[str, Any]:
             f"config.json has the hidden_act {activation!r}, which is not supported; "
             f"supported are {', '.join(_ACTIVATIONS)}"
         )
-    if not config.get("qkv_bias", True):
-        raise ValueError("config.json has qkv_bias false; a ViT here has these biases")
     logits = arrays.get("classifier.weight")
     hidden = arrays[f"{_BLOCK}0.intermediate.dense.weight"]
     side = square_side(arrays[f"{_EMBEDDINGS}.position_embeddings"].shape[1] - 1)
-    told = {}
-    if "num_attention_heads" in config:
-        told["num_heads"] = config["num_attention_heads"]
+    depth = count_blocks(arrays, _BLOCK)
+    told = {"num_heads": config.get("num_attention_heads")}
     return {
-        **told,
+        **find_num_heads(width, depth, told),
         "num_classes": None if logits is None else len(logits),
         "patch_size": patch_size,
         "width": width,
-        "depth": count_blocks(arrays, _BLOCK),
+        "depth": depth,
         "mlp_ratio": len(hidden) / width,
+        "qkv_bias": f"{_BLOCK}0.attention.attention.query.bias" in arrays,
         "activation": _ACTIVATIONS[activation],
         "norm_epsilon": config.get("layer_norm_eps", 1e-12),
         "position_std": 0.02,
@@ -99,7 +98,9 @@ def _table(model: ViT) -> list[Entry]:
         ours, theirs = f"params/encoder/block_{layer}", f"{_BLOCK}{layer}"
         for name in ("query", "key", "value"):
             projection = f"{theirs}.attention.attention.{name}"
-            entries += dense(f"{ours}/attention/{name}", projection)
+            entries += dense(
+                f"{ours}/attention/{name}", projection, bias=model.qkv_bias
+            )
         entries += dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense")
         entries += dense(f"{ours}/mlp/hidden", f"{theirs}.intermediate.dense")
         entries += dense(f"{ours}/mlp/out", f"{theirs}.output.dense")
@@ -118,7 +119,7 @@ HUGGINGFACE = Format(
     read_arrays=lambda arrays, model, num_patches: _simplify(arrays),
     table=_table,
     check=lambda model: check_plain(
-        model, "Hugging Face", norm_epsilon=(), activation=()
+        model, "Hugging Face", norm_epsilon=(), activation=(), qkv_bias=()
     ),
 )
 
@@ -141,6 +142,6 @@ def huggingface_config(model: ViT, image_shape: tuple[int, int, int]) -> dict[st
         "image_size": height if height == width else [height, width],
         "patch_size": model.patch_size,
         "num_channels": channels,
-        "qkv_bias": True,
+        "qkv_bias": model.qkv_bias,
         "encoder_stride": model.patch_size,
     }

@@ -1,4 +1,4 @@
-"""Resize a learned position embedding to another grid of patches."""
+"""Resize position and patch embeddings to another grid or size of patches."""
 
 from typing import Literal
 
@@ -60,6 +60,41 @@ def resize_position_embedding(
     out_1TD = jnp.concatenate([others_TD, patches_TD])[None]
     chex.assert_shape(out_1TD, (1, num_others + new_grid[0] * new_grid[1], width))
     return out_1TD
+
+
+def resize_patch_embedding(
+    kernel: Array | np.ndarray, old_size: int, new_size: int
+) -> Array:
+    """Fit the kernel of the patch embedding to patches of another size.
+
+    A patch that is resized to a larger size, bicubically, keeps its embedding. A
+    smaller size loses detail; there the parts of the kernel that it can show are kept.
+
+    >>> resize_patch_embedding(jnp.ones((4 * 4 * 3, 8)), 4, 6).shape
+    (108, 8)
+
+    Args:
+        kernel: (P·P·C, D), for patches of the old size.
+        old_size: side of a patch, pixels.
+        new_size: likewise.
+
+    Returns:
+        The kernel for patches of the new size, in the dtype given.
+
+    References: "FlexiViT", arXiv:2212.08013, section 3.4; antialiased as in timm.
+    """
+    chex.assert_shape(kernel, (None, None))
+    num_features = kernel.shape[-1]
+    # Resizes a row of pixels: new_size × old_size.
+    resize = jax.image.resize(jnp.eye(old_size), (new_size, old_size), "bicubic")
+    inverse = jnp.linalg.pinv(resize).T
+    kernel_PPCD = jnp.reshape(kernel, (old_size, old_size, -1, num_features))
+    resized = jnp.einsum(
+        "ai,bj,ijcd->abcd", inverse, inverse, kernel_PPCD, precision="highest"
+    )
+    num_channels = kernel.shape[0] // old_size**2
+    chex.assert_shape(resized, (new_size, new_size, num_channels, num_features))
+    return resized.reshape(-1, num_features).astype(kernel.dtype)
 
 
 def _interpolate(x: Array, axis: int, size: int) -> Array:

@@ -71,6 +71,8 @@ def _read_fields(source: Source) -> dict[str, Any]:
         "pool": pool,
         "num_registers": num_registers,
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in arrays else None,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in arrays,
+        "normalize_qk": "blocks.0.attn.q_norm.weight" in arrays,
         "norm_after_pool": "fc_norm.weight" in arrays,
         "position_std": 0.02,
         "channels": channels,
@@ -109,6 +111,7 @@ def _find_heads(source: Source, width: int, depth: int) -> dict[str, int]:
 def _read_arrays(arrays: Arrays, model: ViT, num_patches: int) -> Arrays:
     """Bring tokens and positions into our order: class token, patches, registers."""
     arrays = dict(arrays)
+    arrays.pop("mask_token", None)  # DINOv2's, for masked training alone
     tokens = [arrays.pop(name) for name in ("cls_token", "reg_token") if name in arrays]
     empty = np.zeros((1, 0, model.width), np.float32)
     tokens_1TD = np.concatenate([empty, *tokens], axis=1)
@@ -159,7 +162,11 @@ def _table(model: ViT) -> list[Entry]:
     for layer in range(model.depth):
         ours, theirs = f"params/encoder/block_{layer}", f"blocks.{layer}"
         qkv = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
-        entries += fused(qkv, f"{theirs}.attn.qkv.weight", f"{theirs}.attn.qkv.bias")
+        bias = f"{theirs}.attn.qkv.bias" if model.qkv_bias else None
+        entries += fused(qkv, f"{theirs}.attn.qkv.weight", bias)
+        if model.normalize_qk:
+            entries += norm(f"{ours}/attention/query_norm", f"{theirs}.attn.q_norm")
+            entries += norm(f"{ours}/attention/key_norm", f"{theirs}.attn.k_norm")
         entries += dense(f"{ours}/attention/out", f"{theirs}.attn.proj")
         entries += dense(f"{ours}/mlp/hidden", f"{theirs}.mlp.fc1")
         entries += dense(f"{ours}/mlp/out", f"{theirs}.mlp.fc2")
@@ -199,6 +206,8 @@ def _check(model: ViT) -> None:
         pool=("cls", "mean", "map"),
         num_registers=(),
         layer_scale=(),
+        qkv_bias=(),
+        normalize_qk=(False, True),
         norm_after_pool=(False, True),
         activation=(),
     )
@@ -234,6 +243,8 @@ def timm_config(model: ViT, image_shape: tuple[int, int, int]) -> dict[str, Any]
         "reg_tokens": model.num_registers,
         # For 0 timm makes no LayerScale; the value is only that of the start.
         "init_values": None if model.layer_scale is None else model.layer_scale or 1.0,
+        "qkv_bias": model.qkv_bias,
+        "qk_norm": model.normalize_qk,
         "fc_norm": model.norm_after_pool,
         "act_layer": model.activation,
     }

@@ -46,8 +46,7 @@ def load_transformer(
         num_heads=num_heads,
         encoder_depth=count_blocks(names, "encoder.layers."),
         decoder_depth=count_blocks(names, "decoder.layers."),
-        **_fields(opened, "encoder.", fields),
-        causal=fields.pop("causal", False),
+        **_fields(opened, "encoder.", {"causal": False} | fields),
     )
     variables = _read(opened, _transformer(model), "torch.nn.Transformer")
     _check(model)
@@ -93,6 +92,8 @@ def _check(model: Transformer | Encoder) -> None:
         "norm": model.norm is None,
         "mlp_dim": model.mlp_dim is None,
         "residual": not model.residual,
+        "qkv_bias": not model.qkv_bias,
+        "normalize_qk": model.normalize_qk,
         "layer_scale": model.layer_scale is not None,
         "scan": getattr(model, "scan", False),
     }
@@ -113,7 +114,7 @@ def _fields(source: Source, prefix: str, given: dict[str, Any]) -> dict[str, Any
         "final_norm": f"{prefix}norm.weight" in source.arrays,
         "dropout_rate": 0.0,
         "norm_epsilon": _EPSILON,
-    } | {name: value for name, value in given.items() if name != "causal"}
+    } | given
 
 
 def _read(source: Source, table: list[Entry], kind: str) -> dict[str, Any]:
