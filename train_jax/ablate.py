@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import rich.box
 import rich.console
 import rich.table
@@ -150,7 +151,10 @@ def list_variants(
         )
     variants, datasets = [], []
     for name, changes in given.items():
-        changed = {field: repr(value) for field, value in changes.items()}
+        changed = {
+            field: repr(value.item() if isinstance(value, np.generic) else value)
+            for field, value in changes.items()
+        }
         label = re.sub(r"\W+", "_", str(name).lower()).strip("_")
         folder = workdir / label
         try:
@@ -159,8 +163,14 @@ def list_variants(
             config = load_config(config_path, {**overrides, **changed})
             config = choose_dtype(config, folder, overwrite=overwrite)
             wd.check_unlocked(folder)
-            how = {"overwrite": overwrite, "extend": extend}
-            wd.check_workdir(folder, to_json(config), **how)
+            wd.check_workdir(
+                folder,
+                to_json(config),
+                overwrite=overwrite,
+                extend=extend,
+                deleted="the runs of all variants (to keep the others, delete this "
+                "folder alone)",
+            )
             crops = config.augment.crop_area is not None
             if (config.dataset, crops) not in datasets:
                 load_dataset(config.dataset, crops=crops)

@@ -131,9 +131,10 @@ def _answer(
         raise gr.Error("Draw something, or drop a picture.")
     task = classifier.task
     image_HWC = flatten_picture(pixels_HWC, channels=task.image_shape[2])
-    if has_opposite_border(task, image_HWC):
-        image_HWC = 255 - image_HWC
-    image_HWC = fit_image(classifier.trained, image_HWC)
+    fitted_HWC = fit_image(classifier.trained, image_HWC)
+    if has_opposite_border(task, fitted_HWC):
+        fitted_HWC = fit_image(classifier.trained, 255 - image_HWC)
+    image_HWC = fitted_HWC
     probability_Y = classifier([image_HWC])[0]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "map.png"

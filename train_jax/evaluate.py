@@ -56,6 +56,8 @@ def _run(options: argparse.Namespace) -> int:
     name, cut, split = _load_split(options, trained)
     if out is not None and not isinstance(split, ImageSplit):
         raise ValueError(f"--out needs a data set of images, got {name!r}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate(trained, split, batch_size=options.batch_size)
     if not np.isfinite(evaluation.loss_R).all():
         raise ValueError(f"the loss of {trained.name!r} is not finite")
@@ -67,7 +69,6 @@ def _run(options: argparse.Namespace) -> int:
         **compute_scores(split, evaluation),
     }
     if out is not None and isinstance(split, ImageSplit):
-        out.mkdir(parents=True, exist_ok=True)
         predicted_M = evaluation.output_RM[0].argmax(axis=-1)
         picture = out / "confusion_matrix.png"
         plots.plot_confusion(split.label_B, predicted_M, split.class_names, picture)

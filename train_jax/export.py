@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     path = _out_path(options)
+    if options.format == "hf":
+        _check_folder(path)
     trained = flags.load_named_model(options)
     start = time.perf_counter()
     with open_folder(path.parent) as folder:
@@ -85,6 +87,18 @@ def _out_path(options: argparse.Namespace) -> Path:
         raise ValueError("--out is required with --weights")
     folder = any_path(options.workdir, "--workdir") / wd.EXPORT
     return folder / _FORMATS[options.format][0]
+
+
+def _check_folder(path: Path) -> None:
+    """Raise ValueError for a folder with other files than those of an export."""
+    if not path.is_dir():
+        return
+    names = {file.name for file in path.iterdir()}
+    if names and not names >= {"config.json", "model.safetensors"}:
+        raise ValueError(
+            "--out must be a folder that is new, empty or of an earlier export, got "
+            f"{str(path)!r}"
+        )
 
 
 def _write_stablehlo(trained: TrainedModel, path: pathlib.Path) -> list[pathlib.Path]:

@@ -14,6 +14,7 @@ from typing import Any
 from train_jax.cli import arguments as cli
 from train_jax.config.config import load_config
 from train_jax.config.fields import Config
+from train_jax.devices import processes
 from train_jax.devices.collectives import KINDS
 from train_jax.devices.topology import Topology, make_topology
 from train_jax.run.plan import Bounds, Plan, make_plan
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     largest = None
     try:
         topology = make_topology(options.topology)
+        processes.check_devices()  # some arrays are made
         config = load_config(options.config, overrides)
         if config.dtype == "auto":
             dtype = "float32" if topology.chip is None else "bfloat16"

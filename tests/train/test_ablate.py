@@ -160,6 +160,14 @@ def test_mistakes_in_the_config_are_found_before_training(
     assert not (tmp_path / "out").exists()
 
 
+def test_values_of_numpy_are_numbers(tmp_path, arguments):
+    text = CONFIG.replace('{"model.num_heads": 3}', '{"model.num_heads": np.int64(4)}')
+    file = tmp_path / "config.py"
+    file.write_text("import numpy as np\n" + text)
+    variants = ablate.list_variants(str(file), {}, tmp_path / "out")
+    assert variants[2].config.model.arguments["num_heads"] == 4
+
+
 def test_variants_need_folders_of_their_own(arguments, tmp_path, capsys):
     text = CONFIG.replace('"three heads"', '"no feed, forward"')
     (tmp_path / "config.py").write_text(text)
@@ -237,7 +245,9 @@ def test_a_longer_or_another_training_may_be_asked_for(
     assert config["num_epochs"] == 2
     assert config[wd.HISTORY][0]["num_epochs"] == 1
     other = [*arguments, "--config.batch_size=32"]
+    capsys.readouterr()
     assert ablate.main(other) == 2
+    assert "--overwrite to delete the runs of all variants" in capsys.readouterr().err
     assert ablate.main([*other, "--overwrite"]) == 0
     config = read_json(folder / wd.CONFIG)
     assert config["batch_size"] == 32 and wd.HISTORY not in config

@@ -141,6 +141,13 @@ def test_what_get_config_may_return():
         from_config_dict(broken)
 
 
+@pytest.mark.parametrize("config", ["vit_digits", None])
+def test_a_config_in_python_has_fields(config):
+    message = rf"config must be a ConfigDict or a dict, got {type(config).__name__}"
+    with pytest.raises(ValueError, match=message):
+        from_config_dict(config)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_fields_with_rules(name):
     given = {"model.patch_size": 4, "model.width": 8}

@@ -11,7 +11,8 @@ import vit_jax
 from tests import modules
 from train_jax import demo
 from train_jax.config.fields import DatasetConfig
-from train_jax.inference.classifier import Classifier
+from train_jax.data.picture import flatten_picture
+from train_jax.inference.classifier import Classifier, fit_image
 from train_jax.inference.explainers import make_explainer
 from train_jax.run.trained_model import TrainedModel
 from train_jax.tasks import Classification
@@ -43,6 +44,17 @@ def test_a_dark_drawing_on_white_is_inverted(trained, monkeypatch):
     assert a == b and a.keys() == {"a", "b", "c"}
     assert sum(a.values()) == pytest.approx(1)
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
+
+
+def test_bars_beside_a_padded_scan_are_no_dark_border(trained, monkeypatch):
+    """In training the scans' borders were bars, too."""
+    padded = dataclasses.replace(trained, resize="pad")
+    scan = np.full((30, 10, 4), 255, np.uint8)
+    scan[10:20, 4:6, :3] = 0
+    got, _ = answer(padded, scan, monkeypatch)
+    image_HWC = fit_image(padded, flatten_picture(scan, channels=1))
+    expected = Classifier(padded, batch_size=1)([image_HWC])[0]
+    np.testing.assert_allclose(list(got.values()), expected, atol=1e-6)
 
 
 def test_classes_of_one_name_are_told_apart(trained, monkeypatch):

@@ -227,6 +227,13 @@ def test_error_lines(run, capsys, fields, message):
     assert message in _fail(run, capsys, **fields)
 
 
+def test_a_run_without_a_checkpoint_is_named_by_the_field(run, tmp_path, capsys):
+    (tmp_path / "empty" / wd.CHECKPOINTS).mkdir(parents=True)
+    source = str(tmp_path / "empty")
+    line = _fail(run, capsys, init_from=source)
+    assert f"config.init_from {source!r}: workdir {source!r} holds no check" in line
+
+
 def test_another_kind_of_model_is_refused(run):
     with pytest.raises(ValueError, match=r"is a ViT, config\.model is a ResNet"):
         set_up(tiny_config({"model.name": "resnet20", "init_from": str(run)}))

@@ -309,13 +309,20 @@ def test_the_order_of_the_first_epoch_is_compiled_before_it_starts():
     assert feed._order.cache_info().misses == 1
 
 
-@pytest.mark.parametrize("name", ["num_examples", "class_names", "pictures"])
+@pytest.mark.parametrize(
+    "name", ["num_examples", "image_shape", "class_names", "pictures"]
+)
 def test_a_run_does_not_go_on_with_other_data(stopped, tmp_path, monkeypatch, name):
     run = shutil.copytree(stopped, tmp_path / "run")
     step = checkpoint.find(run / wd.CHECKPOINTS, "last")
     train, val, test = load_dataset(tiny_config(CHANGES).dataset)
     if name == "num_examples":
         test = test[:80]
+    elif name == "image_shape":
+        train, val, test = (
+            dataclasses.replace(it, image_BHWC=it.image_BHWC.repeat(2, axis=2))
+            for it in (train, val, test)
+        )
     elif name == "pictures":
         val = dataclasses.replace(val, files_checksum=7)
     else:

@@ -324,6 +324,18 @@ def test_a_wrong_topology_is_one_line(topology, message, capsys):
     assert message in line
 
 
+def test_a_platform_that_is_not_there_is_one_line(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    arguments = ["--config", "vit_digits", "--topology", "v5e:2x2"]
+    monkeypatch.setattr(plan_command, "make_topology", lambda _: None)
+    assert plan_command.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "JAX has no device to compute on" in line
+
+
 FIELDS = [f"--config.{field}={value}" for field, value in TINY.items()]
 
 

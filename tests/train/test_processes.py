@@ -418,6 +418,17 @@ def test_a_cluster_that_jax_cannot_find_is_told_what_to_give(monkeypatch):
         processes.join("auto", None, None)
 
 
+def test_a_port_that_is_taken_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Failed to start RPC server\nMore of it.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    message = "did not find each other: Failed to start RPC server$"
+    with pytest.raises(ValueError, match=message):
+        processes.join("localhost:7", 2, 0)
+
+
 def test_auto_asks_the_cluster(monkeypatch):
     calls = []
     monkeypatch.setattr(processes, "_initialize", lambda *a: calls.append(a))
@@ -434,6 +445,13 @@ def test_out_of_memory_is_one_error_line(capsys, monkeypatch):
         "train.py: error: RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.; a "
         "smaller config.batch_size, more accumulation_steps or a smaller model takes "
         "less memory\n"
+    )
+    with pytest.raises(SystemExit) as caught, processes.ending_together("train.py"):
+        raise MemoryError("Unable to allocate 24.0 GiB")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == (
+        "train.py: error: Unable to allocate 24.0 GiB; config.dataset.streaming=True "
+        "reads images when they are needed\n"
     )
     with monkeypatch.context() as patch:  # of several processes each one may run out
         patch.setattr(jax, "process_count", lambda: 2)

@@ -268,5 +268,5 @@ def test_one_of_several_runs_is_loaded(four):
     assert restored[0].step is not None
     again = load_model(workdir, run=3, checkpoint=restored[0].step)
     chex.assert_trees_all_equal(again.variables, restored[0].variables)
-    with pytest.raises(ValueError, match=r"--run must be in \[0, 3\], got 4"):
+    with pytest.raises(ValueError, match=r"run must be in \[0, 3\], got 4"):
         load_model(workdir, run=4)

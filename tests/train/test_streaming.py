@@ -26,11 +26,13 @@ from tests.train.test_processes import CONFIG, SIMPLE, results, start_two
 from tests.train.tiny import TINY, make_tiny, tiny_config, train_tiny
 from train_jax import data
 from train_jax.config.config import load_config
+from train_jax.data.folder import PictureFiles
 from train_jax.data.loader import Batches, LoaderError, load_batches
 from train_jax.data.streamed import random_resized_crop
 from train_jax.devices import memory, sharding
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
+from train_jax.run import setup
 from train_jax.run.experiment import train_and_evaluate
 from train_jax.run.failures import Failed, Stopped
 from train_jax.run.feed import StepIndices
@@ -161,6 +163,30 @@ def test_images_of_different_sizes_need_a_size(photos):
     (streamed,) = data.load_splits(f"folder:{photos}", "train", room=0)
     with pytest.raises(ValueError, match="image_size must be given for images of"):
         np.asarray(streamed.image_BHWC)
+
+
+def test_splits_of_different_sizes_are_noticed_before_training(tmp_path):
+    for split, side in (("train", 8), ("test", 12)):
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            write(tmp_path, [f"{split}/{name}"], np.zeros((side, side, 3), np.uint8))
+    changes = {"dataset.name": f"folder:{tmp_path}", "dataset.streaming": True}
+    changes |= {"dataset.train_split": "train", "dataset.val_split": None}
+    config = tiny_config(changes | {"batch_size": 8, "dataset.test_split": "test"})
+    with pytest.raises(ValueError, match=r"image_size must be given, .* \(12, 12, 3\)"):
+        set_up(config)
+
+
+@pytest.mark.parametrize("field", ["val_split", "test_split"])
+def test_a_split_without_labels_is_noticed_before_training(photos, monkeypatch, field):
+    changes = {"dataset.streaming": True, f"dataset.{field}": "test"}
+    read_label = PictureFiles.read_label
+
+    def read(self, place):
+        return -1 if len(self._names) < 30 else read_label(self, place)
+
+    monkeypatch.setattr(PictureFiles, "read_label", read)
+    with pytest.raises(ValueError, match="examples without a label"):
+        set_up(tiny_config(fields(photos, **changes)))
 
 
 WORKERS = """
@@ -411,7 +437,9 @@ def test_a_process_loads_the_rows_of_its_own_devices():
         ),
     ],
 )
-def test_what_cannot_be_streamed_is_said(photos, changes, message):
+def test_what_cannot_be_streamed_is_said(photos, monkeypatch, changes, message):
+    if changes.get("dataset.name") != "digits":
+        monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(ValueError, match=message):
         set_up(tiny_config(fields(photos, **changes)))
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import get_args
@@ -45,6 +46,7 @@ from train_jax.inference.model_card import make_card
 from train_jax.inference.program import export_stablehlo
 from train_jax.inference.scores import calibration_error, top_k_accuracy
 from train_jax.inference.space import write_space
+from train_jax.output import checksums
 from train_jax.output import workdir as wd
 from train_jax.run import experiment, trained_model
 from train_jax.run.trained_model import TrainedModel, load_model, load_weights
@@ -591,6 +593,54 @@ def test_model_card_states_the_measured_result(run, capsys):
     assert card.startswith("---\n") and "pipeline_tag: image-classification" in card
 
 
+def test_files_of_others_are_not_replaced_by_an_export(run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    call(export, "--workdir", run, "--format", "hf", "--out", tmp_path, code=2)
+    assert "must be a folder that is new, empty or of an ear" in capsys.readouterr().err
+    assert [it.read_text() for it in tmp_path.iterdir()] == ["mine"]
+    folder = tmp_path / "hf"
+    for _ in range(2):  # an earlier export may be replaced
+        call(export, "--workdir", run, "--format", "hf", "--out", folder)
+
+
+def test_a_space_does_not_say_where_the_data_lay(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.1.0")
+    workdir = shutil.copytree(run, tmp_path / "run")
+    checkpoint = workdir / wd.CHECKPOINTS / "60"
+    file = checkpoint / "metadata" / "metadata"
+    metadata = json.loads(file.read_text())
+    metadata["config"] |= {
+        "dataset.name": "folder:/home/me/pets",
+        "dataset.data_dir": "/home/me/data",
+        "init_from": "/home/me/run",
+    }
+    file.write_text(json.dumps(metadata))
+    checksums.write_checksums(checkpoint)
+    space = tmp_path / "space"
+    write_space(space, workdir, step=60, run=0, title="vit on pictures")
+    for copied in (space / "run").rglob("*"):
+        assert copied.is_dir() or b"/home/me" not in copied.read_bytes(), copied
+    loaded = load_model(space / "run")
+    assert loaded.dataset is not None and loaded.dataset.name == "folder:pictures"
+
+
+def test_a_picture_that_nobody_may_look_for_is_reported(run, tmp_path, capsys):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    too_long = tmp_path / ("x" * 300)
+    call(predict, "--workdir", run, tmp_path / "a.png", too_long, code=1)
+    captured = capsys.readouterr()
+    assert "a.png" in captured.out and "xxx" in captured.err
+
+
+def test_a_folder_for_results_is_made_before_the_evaluation(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("too late"))
+        call(evaluate, "--workdir", run, "--out", out, code=2)
+    assert str(out) in capsys.readouterr().err
+
+
 def test_a_space_holds_all_that_the_page_needs(run, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.1.0")
     folder, how = tmp_path / "space", {"step": 60, "run": 0, "title": "vit on digits"}
@@ -640,19 +690,26 @@ def test_a_device_without_memory_is_one_line(run, monkeypatch, capsys):
     call(evaluate, "--workdir", run, code=1)
     assert "the device has too little memory" in capsys.readouterr().err
 
+    def read(*args, **kwargs):
+        raise MemoryError("Unable to allocate 24.0 GiB")
+
+    monkeypatch.setattr(evaluate, "evaluate", read)
+    call(evaluate, "--workdir", run, code=1)
+    assert "error: Unable to allocate 24.0 GiB" in capsys.readouterr().err
+
 
 WRONG = {
     "evaluate": [
         ("", "one of the arguments --workdir --weights is required"),
         ("--workdir RUN --weights x", "not allowed with argument"),
-        ("--workdir nothing", "--workdir 'nothing' holds no checkpoint"),
+        ("--workdir nothing", "workdir 'nothing' holds no checkpoint"),
         ("--workdir RUN --split test[", "split 'test[' is not understood"),
         ("--workdir RUN --split val", "has no split 'val'"),
         ("--workdir RUN --dataset imagenet_x", "imagenet_x"),
         ("--workdir RUN --dataset reverse", "must be of images"),
         ("--workdir RUN --batch_size 0", "--batch_size must be at least 1, got 0"),
-        ("--workdir RUN --checkpoint 7", "--checkpoint must be last, best or the step"),
-        ("--workdir RUN --run 1", "--run must be in [0, 0], got 1"),
+        ("--workdir RUN --checkpoint 7", "checkpoint must be last, best or the step"),
+        ("--workdir RUN --run 1", "run must be in [0, 0], got 1"),
         ("--workdir RUN --mean 0.5", "--mean is for --weights alone"),
         ("--workdir gs://a", "--workdir must be gs://BUCKET/FOLDER, got 'gs://a'"),
         ("--weights nothing.npz --dataset digits", "'nothing.npz' do not exist"),

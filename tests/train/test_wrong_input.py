@@ -546,7 +546,7 @@ def test_data_folders(tmp_path, capsys, monkeypatch, field, expected):
 
 def test_a_folder_without_a_complete_checkpoint(tmp_path, capsys):
     arguments = ["--workdir", str(tmp_path)]
-    expected = f"--workdir '{tmp_path}' holds no checkpoint"
+    expected = f"workdir '{tmp_path}' holds no checkpoint"
     assert refuse(explain.main, arguments, capsys) == expected
     folder = tmp_path / wd.CHECKPOINTS / "10"
     folder.mkdir(parents=True)

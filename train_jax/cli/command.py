@@ -37,6 +37,9 @@ def run(
     except (OSError, ValueError) as error:
         cli.print_error(parser.prog, error)
         return 2
+    except MemoryError as error:
+        cli.print_error(parser.prog, error)
+        return cli.FAILED
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

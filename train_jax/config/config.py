@@ -32,11 +32,7 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
         ValueError: naming the file or the field, the value, and what is allowed.
     """
     config: Any = read_config_file(path, "get_config")
-    if not isinstance(config, ConfigDict | dict | Config):
-        raise ValueError(
-            f"--config {path!r}: get_config() must return a ConfigDict or a dict, got "
-            f"{type(config).__name__}"
-        )
+    _check_type(config, f"--config {path!r}: get_config() must return")
     given = {field: _parse(text) for field, text in overrides.items()}
     for field, value in given.items():
         if field in TABLE:
@@ -59,9 +55,17 @@ def from_config_dict(config: ConfigDict | dict[str, Any] | Config) -> Config:
     Raises:
         ValueError: naming the field, the value, and what is allowed.
     """
+    _check_type(config, "config must be")
     if isinstance(config, Config):
         return resolve(to_json(config))
     return resolve(_flatten(_to_config_dict(config)))
+
+
+def _check_type(config: Any, must: str) -> None:
+    """Raise ValueError for what holds no fields."""
+    if not isinstance(config, ConfigDict | dict | Config):
+        kind = type(config).__name__
+        raise ValueError(f"{must} a ConfigDict or a dict, got {kind}")
 
 
 def resolve(given: Mapping[str, Any]) -> Config:

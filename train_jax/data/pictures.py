@@ -25,7 +25,7 @@ def find_pictures(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """
     found = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # unlike `is_dir`, without errors
             found.append(path)
             continue
         below = sorted(_walk(path))

@@ -100,6 +100,11 @@ def _initialize(*arguments: str | int) -> None:
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_END_SECONDS,
         )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the processes of the run did not find each other: {reason}"
+        ) from error
     except ValueError as error:
         if arguments:
             raise
@@ -145,10 +150,12 @@ def ending_together(program: str) -> Iterator[None]:
     """End this process, with a line, when another one of the run or memory is lost."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["memory ran out"])[0]
         is_alone = jax.process_count() == 1
-        if "RESOURCE_EXHAUSTED" in reason:
+        if isinstance(error, MemoryError):
+            remedy = "config.dataset.streaming=True reads images when they are needed"
+        elif "RESOURCE_EXHAUSTED" in reason:
             remedy = "a smaller config.batch_size, more accumulation_steps or a smaller"
             remedy += " model takes less memory"
         elif not is_alone:

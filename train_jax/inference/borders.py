@@ -14,7 +14,7 @@ def has_opposite_border(task: Classification, image_HWC: np.ndarray) -> bool:
 
     Args:
         task: what the model was trained on; it says the brightness, where it is known.
-        image_HWC: uint8, as it is before it is resized.
+        image_HWC: uint8, of the model's size.
     """
     if task.border is None or task.border > _DARK or task.image_shape[2] != 1:
         return False

@@ -89,9 +89,10 @@ class PictureReader:
             self.messages.append(f"error: {error}")
             return None
         image_HWC = 255 - image_HWC if self._invert else image_HWC
+        image_HWC = fit_image(self._trained, image_HWC)
         if not self._invert and has_opposite_border(self._task, image_HWC):
             self.messages.append(
                 f"warning: {str(file)!r} has a bright border, the training's pictures "
                 "have dark ones; --invert exchanges dark and bright"
             )
-        return fit_image(self._trained, image_HWC)
+        return image_HWC

@@ -1,14 +1,19 @@
 """Write the demo of a trained model as a Hugging Face Space."""
 
 import importlib.metadata
+import json
 import pathlib
 import re
 import shutil
 import sys
 import tempfile
 
+from train_jax.data import is_folder
+from train_jax.data.folder import PREFIX
+from train_jax.output import checksums
 from train_jax.output import workdir as wd
-from train_jax.output.files import replace_file
+from train_jax.output.checkpoint_search import METADATA
+from train_jax.output.files import read_json, replace_file
 
 _PACKAGES = ("vit_jax", "resnet_jax", "weight_files", "train_jax")
 
@@ -64,6 +69,7 @@ def write_space(
             shutil.copytree(root / package, space / package, ignore=ignored)
         checkpoint = pathlib.Path(wd.CHECKPOINTS, str(step))
         shutil.copytree(workdir / checkpoint, space / "run" / checkpoint)
+        _remove_paths(space / "run" / checkpoint)
         replace_file(space / "requirements.txt", requirements)
         replace_file(space / "app.py", _APP.format(run=run))
         # The hub's default is older than what the packages need.
@@ -71,6 +77,18 @@ def write_space(
         readme = _README.format(title=title, gradio=gradio, python=python)
         replace_file(space / "README.md", readme)
         space.replace(folder)
+
+
+def _remove_paths(checkpoint: pathlib.Path) -> None:
+    """Remove from a copied checkpoint's metadata where its data lie."""
+    file = checkpoint / METADATA / "metadata"
+    metadata = read_json(file)
+    config = metadata["config"]
+    config |= dict.fromkeys(("dataset.data_dir", "dataset.manual_dir", "init_from"))
+    if is_folder(config["dataset.name"]):
+        config["dataset.name"] = f"{PREFIX}pictures"
+    file.write_text(json.dumps(metadata), "utf-8")
+    checksums.write_checksums(checkpoint)
 
 
 def _requirements() -> list[str]:

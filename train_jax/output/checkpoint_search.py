@@ -39,7 +39,7 @@ def find(directory: Path, which: str) -> int | None:
         if which not in map(str, steps):
             known = ", ".join(map(str, sorted(steps))) or "none"
             raise CheckpointError(
-                f"--checkpoint must be last, best or the step of one of those in "
+                "checkpoint must be last, best or the step of one of those in "
                 f"{str(directory)!r} ({known}), got {which!r}"
             )
         if damage := _find_damage(directory / which):

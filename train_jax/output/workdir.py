@@ -45,21 +45,28 @@ class WorkdirError(ValueError):
 
 
 @contextlib.contextmanager
-def naming_workdir(workdir: Path, problem: str = "") -> Iterator[None]:
+def naming_workdir(
+    workdir: Path, problem: str = "", *, name: str = "--workdir"
+) -> Iterator[None]:
     """Raise errors of the file system, or of a store, as WorkdirErrors."""
     try:
         with store.errors(workdir):
             yield
     except lock.InUseError as error:
-        raise WorkdirError(f"--workdir {error}") from error
+        raise WorkdirError(f"{name} {error}") from error
     except OSError as error:
         raise WorkdirError(
-            f"--workdir {str(workdir)!r}{problem}: {error.strerror or error}"
+            f"{name} {str(workdir)!r}{problem}: {error.strerror or error}"
         ) from error
 
 
 def check_workdir(
-    workdir: Path, fields: Fields, *, overwrite: bool, extend: bool = False
+    workdir: Path,
+    fields: Fields,
+    *,
+    overwrite: bool,
+    extend: bool = False,
+    deleted: str = "the run",
 ) -> None:
     """Make sure that a run may use the folder; change nothing.
 
@@ -68,6 +75,7 @@ def check_workdir(
         fields: the run's config.
         overwrite: whether a run in the folder may be deleted.
         extend: whether such a run may be trained longer than its schedule said.
+        deleted: what --overwrite deletes, for a message.
 
     Raises:
         WorkdirError: if the folder holds something else than a run, or a run with
@@ -80,7 +88,7 @@ def check_workdir(
     if (workdir / SUMMARY).exists():
         read_json(workdir / SUMMARY)
     before = read_json(workdir / CONFIG)
-    _check_extension(workdir, before, fields, extend)
+    _check_extension(workdir, before, fields, extend, deleted)
 
 
 def _check_kinds(workdir: Path) -> bool:
@@ -114,7 +122,9 @@ def check_unlocked(workdir: Path) -> None:
         lock.check_free(workdir)
 
 
-def _check_extension(workdir: Path, before: Fields, now: Fields, extend: bool) -> None:
+def _check_extension(
+    workdir: Path, before: Fields, now: Fields, extend: bool, deleted: str
+) -> None:
     """Raise WorkdirError unless the config is the same, or may be this longer one."""
     changes = differences(before, now)
     if not changes:
@@ -122,12 +132,12 @@ def _check_extension(workdir: Path, before: Fields, now: Fields, extend: bool) -
     is_longer = not differences(before, now, but=LENGTH) and _is_longer(before, now)
     if is_longer and (extend or not _knows_its_length(now)):
         return
-    remedy = "Give another --workdir, or --overwrite to delete the run"
+    remedy = f"Give another --workdir, or --overwrite to delete {deleted}"
     if is_longer:
         remedy = (
             "--extend trains it on from the step where it stands, with the learning "
             "rate of the longer schedule; or give another --workdir, or --overwrite to "
-            "delete the run"
+            f"delete {deleted}"
         )
     raise WorkdirError(
         f"--workdir {str(workdir)!r} holds a run of another config: "

@@ -84,20 +84,21 @@ def prepare(
     """Check everything, write nothing; return what `train_and_evaluate` then runs."""
     config = choose_dtype(config, workdir, overwrite=overwrite)
     fields = to_json(config)
-    how = {"overwrite": overwrite, "extend": extend}
     finished = None if overwrite else _read_finished(workdir, fields)
     if finished is not None:
         return lambda should_stop: finished
 
     def check_folder() -> None:
         wd.check_unlocked(workdir)
-        wd.check_workdir(workdir, fields, **how)
+        wd.check_workdir(workdir, fields, overwrite=overwrite, extend=extend)
 
     processes.call_on_main(check_folder)
     with wd.naming_workdir(workdir):
         has_checkpoint = checkpoint_search.has_any(workdir / wd.CHECKPOINTS)
     parts = set_up(config, resumes=has_checkpoint and not overwrite)
-    return functools.partial(_run, workdir, config, parts, **how)
+    return functools.partial(
+        _run, workdir, config, parts, overwrite=overwrite, extend=extend
+    )
 
 
 def _read_finished(workdir: Path, fields: wd.Fields) -> dict[str, Any] | None:
@@ -118,11 +119,14 @@ def _run(
     config: Config,
     parts: Parts,
     should_stop: ShouldStop,
-    **how: bool,
+    *,
+    overwrite: bool,
+    extend: bool,
 ) -> dict[str, Any]:
-    """Train and evaluate in a folder that was checked; `how`: see `open_workdir`."""
+    """Train and evaluate in a folder that was checked; see `open_workdir`."""
     fields = to_json(config)
-    with wd.open_workdir(workdir, fields, **how) as check_lock:
+    opened = wd.open_workdir(workdir, fields, overwrite=overwrite, extend=extend)
+    with opened as check_lock:
         report.print_overview(fields, parts.splits, num_runs=len(parts.runs))
         print_layers(parts.model, parts.task.inputs())
         with open_checkpoints(

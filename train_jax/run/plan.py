@@ -136,7 +136,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     task = make_task(config.dataset, config.augment, train)
     model = make_model(config, task, devices=topology.devices)
     runs = make_runs(config, model, devices=topology.devices)
-    check_streaming(config, train, runs)
+    check_streaming(config, runs, is_streamed=train.is_streamed)
     state, _ = make_initial_state(config, model, task, runs)
     steps = make_steps(config, model, task, train, runs)
     num_devices = len(topology.devices)

@@ -46,10 +46,9 @@ def read_progress(
     # With other data the order changes: training images could be in the test split.
     for name, before, now in (
         ("num_examples", metadata.get("num_examples"), facts["num_examples"]),
-        (
-            "class_names",
-            metadata["task"].get("class_names"),
-            facts["task"].get("class_names"),
+        *(
+            (name, metadata["task"].get(name), facts["task"].get(name))
+            for name in ("image_shape", "class_names")
         ),
     ):
         change = before and first_change(before, now)
@@ -58,7 +57,8 @@ def read_progress(
                 f"checkpoint {step} is of other data: {name} had {change}; restore the "
                 "data, or start anew (--overwrite)"
             )
-    if metadata.get("order", facts["order"]) != facts["order"]:
+    checksums = facts["files_checksums"]
+    if metadata.get("files_checksums", checksums) != checksums:
         raise CheckpointError(
             f"checkpoint {step} is of other data: pictures were added, removed or "
             "renamed; restore the data, or start anew (--overwrite)"

@@ -67,7 +67,7 @@ def describe_run(
         "config": fields,
         "task": tasks.task_to_json(task),
         "num_examples": [len(split or ()) for split in splits],
-        "order": [split and split.files_checksum for split in splits],
+        "files_checksums": [split and split.files_checksum for split in splits],
     }
 
 

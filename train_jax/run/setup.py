@@ -120,7 +120,7 @@ def make_parts(
     if model is None:
         model = make_model(config, task, devices=devices)
     runs = make_runs(config, model, devices=devices)
-    check_streaming(config, train, runs)
+    check_streaming(config, runs, is_streamed=train.is_streamed)
     model = whiten(model, task, train)
     fitted = None if pretrained is None else fit_pretrained(pretrained, model, task)
     abstract_state, init_state = make_initial_state(
@@ -159,23 +159,31 @@ def _check_without_data(config: Config) -> None:
                 f"{config.dataset.name!r}, which has no images, got "
                 f"{config.test_augmentation!r}"
             )
-        model = make_model(config, Translation(1, 1, 1))
+        task = Translation(1, 1, 1)
     else:
         side = config.model.arguments.get("patch_size", 32)
-        any_images = Classification((side, side, 1), ("any",), (0.5,), (0.5,))
-        model = make_model(config, any_images)
-    check_batch_size(config, make_runs(config, model))
+        task = Classification((side, side, 1), ("any",), (0.5,), (0.5,))
+    model = make_model(config, task)
+    runs = make_runs(config, model)
+    check_batch_size(config, runs)
+    if config.groups or config.freeze or config.optimizer.layer_decay is not None:
+        make_initial_state(config, model, task, runs)  # they must fit the parameters
+    is_streamed = config.dataset.streaming
+    if data.is_in_memory(config.dataset.name):
+        is_streamed = False
+    if is_streamed != "auto":
+        check_streaming(config, runs, is_streamed=is_streamed)
 
 
-def check_streaming(config: Config, train: Split, runs: Runs) -> None:
+def check_streaming(config: Config, runs: Runs, *, is_streamed: bool) -> None:
     """Raise ValueError for what cannot be streamed, and what has to be."""
-    if train.is_streamed and len(runs) > 1:
+    if is_streamed and len(runs) > 1:
         raise ValueError(
             f"config.dataset.streaming must be False for {len(runs)} runs in one "
             "program, as each has its own order of the examples, got "
             f"{config.dataset.streaming!r}"
         )
-    if config.augment.crop_area is not None and not train.is_streamed:
+    if config.augment.crop_area is not None and not is_streamed:
         raise ValueError(
             "config.augment.crop_area needs images that are streamed, "
             f"config.dataset.streaming is {config.dataset.streaming!r} and "

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 
 from train_jax import data
 from train_jax.config.fields import DatasetConfig
-from train_jax.data import Split
+from train_jax.data import ImageSplit, Split
 from train_jax.devices import processes
 from train_jax.devices.memory import room_for_data
 
@@ -37,10 +38,26 @@ def load_dataset(
         dataset, *given.values(), *wholes, crops=crops, room=room
     )
     splits = dict(zip(given, loaded, strict=False))
+    _check_images(given, splits)
     if not dataset.allow_overlap and processes.is_main():
         sizes = dict(zip(wholes, map(len, loaded[len(given) :]), strict=True))
         _warn_of_overlap(given, sizes)
     return splits["train_split"], splits.get("val_split"), splits["test_split"]
+
+
+def _check_images(cuts: Mapping[str, str], splits: Mapping[str, Split]) -> None:
+    """Raise ValueError for images unlike the training's, or without labels."""
+    train = splits["train_split"]
+    for name, split in splits.items():
+        if not isinstance(split, ImageSplit) or not isinstance(train, ImageSplit):
+            continue
+        expected, got = train.image_BHWC.shape[1:], split.image_BHWC.shape[1:]
+        if got != expected:
+            raise ValueError(
+                "config.dataset.image_size must be given, as images have different "
+                f"shapes: {cuts['train_split']!r} {expected}, {cuts[name]!r} {got}"
+            )
+        np.asarray(split.label_B[:1])  # a streamed one raises if it has no labels
 
 
 def load_named_splits(

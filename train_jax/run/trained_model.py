@@ -142,10 +142,10 @@ def load_model(
     """
     workdir = any_path(str(workdir), "workdir")
     directory = workdir / wd.CHECKPOINTS
-    with wd.naming_workdir(workdir):
+    with wd.naming_workdir(workdir, name="workdir"):
         step = checkpoints.find(directory, str(checkpoint))
     if step is None:
-        raise ValueError(f"--workdir {str(workdir)!r} holds no checkpoint")
+        raise ValueError(f"workdir {str(workdir)!r} holds no checkpoint")
     try:
         metadata = checkpoints.read_metadata(directory, step)
     except OSError as error:
@@ -157,15 +157,16 @@ def load_model(
     config, task = resolve(fields), tasks.task_from_json(metadata["task"])
     runs = make_runs(config, devices=jax.local_devices()[:1])
     if not 0 <= run < len(runs):
-        raise ValueError(f"--run must be in [0, {len(runs) - 1}], got {run}")
+        raise ValueError(f"run must be in [0, {len(runs) - 1}], got {run}")
     model = make_model(config, task)
     abstract_state, _ = make_initial_state(config, model, task, runs)
     of_all_runs = checkpoints.restore_variables(directory, step, abstract_state)
     variables = runs.select(of_all_runs, run)
     cuts = [getattr(config.dataset, field) for field in FIELDS]
+    checksums = metadata.get("files_checksums", ())
     files_checksums = {
-        split_name(cut): order
-        for cut, order in zip(cuts, metadata.get("order", ()), strict=False)
+        split_name(cut): checksum
+        for cut, checksum in zip(cuts, checksums, strict=False)
         if cut is not None
     }
     return TrainedModel(

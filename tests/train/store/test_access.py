@@ -96,7 +96,7 @@ REFUSED = {
     "s3://bucket/run": "--workdir must be a path on this machine or gs://BUCKET/FOLDER",
     BUCKET: f"--workdir must be gs://BUCKET/FOLDER, got '{BUCKET}'",
     "gs://other/run": "--workdir 'gs://other/run': there is no bucket 'other'",
-    f"{BUCKET}/empty": f"--workdir '{BUCKET}/empty' holds no checkpoint",
+    f"{BUCKET}/empty": f"workdir '{BUCKET}/empty' holds no checkpoint",
 }
 
 
@@ -127,7 +127,7 @@ def test_a_store_that_fails_later_is_one_line(folder, monkeypatch, capsys):
         raise HttpError({"code": 503, "message": "try later"})
 
     monkeypatch.setattr(checkpoint_search, "_list_steps", refuse)
-    expected = f"--workdir '{folder}': try later, 503"
+    expected = f"workdir '{folder}': try later, 503"
     assert predict.main(["--workdir", str(folder), "picture.png"]) == 2
     assert expected in capsys.readouterr().err
     with pytest.raises(wd.WorkdirError, match=re.escape(expected)):
