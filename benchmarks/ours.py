@@ -11,7 +11,10 @@ from benchmarks.cases import Case
 from train_jax.config.config import resolve
 from train_jax.config.fields import Config
 from train_jax.data import ImageSplit
-from train_jax.run import build, initial_state, training
+from train_jax.run import initial_state, trainer_setup
+from train_jax.run import model as run_model
+from train_jax.run import task as run_task
+from train_jax.run.runs import make_runs
 from train_jax.tasks import Task
 
 # The schedule of the learning rate does not end before a benchmark does.
@@ -38,9 +41,9 @@ def make_program(
     if train is None:
         train = _make_images(case, 8 * case.batch_size)
     config, task, model = _make_model(case, train, **fields)
-    runs = initial_state.make_runs(config, devices=devices)
+    runs = make_runs(config, devices=devices)
     _, init_state = initial_state.make_initial_state(config, model, task, runs)
-    trainer = training.make_trainer(config, model, task, train, runs)
+    trainer = trainer_setup.make_trainer(config, model, task, train, runs)
     state = init_state()
     trainer.compile(state)
     step = 0
@@ -65,8 +68,8 @@ def _make_model(
 ) -> tuple[Config, Task, nn.Module]:
     given = {"batch_size": case.batch_size, "num_steps": _NUM_STEPS}
     config = resolve(given | case.fields | fields)
-    task = build.make_task(config.dataset, config.augment, train)
-    return config, task, build.make_model(config, task)
+    task = run_task.make_task(config.dataset, config.augment, train)
+    return config, task, run_model.make_model(config, task)
 
 
 def _make_images(case: Case, count: int) -> ImageSplit:

@@ -25,6 +25,7 @@ import rich.console
 import rich.table
 
 from train_jax.cli import arguments as cli
+from train_jax.cli import console
 from train_jax.cli.signals import StopRequest
 from train_jax.config.config import load_config, to_json
 from train_jax.config.fields import Config
@@ -65,12 +66,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], stop_request: StopRequest) -> int:
-    cli.prepare_output()
+    console.prepare_output()
     parser = cli.make_parser(_PROGRAM, _DESCRIPTION)
     cli.add_workdir_flag(parser)
     cli.add_start_flags(parser)
     options, overrides = cli.parse(parser, arguments)
-    cli.silence_libraries()
+    console.silence_libraries()
     workdir = options.workdir
     if not isinstance(workdir, pathlib.Path):
         parser.error(f"--workdir must be a path on this machine, got {str(workdir)!r}")
@@ -89,9 +90,9 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
                 held = lock.acquire(workdir)
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
-        return cli.STOPPED
+        return console.STOPPED
     except (OSError, ValueError) as error:
-        cli.print_error(_PROGRAM, error)
+        console.print_error(_PROGRAM, error)
         return 2
     try:
         with contextlib.closing(held):
@@ -114,11 +115,11 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
             write_results(variants, results, workdir)
     except Stopped as stopped:
         print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
-        return cli.STOPPED
+        return console.STOPPED
     except (Failed, wd.WorkdirError, OSError) as error:
-        cli.print_error(_PROGRAM, error)
-        return cli.FAILED
-    return cli.FAILED if all("error" in result for result in results) else 0
+        console.print_error(_PROGRAM, error)
+        return console.FAILED
+    return console.FAILED if all("error" in result for result in results) else 0
 
 
 def list_variants(

@@ -32,7 +32,7 @@ from train_jax.inference.scores import (
     top_k_accuracy,
 )
 from train_jax.output import plots
-from train_jax.run.evaluate import Evaluation
+from train_jax.run.evaluator import Evaluation
 from train_jax.run.runs import Runs
 from train_jax.run.setup import make_evaluator
 from train_jax.run.splits import load_named_splits

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from train_jax.cli import arguments as cli
-from train_jax.cli import command
+from train_jax.cli import command, console
 from train_jax.inference import flags
 from train_jax.inference.explainers import make_explainer
 from train_jax.inference.pictures import PictureReader, add_input_flags, list_files
@@ -68,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         print(out / name)
     for message in reader.messages:
         print(f"{_PROGRAM}: {message}", file=sys.stderr)
-    return cli.FAILED if reader.errors else 0
+    return console.FAILED if reader.errors else 0
 
 
 def _out_folder(options: argparse.Namespace) -> Path:

@@ -12,12 +12,13 @@ import sys
 from typing import Any
 
 from train_jax.cli import arguments as cli
+from train_jax.cli import console
 from train_jax.config.config import load_config
 from train_jax.config.fields import Config
 from train_jax.devices import processes
 from train_jax.devices.collectives import KINDS
 from train_jax.devices.topology import Topology, make_topology
-from train_jax.run.plan import Bounds, Plan, make_plan
+from train_jax.run.step_plan import Bounds, Plan, make_plan
 
 _PROGRAM = "python -m train_jax.plan"
 _DESCRIPTION = """\
@@ -30,9 +31,9 @@ _TERA, _MILLI = 1e12, 1e-3
 
 def main(arguments: list[str]) -> int:
     """Parse the command line, print the plan, and return the exit code."""
-    cli.prepare_output()
+    console.prepare_output()
     options, overrides = cli.parse(_make_parser(), arguments)
-    cli.silence_libraries()
+    console.silence_libraries()
     largest = None
     try:
         topology = make_topology(options.topology)
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
         print(f"{_PROGRAM}: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except (OSError, ValueError) as error:
-        cli.print_error(_PROGRAM, error)
+        console.print_error(_PROGRAM, error)
         return 2
     if options.batch_size == "auto" and largest is not None:
         plan = largest

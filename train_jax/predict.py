@@ -12,8 +12,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from train_jax.cli import arguments as cli
-from train_jax.cli import command
+from train_jax.cli import command, console
 from train_jax.inference import flags
 from train_jax.inference.classifier import Classifier
 from train_jax.inference.pictures import PictureReader, add_input_flags, list_files
@@ -48,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
         _print_table(predictions)
     for message in reader.messages:
         print(f"{_PROGRAM}: {message}", file=sys.stderr)
-    return cli.FAILED if reader.errors else 0
+    return console.FAILED if reader.errors else 0
 
 
 def _make_parser() -> argparse.ArgumentParser:

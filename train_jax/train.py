@@ -26,10 +26,11 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     # All that takes time is imported here: signals are handled from the start, --help
     # and a mistyped flag answer at once.
     from train_jax.cli import arguments as cli
+    from train_jax.cli import console
 
-    cli.prepare_output()
+    console.prepare_output()
     options, overrides = cli.parse(_make_parser(), arguments)
-    cli.silence_libraries()
+    console.silence_libraries()
     from train_jax.devices import processes
 
     with processes.ending_together(_PROGRAM):
@@ -39,7 +40,7 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
 def _train(
     options: "argparse.Namespace", overrides: dict[str, str], stop_request: StopRequest
 ) -> int:
-    from train_jax.cli import arguments as cli
+    from train_jax.cli import console
     from train_jax.config.config import load_config
     from train_jax.devices import compiler, processes
     from train_jax.output import report
@@ -54,8 +55,8 @@ def _train(
             )
             compiler.enable_compilation_cache()
             if not processes.is_main():
-                cli.silence_stdout()
-            train_and_evaluate = experiment.prepare(
+                console.silence_stdout()
+            run = experiment.prepare_run(
                 config,
                 options.workdir,
                 overwrite=options.overwrite,
@@ -63,25 +64,25 @@ def _train(
             )
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped before the training began", file=sys.stderr)
-        processes.limit_end(cli.STOPPED)
-        return cli.STOPPED
+        processes.limit_end(console.STOPPED)
+        return console.STOPPED
     except (OSError, ValueError) as error:
-        cli.print_error(_PROGRAM, error)
+        console.print_error(_PROGRAM, error)
         processes.limit_end(2)
         return 2
     try:
-        summary = train_and_evaluate(stop_request)
+        summary = run(stop_request)
     except WorkdirError as error:
-        cli.print_error(_PROGRAM, error)
+        console.print_error(_PROGRAM, error)
         return 2
     except failures.Failed as error:
-        cli.print_error(_PROGRAM, error)
+        console.print_error(_PROGRAM, error)
         if not isinstance(error, failures.Diverged):  # as it has in all processes
-            processes.limit_end(cli.FAILED)
-        return cli.FAILED
+            processes.limit_end(console.FAILED)
+        return console.FAILED
     except failures.Stopped as stopped:
         print(f"{_PROGRAM}: {stopped}", file=sys.stderr)
-        return cli.STOPPED
+        return console.STOPPED
     if processes.is_main():
         report.print_summary(summary, options.workdir)
     return 0

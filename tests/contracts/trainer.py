@@ -18,7 +18,6 @@ from vit_jax import Seq2SeqTransformer
 
 # Why a public function or method has no contract.
 EXEMPT = {
-    "train_jax.learning.augment.channel_statistics": "takes a name",
     "train_jax.learning.muon.keep_norm": "takes a tree of any shapes",
     "train_jax.learning.muon.kernel_mask": "takes a tree of any shapes",
     "train_jax.learning.muon.muon": "takes numbers",
@@ -30,7 +29,7 @@ EXEMPT = {
     "train_jax.learning.optim.label_groups": "takes a tree of any shapes",
     "train_jax.learning.optim.last_learning_rate": "reads the optimiser's state",
     "train_jax.learning.optim.make_optimizer": "takes numbers",
-    "train_jax.learning.optim.make_rule": "takes numbers",
+    "train_jax.learning.optim.make_update_rule": "takes numbers",
     "train_jax.learning.optim.make_schedule": "takes numbers",
     "train_jax.learning.optim.sgd": "takes numbers",
     "train_jax.learning.state.count_parameters": "takes a tree of any shapes",
@@ -163,13 +162,13 @@ CONTRACTS = {
         lambda image: augment.augmented_views(image, "flip_shift"),
         misshape=lambda x: x[:1],
     ),
-    "train_jax.learning.trivial.trivial_augment": Contract(
-        (KEY, RAW), (KEY, RAW[0]), "train_jax.learning.trivial.apply_operations"
+    "train_jax.learning.trivial_augment.trivial_augment": Contract(
+        (KEY, RAW), (KEY, RAW[0]), "train_jax.learning.trivial_augment.apply_operations"
     ),
-    "train_jax.learning.trivial.apply_operations": Contract(
+    "train_jax.learning.trivial_augment.apply_operations": Contract(
         (RAW, LABEL, LABEL / 3),
         (RAW, RAW, LABEL / 3),
-        "train_jax.learning.trivial._apply",
+        "train_jax.learning.trivial_augment._apply",
     ),
     "train_jax.learning.mixing.mixup": Contract(
         (KEY, IMAGE, TARGET),

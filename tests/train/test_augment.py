@@ -7,6 +7,7 @@ import pytest
 
 from train_jax.learning import augment, mixing
 from train_jax.learning.streams import stream
+from train_jax.run.task import channel_statistics
 
 KEY = jax.random.key(0)
 
@@ -144,8 +145,8 @@ def test_augment_batch_without_options_only_normalises():
 
 def test_channel_statistics_have_a_default():
     for name in ("mnist", "mnist:3.0.1", "mnist/default:3.0.1"):
-        assert augment.channel_statistics(name, 1) == ((0.1307,), (0.3081,))
-    assert augment.channel_statistics("svhn_cropped", 3) == ((0.5,) * 3, (0.5,) * 3)
+        assert channel_statistics(name, 1) == ((0.1307,), (0.3081,))
+    assert channel_statistics("svhn_cropped", 3) == ((0.5,) * 3, (0.5,) * 3)
 
 
 def test_a_reflected_crop_shows_what_lies_inside_the_edge():

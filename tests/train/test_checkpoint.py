@@ -104,7 +104,7 @@ def test_the_variables_alone_come_back(tmp_path, ema_decay):
     checkpoints.close()
     abstract = jax.eval_shape(make, 0.0).replace(opt_state=None)
     one_device = sharding.make_mesh(devices=jax.devices()[:1])
-    abstract = sharding.describe(abstract, sharding.replicated(one_device))
+    abstract = sharding.abstract(abstract, sharding.replicated(one_device))
     restored = checkpoint.restore_variables(tmp_path, 3, abstract)
     chex.assert_trees_all_equal(restored, state.eval_variables)
     name = "params" if ema_decay is None else "ema"
@@ -250,7 +250,7 @@ def test_find_names_what_is_wrong_with_a_numbered_checkpoint(directory):
         with pytest.raises(checkpoint.CheckpointError) as caught:
             checkpoint.find(directory, which)
         assert str(caught.value) == (
-            "--checkpoint must be last, best or the step of one of those in "
+            "checkpoint must be last, best or the step of one of those in "
             f"'{directory}' (5, 10, 15), got {which!r}"
         )
 

@@ -18,10 +18,11 @@ from tests.train.tiny import (
 from train_jax.devices import memory, sharding
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
-from train_jax.run.build import make_model, make_task
-from train_jax.run.initial_state import make_runs
+from train_jax.run.model import make_model
+from train_jax.run.runs import make_runs
 from train_jax.run.splits import load_dataset
-from train_jax.run.training import make_steps
+from train_jax.run.task import make_task
+from train_jax.run.trainer_setup import make_steps
 
 VIT = {"model.dropout_rate": 0.1, "augment.crop_padding": 1}
 # Of two tests, so that the losses of one device are computed once.

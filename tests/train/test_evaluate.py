@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train_jax.data import ImageSplit
-from train_jax.run.evaluate import Evaluator
+from train_jax.run.evaluator import Evaluator
 from train_jax.run.runs import Runs
 from train_jax.run.setup import make_evaluator
 from train_jax.tasks import Classification

@@ -92,7 +92,7 @@ def test_a_checkpoint_is_chosen_by_name(run, capsys):
         assert load_model(run, checkpoint=which).step == 5
     assert explain.main(["--workdir", str(run), "--checkpoint", "7"]) == 2
     assert capsys.readouterr().err == (
-        "python -m train_jax.explain: error: --checkpoint must be last, best or the "
+        "python -m train_jax.explain: error: checkpoint must be last, best or the "
         f"step of one of those in '{run / wd.CHECKPOINTS}' (5), got '7'\n"
     )
 

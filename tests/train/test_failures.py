@@ -19,8 +19,8 @@ from train_jax.learning.state import TrainState, has_finite_params
 from train_jax.learning.step import loss_of_batch
 from train_jax.output import checkpoint, report
 from train_jax.output import workdir as wd
-from train_jax.run import diagnose, epoch, loop
-from train_jax.run.evaluate import Evaluator
+from train_jax.run import debug_nans, loop
+from train_jax.run.evaluator import Evaluator
 from train_jax.run.failures import Diverged, Failed
 from train_jax.tasks import Classification
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_repeated_is_said(tmp_path, monkeypatch):
     def find(loss, *_, accumulation_steps):
         seen.append({**loss.keywords, "accumulation_steps": accumulation_steps})
 
-    monkeypatch.setattr(diagnose, "find_first_nonfinite", find)
+    monkeypatch.setattr(debug_nans, "find_first_nonfinite", find)
     with pytest.raises(Diverged, match="when it is repeated, all of it is finite"):
         train_tiny(tmp_path, changes)
     frozen = ["^(?!head/)"]
@@ -116,7 +116,7 @@ def test_what_jax_raises_is_not_hidden(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(epoch.Trainer, "run", fail)
+    monkeypatch.setattr("train_jax.run.trainer.Trainer.run", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         train_tiny(tmp_path)
 
@@ -234,7 +234,7 @@ def test_a_step_is_repeated_as_it_was_taken():
 
     def find(train=True, **how):
         loss = functools.partial(loss_of_batch, Fragile(), train=train)
-        return diagnose.find_first_nonfinite(loss, state, batch, key, **how)
+        return debug_nans.find_first_nonfinite(loss, state, batch, key, **how)
 
     assert find() is None
     assert find(train=False) == find(accumulation_steps=2) == "output of Dense_0"

@@ -95,7 +95,7 @@ def test_a_folder_trains_to_the_same_metrics(digits, tmp_path, monkeypatch):
 
 
 def test_mean_and_deviation_are_those_of_the_training_split(digits):
-    from train_jax.run.build import make_task
+    from train_jax.run.task import make_task
 
     config = tiny_config({"dataset.name": f"folder:{digits}"})
     train = data.load(f"folder:{digits}", "train[:320]")

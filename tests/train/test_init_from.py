@@ -21,7 +21,7 @@ from tests.train.tiny import (
     tiny_config,
 )
 from train_jax.output import workdir as wd
-from train_jax.run import build, experiment
+from train_jax.run import experiment
 from train_jax.run.setup import set_up
 from train_jax.run.trained_model import load_model
 from vit_jax import weights
@@ -154,7 +154,9 @@ def test_something_must_be_left_to_learn():
 
 
 def test_statistics_of_a_frozen_resnet_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "create_model", lambda *_, **__: SMALL_RESNET)
+    monkeypatch.setattr(
+        "train_jax.run.model.create_model", lambda *_, **__: SMALL_RESNET
+    )
     fields = {**RESNET, "batch_size": 32, **STEPS}
     run = tmp_path / "run"
     experiment.train_and_evaluate(tiny_config(fields), run)

@@ -51,7 +51,9 @@ def test_blocks_that_are_scanned_have_the_same_factors():
 
 def test_the_update_is_scaled_and_the_rate_is_that_of_the_head():
     params = _params()
-    rule = optim.make_rule("sgd", optax.constant_schedule(1.0), learning_rate=0.1)
+    rule = optim.make_update_rule(
+        "sgd", optax.constant_schedule(1.0), learning_rate=0.1
+    )
     plain, decayed = (
         optim.make_optimizer(rule, layer_decay=decay) for decay in (None, 0.5)
     )

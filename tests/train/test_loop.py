@@ -22,10 +22,10 @@ from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
 from train_jax.output.checkpoint_search import METRICS
 from train_jax.output.files import read_json
-from train_jax.run import build, epoch, experiment, setup
-from train_jax.run.evaluate import Evaluator
+from train_jax.run import experiment, setup
+from train_jax.run.checkpointing import SaveSchedule
+from train_jax.run.evaluator import Evaluator
 from train_jax.run.failures import Failed, Stopped
-from train_jax.run.saving import SaveSchedule
 from train_jax.run.splits import load_dataset
 from train_jax.tasks import Classification
 
@@ -120,7 +120,7 @@ def stopped(tmp_path_factory):
     """The folder of a run that was stopped after step 2."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+        patch.setattr("train_jax.run.trainer._SECONDS_BETWEEN_REPORTS", 0.0)
         train_tiny(workdir, CHANGES, should_stop=AfterSteps(2))
     return workdir
 
@@ -130,7 +130,7 @@ def test_stopped_at_any_step_it_equals_the_uninterrupted_run(
 ):
     uninterrupted, summary = finished
     # Look at the metrics after every step, to be able to stop there.
-    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("train_jax.run.trainer._SECONDS_BETWEEN_REPORTS", 0.0)
     done = 0
     for steps in (1, 2, 2, 3, 1):  # the third is at the end of an epoch
         done += steps
@@ -142,7 +142,7 @@ def test_stopped_at_any_step_it_equals_the_uninterrupted_run(
 
 
 def test_where_a_run_was_stopped_does_not_choose_the_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("train_jax.run.trainer._SECONDS_BETWEEN_REPORTS", 0.0)
     with pytest.raises(Stopped):  # at the end of an epoch whose checkpoint isn't due
         changes = CHANGES | {"checkpoint.every_epochs": 4}
         train_tiny(tmp_path, changes, should_stop=AfterSteps(5))
@@ -154,15 +154,15 @@ def test_an_epoch_that_is_resumed_counts_its_seconds_before(
     stopped, tmp_path, monkeypatch
 ):
     run = shutil.copytree(stopped, tmp_path / "run")
-    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
-    read = experiment.read_progress
+    monkeypatch.setattr("train_jax.run.trainer._SECONDS_BETWEEN_REPORTS", 0.0)
+    read = experiment.read_newest_metadata
 
     def read_as_if_slow(*args, **kwargs):
         progress = read(*args, **kwargs)
         assert 0 < progress["epoch_seconds"] < 1000
         return progress | {"epoch_seconds": 1000.0}
 
-    monkeypatch.setattr(experiment, "read_progress", read_as_if_slow)
+    monkeypatch.setattr(experiment, "read_newest_metadata", read_as_if_slow)
     train_tiny(run, CHANGES)
     lines = [json.loads(x) for x in (run / wd.METRICS).read_text().splitlines()]
     assert [line["seconds"] > 1000 for line in lines] == [True, False, False, False]
@@ -188,7 +188,9 @@ def test_a_run_that_breaks_off_equals_the_uninterrupted_run(
 def test_batchnorm_resumes_and_models_without_attention_draw_none(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(build, "create_model", lambda *_, **__: SMALL_RESNET)
+    monkeypatch.setattr(
+        "train_jax.run.model.create_model", lambda *_, **__: SMALL_RESNET
+    )
     changes = RESNET | {"num_steps": 7, "checkpoint.every_epochs": 1}
     summary = train_tiny(tmp_path, changes, has_plots=True)
     assert summary["steps"] == 7
@@ -359,7 +361,7 @@ def test_checkpoints_between_the_ends_of_epochs(finished, tmp_path, monkeypatch)
     assert saved_steps(run) == [3, 6, 9, 12, 15, 18, 20]
     assert_same_run(run, uninterrupted)
 
-    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("train_jax.run.trainer._SECONDS_BETWEEN_REPORTS", 0.0)
     often = CHANGES | how | {"checkpoint.every_minutes": 1e-9}
     # It is asked twice for each step, as a checkpoint that is late ends the stretch.
     with pytest.raises(Stopped, match="stopped after step 7 of 20"):

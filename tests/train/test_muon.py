@@ -28,7 +28,7 @@ def _kernel(shape, seed=0):
 @pytest.mark.parametrize("shape", [(6, 4), (3, 3, 2, 5), (2, 6, 4)])
 def test_the_update_is_the_orthogonalised_momentum(shape):
     momentum, rate, steps = 0.6, 0.24, 3
-    rule = optim.make_rule(
+    rule = optim.make_update_rule(
         "muon",
         CONSTANT,
         learning_rate=rate,
@@ -61,7 +61,7 @@ def test_the_update_is_the_orthogonalised_momentum(shape):
 
 def test_the_rest_is_updated_by_adam():
     params = {"bias": jnp.ones(3)}
-    rule = optim.make_rule("muon", CONSTANT, learning_rate=0.1)
+    rule = optim.make_update_rule("muon", CONSTANT, learning_rate=0.1)
     adam = optax.adam(0.1)
     gradient = {"bias": jnp.array([1.0, -2.0, 0.5])}
     ours, _ = rule.update(gradient, rule.init(params), params)
@@ -91,7 +91,7 @@ HALF = jax.tree.map(lambda x: x / 2, PARAMS)
 
 def test_each_group_has_its_own_rule():
     def sgd(rate):
-        return optim.make_rule("sgd", CONSTANT, learning_rate=rate, momentum=0.0)
+        return optim.make_update_rule("sgd", CONSTANT, learning_rate=rate, momentum=0.0)
 
     tx = optim.make_optimizer(sgd(1.0), groups={"bias$": sgd(0.1), "^cls": sgd(0.0)})
     updates, state = tx.update(HALF, tx.init(PARAMS), PARAMS)
@@ -102,14 +102,14 @@ def test_each_group_has_its_own_rule():
 
 
 def test_a_norm_is_clipped_over_all_groups():
-    rule = optim.make_rule("sgd", CONSTANT, learning_rate=1.0, momentum=0.0)
+    rule = optim.make_update_rule("sgd", CONSTANT, learning_rate=1.0, momentum=0.0)
     tx = optim.make_optimizer(rule, clip_norm=0.01, groups={"cls": rule})
     updates, _ = tx.update(HALF, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(optax.tree.norm(updates), 0.01, rtol=1e-5)
 
 
 def test_the_gradient_of_frozen_parameters_is_neither_clipped_nor_computed():
-    rule = optim.make_rule("sgd", CONSTANT, learning_rate=1.0, momentum=0.0)
+    rule = optim.make_update_rule("sgd", CONSTANT, learning_rate=1.0, momentum=0.0)
     tx = optim.make_optimizer(rule, clip_norm=0.01, frozen=["^head"])
     alone = optim.make_optimizer(rule, clip_norm=0.01)
     state = tx.init(PARAMS)

@@ -83,7 +83,7 @@ def test_milestones_of_the_same_step_count_both():
 )
 def test_optimizer_refuses(name, fields, message):
     with pytest.raises(ValueError, match=message):
-        optim.make_rule(name, CONSTANT, learning_rate=1.0, **fields)
+        optim.make_update_rule(name, CONSTANT, learning_rate=1.0, **fields)
 
 
 def test_kernel_mask_marks_the_kernels_and_nothing_else():
@@ -106,7 +106,7 @@ GRADS = {"layer": {"kernel": jnp.full((1, 2), 0.5), "bias": jnp.full((2,), -0.25
 
 
 def _update(name, steps=3, clip_norm=None, **fields):
-    rule = optim.make_rule(name, CONSTANT, learning_rate=0.1, **fields)
+    rule = optim.make_update_rule(name, CONSTANT, learning_rate=0.1, **fields)
     tx = optim.make_optimizer(rule, clip_norm=clip_norm)
     params, state = PARAMS, tx.init(PARAMS)
     for _ in range(steps):

@@ -18,9 +18,10 @@ from train_jax.devices import sharding
 from train_jax.devices.collectives import find_collectives
 from train_jax.devices.flops import count_flops
 from train_jax.devices.topology import CHIPS, Topology
-from train_jax.run import build, plan
-from train_jax.run.build import make_model, make_task
-from train_jax.run.initial_state import make_runs
+from train_jax.run import step_plan as plan
+from train_jax.run.model import make_model
+from train_jax.run.runs import make_runs
+from train_jax.run.task import make_task
 
 CPUS = Topology(jax.devices(), None)
 
@@ -109,7 +110,9 @@ def test_flops_of_a_vit_are_those_of_the_usual_formula():
 
 
 def test_flops_of_a_resnet_are_the_sum_over_its_convolutions(monkeypatch):
-    monkeypatch.setattr(build, "create_model", lambda *_, **__: SMALL_RESNET)
+    monkeypatch.setattr(
+        "train_jax.run.model.create_model", lambda *_, **__: SMALL_RESNET
+    )
     config = tiny_config(RESNET)
     found = plan.make_plan(config, CPUS)
     forward, side = 8 * 8 * 9 * 1 * 8, 8
@@ -198,11 +201,11 @@ def test_well_known_sets_need_not_be_there(monkeypatch):
     dataset = tiny_config(
         {"dataset.name": "mnist", "dataset.train_split": "train[:90%]"}
     )
-    train = plan.describe_examples(dataset.dataset)
+    train = plan.stand_in_examples(dataset.dataset)
     assert train.image_BHWC.shape == (54_000, 28, 28, 1)
     known = tiny_config({"dataset.name": "imagenet2012"}).dataset
     with pytest.raises(ValueError, match="image_size must be given"):
-        plan.describe_examples(known)
+        plan.stand_in_examples(known)
 
 
 def test_a_plan_refuses_what_training_refuses():
@@ -222,7 +225,7 @@ def test_a_plan_reads_once_and_no_more_than_this_machine_holds(monkeypatch):
     monkeypatch.setattr(plan, "room_for_data", lambda: 7.0)
     dataset = tiny_config({"dataset.train_split": "train[:11]"}).dataset
     for room in (float("inf"), float("inf"), 5.0):
-        assert plan.describe_examples(dataset, room=room) == "train"
+        assert plan.stand_in_examples(dataset, room=room) == "train"
     assert rooms == [7.0, 5.0]
 
 
@@ -232,20 +235,20 @@ def test_a_plan_streams_what_a_training_would_stream():
     dataset = tiny_config(fields).dataset
     num_bytes = 60_000 * 32 * 32 * 3  # of both splits, which are loaded whole
     for room, expected in ((num_bytes, False), (num_bytes - 1, True)):
-        train = plan.describe_examples(dataset, room=room)
+        train = plan.stand_in_examples(dataset, room=room)
         assert train.is_streamed == expected and len(train) == 100
     resized = dataclasses.replace(dataset, image_size=8)
     room = 60_000 * (32 * 32 + 8 * 8) * 3
-    assert not plan.describe_examples(resized, room=room).is_streamed
-    assert plan.describe_examples(resized, room=room - 1).is_streamed
+    assert not plan.stand_in_examples(resized, room=room).is_streamed
+    assert plan.stand_in_examples(resized, room=room - 1).is_streamed
     photos = {"dataset.name": "imagenet2012", "dataset.image_size": 8}
     photos["dataset.test_split"] = "validation"
-    assert plan.describe_examples(tiny_config(photos).dataset).is_streamed
+    assert plan.stand_in_examples(tiny_config(photos).dataset).is_streamed
     digits = tiny_config().dataset
-    assert len(plan.describe_examples(digits)) == 320
+    assert len(plan.stand_in_examples(digits)) == 320
     wrong = dataclasses.replace(dataset, test_split="validation")
     with pytest.raises(ValueError, match="'cifar10' has no split 'validation'"):
-        plan.describe_examples(wrong)
+        plan.stand_in_examples(wrong)
 
 
 def test_a_batch_that_fits_is_looked_for(monkeypatch, real):

@@ -22,7 +22,7 @@ from train_jax.learning.optim import last_learning_rate
 from train_jax.output import report
 from train_jax.output import workdir as wd
 from train_jax.run.failures import Diverged
-from train_jax.run.initial_state import make_runs
+from train_jax.run.runs import make_runs
 from train_jax.run.trained_model import load_model
 from train_jax.tasks import Classification
 

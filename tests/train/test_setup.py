@@ -19,7 +19,7 @@ from train_jax.devices import compiler, policy, processes, processor
 from train_jax.evaluate import evaluate
 from train_jax.inference.classifier import Classifier
 from train_jax.output import workdir as wd
-from train_jax.run import build, pixels
+from train_jax.run import pixels
 from train_jax.run.dtype import choose_dtype
 from train_jax.run.setup import set_up
 from train_jax.run.splits import load_dataset
@@ -82,7 +82,7 @@ def test_what_cudnn_does_not_support_is_said_in_a_line(monkeypatch):
     def refuse_to_trace(*_, **__):
         raise NotImplementedError("The head dim must be <= 128 and a multiple of 8.")
 
-    monkeypatch.setattr(build, "init_variables", refuse_to_trace)
+    monkeypatch.setattr("train_jax.run.model.init_variables", refuse_to_trace)
     with pytest.raises(ValueError, match=r"config\.model: The head dim must be"):
         set_up(tiny_config())
 

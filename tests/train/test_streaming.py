@@ -323,7 +323,7 @@ def test_of_a_very_long_image_the_middle_is_taken(shape, expected):
 
 def test_a_damaged_picture_ends_the_run_with_its_name(photos, tmp_path, monkeypatch):
     # Those that are measured before the training are found then.
-    monkeypatch.setattr("train_jax.run.build._NUM_MEASURED", 1)
+    monkeypatch.setattr("train_jax.run.task._NUM_MEASURED", 1)
     root = tmp_path / "photos"
     shutil.copytree(photos, root)
     config = tiny_config(

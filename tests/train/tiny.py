@@ -18,8 +18,8 @@ from train_jax.config.fields import Config
 from train_jax.learning.state import TrainState
 from train_jax.output import checkpoint
 from train_jax.output import workdir as wd
-from train_jax.run import experiment, setup, training
-from train_jax.run.evaluate import Evaluator
+from train_jax.run import experiment, setup, trainer_setup
+from train_jax.run.evaluator import Evaluator
 from train_jax.run.setup import Parts, make_parts
 from train_jax.run.splits import load_dataset
 from train_jax.run.steps import Steps
@@ -167,7 +167,7 @@ def compile_once() -> Iterator[None]:
     that import this. Their tests may replace the model, which is in the keys, but
     nothing else that is traced.
     """
-    make_steps, make_evaluator = training.make_steps, setup.make_evaluator
+    make_steps, make_evaluator = trainer_setup.make_steps, setup.make_evaluator
     programs: dict[str, Callable[..., TrainState]] = {}
     evaluators: dict[str, Evaluator] = {}
 
@@ -185,6 +185,6 @@ def compile_once() -> Iterator[None]:
         return evaluators[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_steps", make_shared_steps)
+        patch.setattr(trainer_setup, "make_steps", make_shared_steps)
         patch.setattr(setup, "make_evaluator", make_shared_evaluator)
         yield

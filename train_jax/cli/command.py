@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from train_jax.cli import arguments as cli
+from train_jax.cli import console
 from train_jax.devices import compiler, processes
 
 
@@ -25,9 +25,9 @@ def run(
         arguments: the command line.
     """
     try:
-        cli.prepare_output()
+        console.prepare_output()
         options = parser.parse_args(arguments)
-        cli.silence_libraries()
+        console.silence_libraries()
         processes.check_devices()
         compiler.enable_compilation_cache()
         return command(options)
@@ -35,13 +35,14 @@ def run(
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except (OSError, ValueError) as error:
-        cli.print_error(parser.prog, error)
+        console.print_error(parser.prog, error)
         return 2
     except MemoryError as error:
-        cli.print_error(parser.prog, error)
-        return cli.FAILED
+        console.print_error(parser.prog, error)
+        return console.FAILED
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        cli.print_error(parser.prog, MemoryError("the device has too little memory"))
-        return cli.FAILED
+        reason = MemoryError("the device has too little memory")
+        console.print_error(parser.prog, reason)
+        return console.FAILED

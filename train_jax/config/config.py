@@ -146,17 +146,17 @@ def _build(
 
 def _check_together(config: Config) -> None:
     """Raise ValueError for fields that do not fit together, whatever the data are."""
-    rules = {"optimizer": config.optimizer}
-    rules |= {f"groups.{name}": group for name, group in config.groups.items()}
-    for section, rule in rules.items():
-        num_epochs = getattr(rule, "num_epochs", None) or config.num_epochs
-        if config.num_steps is None and rule.warmup_epochs >= num_epochs:
+    updates = {"optimizer": config.optimizer}
+    updates |= {f"groups.{name}": group for name, group in config.groups.items()}
+    for section, update in updates.items():
+        num_epochs = getattr(update, "num_epochs", None) or config.num_epochs
+        if config.num_steps is None and update.warmup_epochs >= num_epochs:
             raise ValueError(
                 f"config.{section}.warmup_epochs must be shorter than the training, "
-                f"got {rule.warmup_epochs} of {num_epochs} epochs"
+                f"got {update.warmup_epochs} of {num_epochs} epochs"
             )
         rate, decay = (
-            max(config.sweep.get(f"{section}.{name}", (getattr(rule, name),)))
+            max(config.sweep.get(f"{section}.{name}", (getattr(update, name),)))
             for name in ("learning_rate", "weight_decay")
         )
         if rate * decay >= 1:
@@ -165,16 +165,16 @@ def _check_together(config: Config) -> None:
                 "be below 1, the share of the parameters that a step takes away, got "
                 f"{decay} × {rate}"
             )
-    for rule in rules.values():
+    for update in updates.values():
         # Their updates depend on whole arrays.
-        is_whole = rule.name in ("adafactor", "lamb", "sm3")
+        is_whole = update.name in ("adafactor", "lamb", "sm3")
         if config.model.arguments.get("scan") and is_whole:
             raise ValueError(
-                f"config.model.scan must be False for the optimiser {rule.name!r}, "
+                f"config.model.scan must be False for the optimiser {update.name!r}, "
                 "which would treat the stacked parameters of all blocks as one array, "
                 "got True"
             )
-    keeps_norm = any(rule.arguments.get("keep_norm") for rule in rules.values())
+    keeps_norm = any(update.arguments.get("keep_norm") for update in updates.values())
     if config.optimizer.layer_decay is not None and keeps_norm:
         raise ValueError(
             "config.optimizer.layer_decay must be None where a kernel's norm is kept "

@@ -9,7 +9,7 @@ from train_jax.config.rules import PATTERN, POSITIVE, SHARES, number, or_none
 
 
 @dataclasses.dataclass(frozen=True)
-class RuleConfig:
+class UpdateConfig:
     """How some parameters are updated."""
 
     # The keys of `optim.OPTIMIZERS`.
@@ -71,12 +71,14 @@ class RuleConfig:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# Schedules whose rate before the end doesn't depend on the training's length.
+LENGTH_FREE_SCHEDULES: tuple[str, ...] = ("constant", "rsqrt")
 # What a group leaves out of these is as in `optimizer`.
-SHARED = {field.name for field in dataclasses.fields(RuleConfig)} - {"arguments"}
+SHARED = {field.name for field in dataclasses.fields(UpdateConfig)} - {"arguments"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GroupConfig(RuleConfig):
+class GroupConfig(UpdateConfig):
     """A group of parameters; what it leaves out is as in `optimizer`.
 
     `config.groups.NAME` declares it, with any name. No parameter may fit two groups.
@@ -104,7 +106,7 @@ class GroupConfig(RuleConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(RuleConfig):
+class OptimizerConfig(UpdateConfig):
     """The optimiser: its name, what all of them share, and its own arguments."""
 
     # With a lower norm Adam's eps, with a higher eps any gradient, is all that counts.

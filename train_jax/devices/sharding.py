@@ -80,8 +80,8 @@ def shard_state(state: PyTree, mesh: Mesh, *, num_runs: int, fsdp: bool) -> PyTr
         shape = leaf.shape[len(lead) :]
         axes = _shared_axes(shape, mesh) if fsdp else (None,) * len(shape)
         spec = PartitionSpec(*lead, *axes) if axes else PartitionSpec()
-        layout = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(shard, state)
 
@@ -140,8 +140,10 @@ def _gathering(multiply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         return jax.lax.with_sharding_constraint(kernel, replicated(mesh))
 
     def scatter(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-        layout = NamedSharding(mesh, PartitionSpec(*_shared_axes(gradient.shape, mesh)))
-        return (jax.lax.with_sharding_constraint(gradient, layout),)
+        sharding = NamedSharding(
+            mesh, PartitionSpec(*_shared_axes(gradient.shape, mesh))
+        )
+        return (jax.lax.with_sharding_constraint(gradient, sharding),)
 
     gather.defvjp(lambda kernel: (gather(kernel), None), scatter)
 
@@ -156,42 +158,42 @@ def _gathering(multiply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return gathering
 
 
-def describe(tree: PyTree, layout: NamedSharding) -> PyTree:
-    """Describe arrays that are laid out in one way: shapes, dtypes and sharding."""
+def abstract(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Make abstract arrays of one sharding: their shapes and dtypes."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
 
 
-def put(tree: PyTree, layout: NamedSharding) -> PyTree:
+def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Put numpy arrays, which every process has, on the devices of all processes."""
 
     def put_leaf(x: Any) -> jax.Array:
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put_leaf, tree)
 
 
-def local_rows(num_rows: int, layout: NamedSharding) -> np.ndarray:
+def local_rows(num_rows: int, sharding: NamedSharding) -> np.ndarray:
     """List the rows of a batch that the devices of this process hold, in order."""
-    index_of = layout.addressable_devices_indices_map((num_rows,))
+    index_of = sharding.addressable_devices_indices_map((num_rows,))
     rows = np.arange(num_rows)
     return np.unique(np.concatenate([rows[index] for index in index_of.values()]))
 
 
-def put_rows(tree: PyTree, num_rows: int, layout: NamedSharding) -> PyTree:
+def put_rows(tree: PyTree, num_rows: int, sharding: NamedSharding) -> PyTree:
     """Put the rows of a batch that this process has on its devices.
 
     Args:
         tree: arrays of those rows, see `local_rows`.
         num_rows: number of rows of the batch, over all processes.
-        layout: sharding of the batch.
+        sharding: sharding of the batch.
     """
 
     def put_leaf(x: np.ndarray) -> jax.Array:
         shape = (num_rows, *x.shape[1:])
-        return jax.make_array_from_process_local_data(layout, x, shape)
+        return jax.make_array_from_process_local_data(sharding, x, shape)
 
     return jax.tree.map(put_leaf, tree)
 

@@ -4,48 +4,22 @@ Every function is pure: the same key gives the same images.
 """
 
 import math
-import re
 from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from train_jax.learning import trivial
 from train_jax.learning.affine import random_affine
 from train_jax.learning.color import color_jitter
 from train_jax.learning.mixing import mix
 from train_jax.learning.streams import stream
+from train_jax.learning.trivial_augment import trivial_augment as apply_trivial
 
 Array = jax.Array
 Fill = Literal["black", "reflection"]
 Flip = Literal["random", "alternating"]
 TestAugmentation = Literal["flip", "flip_shift"]
-
-# Mean and standard deviation of each channel over the training split, of pixels in
-# [0, 1]: the customary constants.
-_STATISTICS = {
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion_mnist": ((0.2860,), (0.3530,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
-
-
-def channel_statistics(
-    dataset: str, num_channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Look up a set's mean and standard deviation, a value for each channel.
-
-    Args:
-        dataset: TFDS name, of any config and version.
-        num_channels: of its images.
-
-    Returns:
-        (mean, std) of pixels in [0, 1]; 0.5 and 0.5 for a set that is not known.
-    """
-    half = (0.5,) * num_channels
-    return _STATISTICS.get(re.split("[/:]", dataset)[0], (half, half))
 
 
 def normalize(
@@ -238,7 +212,7 @@ def augment_batch(
     image_BHWC = random_affine(stream(key, "affine"), image_BHWC, **moves)
     image_BHWC = color_jitter(stream(key, "color"), image_BHWC, **colors)
     if trivial_augment:
-        image_BHWC = trivial.trivial_augment(stream(key, "trivial"), image_BHWC)
+        image_BHWC = apply_trivial(stream(key, "trivial"), image_BHWC)
     image_BHWC = normalize(image_BHWC, mean=mean, std=std)
     if erasing_rate:
         erasing_key = stream(key, "erasing")

@@ -147,7 +147,7 @@ _DECOUPLED = ("adamw", "muon")
 OPTIMIZERS = _OWN | {name: aliases.signature_of(name) for name in aliases.NAMES}
 
 
-def make_rule(
+def make_update_rule(
     name: str,
     schedule: optax.Schedule,
     *,
@@ -208,7 +208,7 @@ def make_optimizer(
     """Clip the gradient, and update each group of parameters by its own rule.
 
     Args:
-        rule: of the parameters that are in no group; see `make_rule`.
+        rule: of the parameters that are in no group; see `make_update_rule`.
         clip_norm: largest global norm of the gradient, before weight decay; that of the
             frozen parameters does not count.
         layer_decay: see `scale_by_layer`; None for no such decay.

@@ -40,7 +40,8 @@ def make_train_step(
     """Make the pure function (state, batch, key) → (state, metrics).
 
     Args:
-        loss: `loss_of_batch` with its model and options.
+        loss: (params, batch_stats, batch, key, *, label_smoothing) → (loss, (metrics,
+            batch_stats)), such as `loss_of_batch` with its model and options.
         tx: the optimiser.
         accumulation_steps: the batch is passed through the model in that many parts,
             one after another, and their gradients are averaged.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from train_jax.config.config import resolve, to_json
+from train_jax.config.optimizer_fields import LENGTH_FREE_SCHEDULES
 from train_jax.devices import processes
 from train_jax.output import lock
 from train_jax.output.files import DRAFT, read_json, write_json
@@ -148,10 +149,9 @@ def _check_extension(
 def _knows_its_length(fields: Fields) -> bool:
     """Whether a learning rate before the end depends on the training's length."""
     return any(
-        (name == "schedule" and value not in ("constant", "rsqrt"))
-        or (name == "cooldown_epochs" and value > 0)
+        (field.endswith(".schedule") and value not in LENGTH_FREE_SCHEDULES)
+        or (field.endswith(".cooldown_epochs") and value > 0)
         for field, value in fields.items()
-        for name in [field.rpartition(".")[2]]
     )
 
 

@@ -24,16 +24,21 @@ from train_jax.output.layers import print_layers
 from train_jax.output.metrics import metrics_from_json, truncate_metrics
 from train_jax.output.tensorboard import import_tensorboardx
 from train_jax.run import loop
-from train_jax.run.diagnose import repeat_and_explain
+from train_jax.run.checkpointing import (
+    SaveSchedule,
+    load_state,
+    read_newest_metadata,
+    run_metadata,
+    save_checkpoint,
+    variables_to_test,
+)
+from train_jax.run.debug_nans import diagnose
 from train_jax.run.dtype import choose_dtype
-from train_jax.run.epoch import NonFiniteError
-from train_jax.run.evaluate import Evaluation
-from train_jax.run.failures import Failed, Stopped, open_checkpoints
+from train_jax.run.evaluator import Evaluation
+from train_jax.run.failures import Failed, NonFiniteError, Stopped, open_checkpoints
 from train_jax.run.loop import Record
-from train_jax.run.optimizer import frozen_params, make_loss
+from train_jax.run.optimizer import frozen_params
 from train_jax.run.profiler import Profiler
-from train_jax.run.restore import load_state, read_progress, variables_to_test
-from train_jax.run.saving import SaveSchedule, describe_run, make_save
 from train_jax.run.setup import Parts, set_up
 from train_jax.storage.store import Path, any_path
 
@@ -70,11 +75,11 @@ def train_and_evaluate(
         Diverged: if the loss is not finite any more; it names the step.
     """
     config, workdir = from_config_dict(config), any_path(str(workdir), "workdir")
-    run = prepare(config, workdir, overwrite=overwrite, extend=extend)
+    run = prepare_run(config, workdir, overwrite=overwrite, extend=extend)
     return run(should_stop)
 
 
-def prepare(
+def prepare_run(
     config: Config,
     workdir: Path,
     *,
@@ -133,7 +138,7 @@ def _run(
             workdir / wd.CHECKPOINTS,
             keep=config.checkpoint.keep,
             check_lock=check_lock,
-            diagnose=functools.partial(_diagnose, config, parts),
+            diagnose=functools.partial(diagnose, config, parts),
         ) as checkpoints:
             last, records = _train(
                 workdir, config, parts, checkpoints, check_lock, should_stop
@@ -173,12 +178,12 @@ def _train(
     should_stop: ShouldStop,
 ) -> tuple[TrainState, list[Record]]:
     """Train from the newest checkpoint to the end."""
-    trainer, every = parts.trainer, config.checkpoint
-    facts = describe_run(to_json(config), parts.task, parts.splits)
-    state, records = _start(facts, parts, checkpoints)
+    trainer = parts.trainer
+    metadata = run_metadata(to_json(config), parts.task, parts.splits)
+    state, records = _start(metadata, parts, checkpoints)
     check_lock()
     try:
-        processes.call_on_main(lambda: wd.record_config(workdir, facts["config"]))
+        processes.call_on_main(lambda: wd.record_config(workdir, metadata["config"]))
     except (OSError, ValueError) as error:
         raise Failed(f"{error}; {checkpoints.last_good}") from error
     truncate_metrics(workdir / wd.METRICS, records)
@@ -191,7 +196,7 @@ def _train(
             epochs=trainer.num_epochs,
             run_names=parts.runs.names,
             check_lock=check_lock,
-        ) as progress,
+        ) as reporter,
         Profiler(workdir / wd.PROFILE, config.profile_steps) as profiler,
     ):
         state = loop.train(
@@ -199,12 +204,13 @@ def _train(
             records,
             trainer=trainer,
             validate=parts.validate,
-            report=progress,
-            save=make_save(checkpoints, facts, trainer, records),
-            schedule=SaveSchedule(
-                [every.every_epochs * trainer.steps_per_epoch, trainer.total_steps],
-                pause_every=every.every_steps,
-                minutes=every.every_minutes,
+            report=reporter,
+            save=functools.partial(save_checkpoint, checkpoints, metadata),
+            save_schedule=SaveSchedule(
+                config.checkpoint.every_epochs * trainer.steps_per_epoch,
+                total_steps=trainer.total_steps,
+                every_steps=config.checkpoint.every_steps,
+                every_minutes=config.checkpoint.every_minutes,
             ),
             should_stop=should_stop,
             profiler=profiler,
@@ -220,23 +226,24 @@ def _train(
 
 
 def _start(
-    facts: dict[str, Any], parts: Parts, checkpoints: Checkpoints
+    metadata: dict[str, Any], parts: Parts, checkpoints: Checkpoints
 ) -> tuple[TrainState, list[Record]]:
     """Draw or restore the state to go on from, while the steps are compiled."""
     trainer = parts.trainer
-    progress = read_progress(checkpoints, facts, total_steps=trainer.total_steps)
+    total_steps = trainer.total_steps
+    before = read_newest_metadata(checkpoints, metadata, total_steps=total_steps)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         compiled = thread.submit(trainer.compile, parts.abstract_state)
         state = load_state(checkpoints, parts.abstract_state, parts.init_state)
         if state.steps_done:
-            print(f"resuming after step {state.steps_done} of {trainer.total_steps}")
+            print(f"resuming after step {state.steps_done} of {total_steps}")
         import_tensorboardx()  # it takes a while, and is needed next
         seconds = compiled.result()
     # All wait for the slowest: Gloo gives a program's first exchange 30 s.
     (seconds,) = processes.max_over_processes(seconds)
     print(f"compiled in {seconds:.1f} s")
-    trainer.seconds = progress["epoch_seconds"]
-    return state, progress["metrics"]
+    trainer.epoch_seconds = before["epoch_seconds"]
+    return state, before["metrics"]
 
 
 def _test(
@@ -255,25 +262,6 @@ def _test(
         augmented = parts.view_evaluator(variables, parts.test)
         results["test_accuracy_augmented"] = augmented.accuracy_R
     return test, results
-
-
-def _diagnose(
-    config: Config, parts: Parts, checkpoints: Checkpoints, failed_step: int
-) -> str:
-    """Explain a step whose loss was not finite, if that is asked for."""
-    if not config.debug_nans:
-        return ""
-    model = parts.model
-    if hasattr(model, "remat"):  # what is traced inside cannot be looked at
-        model = model.clone(remat=False)
-    return repeat_and_explain(
-        parts.trainer,
-        load_state(checkpoints, parts.abstract_state, parts.init_state),
-        failed_step,
-        make_loss(config, model),
-        runs=parts.runs,
-        accumulation_steps=config.accumulation_steps,
-    )
 
 
 def _plot(

@@ -8,7 +8,6 @@ import jax
 
 from train_jax.data.loader import LoaderError
 from train_jax.output.checkpoint import CheckpointError, Checkpoints
-from train_jax.run.epoch import NonFiniteError
 from train_jax.storage.store import Path
 
 
@@ -22,6 +21,22 @@ class Failed(Exception):
 
 class Diverged(Failed):
     """The loss is not finite any more."""
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss is not finite any more.
+
+    Attributes:
+        step: the first step in or after which something was not, counted from 1.
+    """
+
+    def __init__(self, step: int, *, found: str = "the loss is not finite in"):
+        """Keep the step; `found` is the message up to it."""
+        super().__init__(
+            f"{found} step {step}; a lower config.optimizer.learning_rate, a longer "
+            "warm-up or a clip_norm may help"
+        )
+        self.step = step
 
 
 @contextlib.contextmanager

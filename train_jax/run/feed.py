@@ -39,7 +39,10 @@ class Feed(Protocol):
 
 
 class MemoryFeed:
-    """A split in the devices' memory, and the order of an epoch's examples."""
+    """A split in the devices' memory, and the order of an epoch's examples.
+
+    Every device holds the whole split; `select_examples` shards the batch.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class MemoryFeed:
         shuffle: Callable[[np.int32], jax.Array],
         *,
         steps_per_epoch: int,
-        layout: NamedSharding,
+        examples_sharding: NamedSharding,
     ):
         """Put the examples on the devices.
 
@@ -55,9 +58,9 @@ class MemoryFeed:
             examples: the arrays of the split.
             shuffle: epoch → the order of its examples.
             steps_per_epoch: number of steps in an epoch.
-            layout: where the examples lie.
+            examples_sharding: of the arrays; every device holds all of them.
         """
-        self._examples = sharding.put(tuple(examples), layout)
+        self._examples = sharding.put(tuple(examples), examples_sharding)
         self._order = functools.lru_cache(maxsize=1)(
             lambda epoch: shuffle(np.int32(epoch))
         )
@@ -80,7 +83,7 @@ class StreamFeed:
         batches: Batches,
         *,
         batch_size: int,
-        layout: NamedSharding,
+        batch_sharding: NamedSharding,
         num_workers: int,
     ):
         """Keep what the batches are loaded with; nothing is loaded yet.
@@ -88,12 +91,12 @@ class StreamFeed:
         Args:
             batches: this process's share of the batch of each step.
             batch_size: number of examples in a batch, over all processes.
-            layout: sharding of a batch.
+            batch_sharding: sharding of a batch.
             num_workers: see `load_batches`.
         """
         self._batches = batches
         self._batch_size = batch_size
-        self._layout = layout
+        self._batch_sharding = batch_sharding
         self._num_workers = num_workers
         self._position = -1
         self._loading: Generator[Any] = (_ for _ in ())
@@ -113,7 +116,7 @@ class StreamFeed:
         for _ in range(num_steps):
             # The devices still work on the step before.
             *examples, index_B = sharding.put_rows(
-                next(self._loading), self._batch_size, self._layout
+                next(self._loading), self._batch_size, self._batch_sharding
             )
             self._position += 1
             yield 1, (tuple(examples), index_B)

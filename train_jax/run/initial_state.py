@@ -1,7 +1,7 @@
-"""The runs of a program, and the training state that they start from."""
+"""Draw the training state that the runs start from."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,32 +9,12 @@ import flax.traverse_util
 import jax
 
 from train_jax.config.fields import Config
-from train_jax.devices import compiler, policy, sharding
+from train_jax.devices import compiler, sharding
 from train_jax.learning.state import TrainState
-from train_jax.run.build import init_variables
+from train_jax.run.model import init_variables
 from train_jax.run.optimizer import build_optimizer, check_groups, param_groups
 from train_jax.run.runs import Runs
 from train_jax.tasks import Task
-
-
-def make_runs(
-    config: Config,
-    model: nn.Module | None = None,
-    *,
-    devices: Sequence[Any] | None = None,
-) -> Runs:
-    """List the runs that the config asks for; see `Runs.combine`.
-
-    Args:
-        config: names seeds and sweeps.
-        model: that is trained; with a single device it does not matter.
-        devices: all of them if not given.
-    """
-    convolves = model is not None and policy.has_convolutions(model)
-    seeds = range(config.seed, config.seed + config.num_seeds)
-    return Runs.combine(
-        seeds, config.sweep, devices=devices, has_convolutions=convolves
-    )
 
 
 def make_initial_state(
@@ -86,6 +66,6 @@ def make_initial_state(
         num_runs=len(runs),
         fsdp=config.fsdp,
     )
-    layout = jax.tree.map(lambda x: x.sharding, abstract_state)
-    jitted = compiler.fast_jit(init_all, out_shardings=layout)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    jitted = compiler.fast_jit(init_all, out_shardings=shardings)
     return abstract_state, lambda: jitted(runs.keys["init"], *rest)

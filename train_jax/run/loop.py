@@ -16,10 +16,11 @@ from train_jax.learning.state import (
 from train_jax.output.checkpoint import NOT_SCORED
 from train_jax.output.metrics import mean, metrics_to_json
 from train_jax.output.report import Report
-from train_jax.run.epoch import NonFiniteError, Trainer
-from train_jax.run.evaluate import Evaluation
+from train_jax.run.checkpointing import SaveSchedule
+from train_jax.run.evaluator import Evaluation
+from train_jax.run.failures import NonFiniteError
 from train_jax.run.profiler import Profiler
-from train_jax.run.saving import SaveSchedule
+from train_jax.run.trainer import Trainer
 
 Record = dict[str, Any]
 
@@ -32,7 +33,7 @@ def train(
     validate: Callable[[Any], Evaluation | None],
     report: Report,
     save: Callable[..., None],
-    schedule: SaveSchedule,
+    save_schedule: SaveSchedule,
     should_stop: Callable[[], bool],
     profiler: Profiler,
     frozen: Sequence[str] = (),
@@ -45,8 +46,8 @@ def train(
         trainer: compiled; takes the steps.
         validate: evaluates variables on the validation split, if there is one.
         report: shows the progress and logs the metrics.
-        save: (step, state, score=score) saves a checkpoint.
-        schedule: when to save; at the end, too.
+        save: `save_checkpoint` with the first two arguments.
+        save_schedule: when to save.
         should_stop: asked every few seconds whether to save and stop.
         profiler: records a trace of some steps.
         frozen: regular expressions that fit the parameters which are not trained.
@@ -64,9 +65,9 @@ def train(
         state, record = trainer.run(
             state,
             report.show_progress,
-            lambda: should_stop() or schedule.is_late(),
-            pause_every=schedule.pause_every,
-            pause_at=profiler.steps,
+            lambda: should_stop() or save_schedule.is_late(),
+            stop_every=save_schedule.every_steps,
+            stop_at=profiler.steps,
         )
         step, score = state.steps_done, NOT_SCORED
         if record is not None:
@@ -78,16 +79,24 @@ def train(
             if checksums and step > 2 and np.any(record["learning_rate"] > 0):
                 _warn_if_unchanged(checksums, state, frozen)
                 checksums = {}
-        is_asked, late = processes.max_over_processes(should_stop(), schedule.is_late())
-        is_due = schedule.is_due(step)
+        is_asked, late = processes.max_over_processes(
+            should_stop(), save_schedule.is_late()
+        )
+        is_due = save_schedule.is_due(step)
         if is_asked or late or is_due:
             # Which step is the best must not depend on when the run was stopped.
             score = score if is_due else NOT_SCORED
             # A loss may be finite whose gradient is not.
             if score == NOT_SCORED and not has_finite_params(state):
                 raise NonFiniteError(step, found="parameters are not finite after")
-            save(step, state, score=score)
-            schedule.note_save()
+            save(
+                step,
+                state,
+                records=records,
+                epoch_seconds=trainer.epoch_seconds,
+                score=score,
+            )
+            save_schedule.note_save()
     profiler.reach(step)
     return state
 

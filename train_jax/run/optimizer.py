@@ -10,7 +10,7 @@ import flax.traverse_util
 import optax
 
 from train_jax.config.fields import Config
-from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig, RuleConfig
+from train_jax.config.optimizer_fields import GroupConfig, OptimizerConfig, UpdateConfig
 from train_jax.learning import optim
 from train_jax.learning.step import Loss, loss_of_batch
 
@@ -62,11 +62,11 @@ def build_optimizer(
     """
     lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
     return optim.make_optimizer(
-        _make_rule("optimizer", optimizer, swept, **lengths),
+        _make_update_rule("optimizer", optimizer, swept, **lengths),
         clip_norm=swept.get("optimizer.clip_norm", optimizer.clip_norm),
         layer_decay=optimizer.layer_decay,
         groups={
-            group.params: _make_rule(section, group, swept, **lengths)
+            group.params: _make_update_rule(section, group, swept, **lengths)
             for section, group in groups.items()
             if not group.is_frozen
         },
@@ -74,41 +74,41 @@ def build_optimizer(
     )
 
 
-def _make_rule(
+def _make_update_rule(
     section: str,
-    rule: RuleConfig,
+    update: UpdateConfig,
     swept: Mapping[str, Any],
     *,
     steps_per_epoch: int,
     total_steps: int,
 ) -> optax.GradientTransformation:
     """Make the update rule that a section describes."""
-    num_epochs = getattr(rule, "num_epochs", None)
+    num_epochs = getattr(update, "num_epochs", None)
     length = total_steps
     if num_epochs is not None:
         length = min(max(round(num_epochs * steps_per_epoch), 1), total_steps)
     try:
         schedule = optim.make_schedule(
-            rule.schedule,
+            update.schedule,
             total_steps=length,
-            warmup_steps=round(rule.warmup_epochs * steps_per_epoch),
-            cooldown_steps=round(rule.cooldown_epochs * steps_per_epoch),
-            milestones=rule.milestones,
-            drop_factor=rule.drop_factor,
+            warmup_steps=round(update.warmup_epochs * steps_per_epoch),
+            cooldown_steps=round(update.cooldown_epochs * steps_per_epoch),
+            milestones=update.milestones,
+            drop_factor=update.drop_factor,
         )
     except ValueError as error:  # it begins with the field's name
         raise ValueError(f"config.{section}.{error}") from error
     if length < total_steps:
         parts = [schedule, optax.constant_schedule(0.0)]
         schedule = optax.join_schedules(parts, [length])
-    numbers = {
-        "learning_rate": rule.learning_rate,
-        "weight_decay": rule.weight_decay,
-        **rule.arguments,
+    hyperparams = {
+        "learning_rate": update.learning_rate,
+        "weight_decay": update.weight_decay,
+        **update.arguments,
     }
-    numbers = {k: swept.get(f"{section}.{k}", v) for k, v in numbers.items()}
-    return optim.make_rule(
-        rule.name, schedule, weight_decay_mask=rule.weight_decay_mask, **numbers
+    hyperparams = {k: swept.get(f"{section}.{k}", v) for k, v in hyperparams.items()}
+    return optim.make_update_rule(
+        update.name, schedule, weight_decay_mask=update.weight_decay_mask, **hyperparams
     )
 
 

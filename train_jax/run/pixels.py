@@ -1,50 +1,8 @@
 """Measure the pixels of training images: mean, standard deviation, border."""
 
-from typing import Literal
-
 import numpy as np
 
-from train_jax import data
 from train_jax.data import ImageSplit
-from train_jax.learning.augment import channel_statistics
-
-
-def choose_statistics(
-    dataset: str,
-    train: ImageSplit,
-    sample_BHWC: np.ndarray,
-    *,
-    mean: tuple[float, ...] | Literal["pixel"] | None,
-    std: tuple[float, ...] | None,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Choose mean and standard deviation of the pixels, in [0, 1].
-
-    Args:
-        dataset: name of the set, whose statistics may be known.
-        train: the training split, for a mean of each pixel.
-        sample_BHWC: some of its images, uint8, to measure those of a folder.
-        mean: `config.dataset.mean`.
-        std: `config.dataset.std`.
-
-    Returns:
-        (mean, std), see `normalize`.
-
-    Raises:
-        ValueError: if there is not a value for each channel.
-    """
-    num_channels = sample_BHWC.shape[-1]
-    for name, value in (("mean", mean), ("std", std)):
-        if isinstance(value, tuple) and len(value) != num_channels:
-            raise ValueError(
-                f"config.dataset.{name} must have {num_channels} values, one for each "
-                f"channel, got {value}"
-            )
-    of_set = channel_statistics(dataset, num_channels)
-    if data.is_folder(dataset):
-        of_set = measure_channels(sample_BHWC)
-    if mean == "pixel":
-        mean = measure_pixels(train)
-    return mean or of_set[0], std or of_set[1]
 
 
 def measure_pixels(train: ImageSplit) -> tuple[float, ...]:

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from train_jax.config.fields import Config
 from train_jax.devices import policy, sharding
 from train_jax.learning.batch import KEY_IMPL
 
@@ -102,7 +104,7 @@ class Runs:
         """Describe `keys`, of devices that may not be here."""
         seeds = self.stack(self.seeds).astype(np.uint32)
         keys = jax.eval_shape(self.map(_make_keys, (0,)), seeds)
-        return sharding.describe(keys, sharding.replicated(self.mesh))
+        return sharding.abstract(keys, sharding.replicated(self.mesh))
 
     def map(self, function: Callable[..., Any], in_axes: Sequence[int | None]) -> Any:
         """Turn a function of one run into one of all runs.
@@ -144,3 +146,23 @@ def _make_keys(seed: jax.Array) -> dict[str, jax.Array]:
     key = jax.random.key(seed, impl=KEY_IMPL)
     streams = ("init", "order", "steps")
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}
+
+
+def make_runs(
+    config: Config,
+    model: nn.Module | None = None,
+    *,
+    devices: Sequence[Any] | None = None,
+) -> Runs:
+    """List the runs that the config asks for; see `Runs.combine`.
+
+    Args:
+        config: names seeds and sweeps.
+        model: that is trained; with a single device it does not matter.
+        devices: all of them if not given.
+    """
+    convolves = model is not None and policy.has_convolutions(model)
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    return Runs.combine(
+        seeds, config.sweep, devices=devices, has_convolutions=convolves
+    )

@@ -16,14 +16,15 @@ from train_jax.data import Split
 from train_jax.devices import policy
 from train_jax.learning.augment import TestAugmentation
 from train_jax.learning.state import TrainState
-from train_jax.run.build import make_model, make_task, whiten
-from train_jax.run.epoch import Trainer
-from train_jax.run.evaluate import Evaluation, Evaluator
-from train_jax.run.initial_state import make_initial_state, make_runs
+from train_jax.run.evaluator import Evaluation, Evaluator
+from train_jax.run.initial_state import make_initial_state
+from train_jax.run.model import make_model, whiten
 from train_jax.run.pretrained import fit_pretrained, load_pretrained
-from train_jax.run.runs import Runs
-from train_jax.run.splits import FIELDS, load_dataset
-from train_jax.run.training import check_batch_size, make_trainer
+from train_jax.run.runs import Runs, make_runs
+from train_jax.run.splits import SPLIT_FIELDS, load_dataset
+from train_jax.run.task import make_task
+from train_jax.run.trainer import Trainer
+from train_jax.run.trainer_setup import check_batch_size, make_trainer
 from train_jax.tasks import Classification, Task, Translation
 from weight_files import Pretrained
 
@@ -149,7 +150,7 @@ def make_parts(
 
 def _check_without_data(config: Config) -> None:
     """Raise ValueError for what cannot work, whatever the data are."""
-    for name in FIELDS:
+    for name in SPLIT_FIELDS:
         if (split := getattr(config.dataset, name)) is not None:
             data.split_name(split)
     if data.is_sequences(config.dataset.name):

@@ -15,7 +15,7 @@ from train_jax.data import ImageSplit, Split
 from train_jax.devices import processes
 from train_jax.devices.memory import room_for_data
 
-FIELDS = ("train_split", "val_split", "test_split")
+SPLIT_FIELDS = ("train_split", "val_split", "test_split")
 
 
 def load_dataset(
@@ -31,7 +31,7 @@ def load_dataset(
     Raises:
         ValueError: see `data.load_splits`.
     """
-    cuts = {name: getattr(dataset, name) for name in FIELDS}
+    cuts = {name: getattr(dataset, name) for name in SPLIT_FIELDS}
     given = {name: cut for name, cut in cuts.items() if cut is not None}
     wholes = [data.split_name(cut) for cut in given.values()]
     loaded = load_named_splits(

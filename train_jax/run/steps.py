@@ -50,9 +50,9 @@ class Steps:
         Returns:
             A `jax.stages.Lowered`; the state is donated.
         """
-        layout = jax.tree.map(lambda x: x.sharding, state)
+        shardings = jax.tree.map(lambda x: x.sharding, state)
         if not self.in_a_loop:
-            jitted = self.jit(self.step, donate_argnums=0, out_shardings=layout)
+            jitted = self.jit(self.step, donate_argnums=0, out_shardings=shardings)
             return jitted.lower(state, *self.inputs)
         step = jax.jit(self.next_step)
 
@@ -62,7 +62,7 @@ class Steps:
             )
 
         take_steps = self.map_runs(take_steps, in_axes=(None, 0, None, 0, 0))
-        jitted = self.jit(take_steps, donate_argnums=1, out_shardings=layout)
+        jitted = self.jit(take_steps, donate_argnums=1, out_shardings=shardings)
         return jitted.lower(np.int32(1), state, *self.inputs)
 
     def compile(self, state: TrainState) -> Callable[..., TrainState]:
@@ -75,9 +75,9 @@ class Steps:
         if self.in_a_loop:
             return lambda num_steps, *rest: compiled(np.int32(num_steps), *rest)
 
-        def take_steps(num_steps: int, state: TrainState, *inputs: Any):
+        def call(num_steps: int, state: TrainState, *inputs: Any):
             for _ in range(num_steps):
                 state = compiled(state, *inputs)
             return state
 
-        return take_steps
+        return call

@@ -20,9 +20,10 @@ from train_jax.data.split import first_change
 from train_jax.devices import policy
 from train_jax.output import checkpoint as checkpoints
 from train_jax.output import workdir as wd
-from train_jax.run.build import make_model
-from train_jax.run.initial_state import make_initial_state, make_runs
-from train_jax.run.splits import FIELDS, load_named_splits
+from train_jax.run.initial_state import make_initial_state
+from train_jax.run.model import make_model
+from train_jax.run.runs import make_runs
+from train_jax.run.splits import SPLIT_FIELDS, load_named_splits
 from train_jax.storage.store import Path, any_path
 from train_jax.tasks import Classification, Task
 from weight_files import Pretrained, open_source
@@ -162,7 +163,7 @@ def load_model(
     abstract_state, _ = make_initial_state(config, model, task, runs)
     of_all_runs = checkpoints.restore_variables(directory, step, abstract_state)
     variables = runs.select(of_all_runs, run)
-    cuts = [getattr(config.dataset, field) for field in FIELDS]
+    cuts = [getattr(config.dataset, field) for field in SPLIT_FIELDS]
     checksums = metadata.get("files_checksums", ())
     files_checksums = {
         split_name(cut): checksum

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from train_jax.learning import trivial
+from train_jax.learning import trivial_augment as trivial
 
 KEY = jax.random.key(0)
 IMAGE_BHWC = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Make the steps of a training and the trainer that takes them."""
+"""Make the training steps and the trainer from the config."""
 
 import functools
 import math
@@ -19,11 +19,11 @@ from train_jax.learning.batch import (
     take_loaded,
 )
 from train_jax.learning.step import make_next_step, make_train_step
-from train_jax.run.epoch import Trainer
 from train_jax.run.feed import Feed, MemoryFeed, StepIndices, StreamFeed
 from train_jax.run.optimizer import build_optimizer, make_loss, param_groups
 from train_jax.run.runs import Runs
 from train_jax.run.steps import Steps
+from train_jax.run.trainer import Trainer
 from train_jax.tasks import Task
 
 
@@ -98,8 +98,8 @@ def make_steps(
         accumulation_steps=config.accumulation_steps,
         **how,
     )
-    is_one_cpu = len(runs.devices) == 1 and platform == "cpu"
-    select = functools.partial(take_loaded, look_up=is_one_cpu)
+    look_up = policy.is_single_cpu(runs.devices)
+    select = functools.partial(take_loaded, look_up=look_up)
     if not train.is_streamed:
         select = functools.partial(
             select_examples,
@@ -110,14 +110,13 @@ def make_steps(
     next_batch = functools.partial(
         batch_of_step, task.make_batch, select, steps_per_epoch=steps_per_epoch
     )
+    next_step = make_next_step(train_step, next_batch, steps_per_epoch=steps_per_epoch)
+    data = _abstract_inputs(train, config.batch_size, runs)
     return Steps(
-        make_next_step(train_step, next_batch, steps_per_epoch=steps_per_epoch),
-        next_batch,
-        (
-            *_describe_data(train, config.batch_size, runs),
-            runs.abstract_keys()["steps"],
-        ),
-        runs.map,
+        next_step=next_step,
+        next_batch=next_batch,
+        inputs=(*data, runs.abstract_keys()["steps"]),
+        map_runs=runs.map,
         per_epoch=steps_per_epoch,
         total=total_steps,
         jit=jit,
@@ -125,7 +124,7 @@ def make_steps(
     )
 
 
-def _describe_data(train: Split, batch_size: int, runs: Runs) -> tuple[Any, Any]:
+def _abstract_inputs(train: Split, batch_size: int, runs: Runs) -> tuple[Any, Any]:
     """Describe the examples that a step is given, and their order or indices."""
     if train.is_streamed:
         examples = tuple(
@@ -133,8 +132,8 @@ def _describe_data(train: Split, batch_size: int, runs: Runs) -> tuple[Any, Any]
             for x in train.examples
         )
         indices = jax.ShapeDtypeStruct((batch_size,), np.int32)
-        layout = sharding.batch_sharding(runs.mesh)
-        return sharding.describe((examples, indices), layout)
+        batch_sharding = sharding.batch_sharding(runs.mesh)
+        return sharding.abstract((examples, indices), batch_sharding)
     order = jax.eval_shape(
         _make_shuffle(train, runs), runs.abstract_keys()["order"], np.int32(0)
     )
@@ -143,7 +142,7 @@ def _describe_data(train: Split, batch_size: int, runs: Runs) -> tuple[Any, Any]
         for x in train.examples
     )
     everywhere = sharding.replicated(runs.mesh)
-    return sharding.describe((examples, order), everywhere)
+    return sharding.abstract((examples, order), everywhere)
 
 
 def _make_shuffle(train: Split, runs: Runs) -> Any:
@@ -174,10 +173,10 @@ def _make_feed(config: Config, train: Split, runs: Runs, steps: Steps) -> Feed:
             [np.asarray(x).reshape(len(x), -1) for x in train.examples],
             functools.partial(shuffle, runs.keys["order"]),
             steps_per_epoch=steps.per_epoch,
-            layout=everywhere,
+            examples_sharding=everywhere,
         )
-    layout = sharding.batch_sharding(runs.mesh)
-    rows = sharding.local_rows(config.batch_size, layout)
+    batch_sharding = sharding.batch_sharding(runs.mesh)
+    rows = sharding.local_rows(config.batch_size, batch_sharding)
     key_data = np.asarray(jax.random.key_data(runs.keys["order"]))
     workers = config.dataset.num_workers
     workers = default_workers() if workers is None else workers
@@ -191,6 +190,6 @@ def _make_feed(config: Config, train: Split, runs: Runs, steps: Steps) -> Feed:
             num_threads=threads_of_each(workers),
         ),
         batch_size=config.batch_size,
-        layout=layout,
+        batch_sharding=batch_sharding,
         num_workers=workers,
     )

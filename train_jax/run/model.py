@@ -1,6 +1,5 @@
-"""Build the task and the model from their sections of the config."""
+"""Build the model from the config, and draw its variables."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -11,69 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import whitening_kernel
-from train_jax.config.fields import AugmentConfig, Config, DatasetConfig
+from train_jax.config.fields import Config
 from train_jax.config.models import IMAGE_MODELS, SEQUENCE_MODELS, create_model
 from train_jax.data import ImageSplit, Split
 from train_jax.devices import policy
 from train_jax.learning.augment import normalize
-from train_jax.run.pixels import border_brightness, choose_statistics
-from train_jax.tasks import Classification, Task, Translation
-
-
-def make_task(dataset: DatasetConfig, augment: AugmentConfig, train: Split) -> Task:
-    """Make the task that belongs to a dataset.
-
-    Raises:
-        ValueError: for fields that do not fit the dataset.
-    """
-    if isinstance(train, ImageSplit):
-        return _make_classification(dataset, augment, train)
-    for field in dataclasses.fields(augment):
-        value = getattr(augment, field.name)
-        if value != field.default:
-            raise ValueError(
-                f"config.augment.{field.name} must be {field.default!r} for dataset "
-                f"{dataset.name!r}, which has no images, got {value!r}"
-            )
-    lengths = (train.source_BS.shape[1], train.target_BT.shape[1])
-    return Translation(train.num_symbols, *lengths)
-
-
-# Number of training images whose mean, deviation and border are measured.
-_NUM_MEASURED = 1000
-
-
-def _make_classification(
-    dataset: DatasetConfig, augment: AugmentConfig, train: ImageSplit
-) -> Classification:
-    image_shape = train.image_BHWC.shape[1:]
-    side = min(image_shape[:2])
-    if augment.crop_padding >= side:
-        raise ValueError(
-            f"config.augment.crop_padding must be less than {side}, the side of an "
-            f"image, got {augment.crop_padding}"
-        )
-    num_channels = image_shape[-1]
-    for name in ("saturation", "hue"):
-        if getattr(augment, name) and num_channels != 3:
-            raise ValueError(
-                f"config.augment.{name} must be 0 for images of {num_channels} "
-                f"channels, got {getattr(augment, name)}"
-            )
-    sample_BHWC = np.asarray(train.image_BHWC[:_NUM_MEASURED])
-    mean, std = choose_statistics(
-        dataset.name, train, sample_BHWC, mean=dataset.mean, std=dataset.std
-    )
-    changes = dataclasses.asdict(augment)
-    del changes["crop_area"]  # Done when the images are loaded.
-    return Classification(
-        image_shape,
-        train.class_names,
-        mean,
-        std,
-        augment=changes,
-        border=border_brightness(sample_BHWC),
-    )
+from train_jax.tasks import Classification, Task
 
 
 def make_model(

@@ -9,17 +9,41 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from train_jax.config.fields import Config
 from train_jax.devices import sharding
 from train_jax.learning.batch import KEY_IMPL, Batch, split_batch
 from train_jax.learning.state import TrainState
 from train_jax.learning.step import Loss
-from train_jax.run.epoch import Trainer
+from train_jax.output.checkpoint import Checkpoints
+from train_jax.run.checkpointing import load_state
+from train_jax.run.optimizer import make_loss
 from train_jax.run.runs import Runs
+from train_jax.run.setup import Parts
+from train_jax.run.trainer import Trainer
 
 Named = tuple[str, Any]
 
 
-def repeat_and_explain(
+def diagnose(
+    config: Config, parts: Parts, checkpoints: Checkpoints, failed_step: int
+) -> str:
+    """Explain a step whose loss was not finite, if that is asked for."""
+    if not config.debug_nans:
+        return ""
+    model = parts.model
+    if hasattr(model, "remat"):  # what is traced inside cannot be looked at
+        model = model.clone(remat=False)
+    return explain_nonfinite(
+        parts.trainer,
+        load_state(checkpoints, parts.abstract_state, parts.init_state),
+        failed_step,
+        make_loss(config, model),
+        runs=parts.runs,
+        accumulation_steps=config.accumulation_steps,
+    )
+
+
+def explain_nonfinite(
     trainer: Trainer,
     state: TrainState,
     failed_step: int,

@@ -20,12 +20,14 @@ from train_jax.devices.collectives import Collective, find_collectives
 from train_jax.devices.flops import count_flops
 from train_jax.devices.memory import SHARE, room_for_data
 from train_jax.devices.topology import Chip, Topology
-from train_jax.run.build import make_model, make_task
-from train_jax.run.initial_state import make_initial_state, make_runs
+from train_jax.run.initial_state import make_initial_state
+from train_jax.run.model import make_model
 from train_jax.run.optimizer import frozen_params
+from train_jax.run.runs import make_runs
 from train_jax.run.setup import check_streaming
-from train_jax.run.splits import FIELDS, load_dataset
-from train_jax.run.training import make_steps
+from train_jax.run.splits import SPLIT_FIELDS, load_dataset
+from train_jax.run.task import make_task
+from train_jax.run.trainer_setup import make_steps
 from train_jax.tasks import Task
 
 
@@ -128,7 +130,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
     Raises:
         ValueError: naming the field, its value and what is allowed.
     """
-    train = describe_examples(
+    train = stand_in_examples(
         config.dataset,
         crops=config.augment.crop_area is not None,
         room=SHARE * topology.chip.memory if topology.chip else math.inf,
@@ -176,7 +178,7 @@ def make_plan(config: Config, topology: Topology) -> Plan:
 
 
 @functools.lru_cache(maxsize=1)  # the same for each batch size that is tried
-def describe_examples(
+def stand_in_examples(
     dataset: DatasetConfig, *, crops: bool = False, room: float = math.inf
 ) -> Split:
     """Make examples of the right shapes; the data of well-known sets aren't read.
@@ -201,7 +203,7 @@ def describe_examples(
             "whose images are of many sizes"
         )
     shape, sizes = (side, side, known.channels), known.num_examples
-    cuts = [cut for name in FIELDS if (cut := getattr(dataset, name)) is not None]
+    cuts = [cut for name in SPLIT_FIELDS if (cut := getattr(dataset, name)) is not None]
     bases = {data.split_name(cut) for cut in cuts}
     for base in bases:
         check_split_name(base, sizes, dataset.name)

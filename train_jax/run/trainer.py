@@ -1,4 +1,4 @@
-"""Train epoch by epoch: compiled steps, the epoch's metrics, non-finite losses."""
+"""Take training steps, an epoch at a time, and compute the epoch's metrics."""
 
 import math
 import time
@@ -12,28 +12,13 @@ from train_jax.devices import processes
 from train_jax.learning.batch import Batch
 from train_jax.learning.optim import last_learning_rate
 from train_jax.learning.state import TrainState
+from train_jax.run.failures import NonFiniteError
 from train_jax.run.feed import Feed
 from train_jax.run.steps import Steps
 
 # Python reads the metrics about this often, to show progress. On a CPU every start of
 # the compiled loop takes fresh memory, which costs a third to two thirds of a step.
 _SECONDS_BETWEEN_REPORTS = 4.0
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss is not finite any more.
-
-    Attributes:
-        step: the first step in or after which something was not, counted from 1.
-    """
-
-    def __init__(self, step: int, *, found: str = "the loss is not finite in"):
-        """Keep the step; `found` is the message up to it."""
-        super().__init__(
-            f"{found} step {step}; a lower config.optimizer.learning_rate, a longer "
-            "warm-up or a clip_norm may help"
-        )
-        self.step = step
 
 
 class Trainer:
@@ -43,7 +28,7 @@ class Trainer:
         steps_per_epoch: number of whole batches in the training split.
         total_steps: length of the training.
         feed: gives the steps their examples.
-        seconds: how long the steps of the current epoch have taken so far.
+        epoch_seconds: how long the steps of the current epoch have taken so far.
     """
 
     def __init__(
@@ -64,7 +49,7 @@ class Trainer:
         """
         self.steps_per_epoch = steps.per_epoch
         self.total_steps = steps.total
-        self.seconds = 0.0
+        self.epoch_seconds = 0.0
         self._examples_per_step = examples_per_step
         self.feed = feed
         self._steps = steps
@@ -89,7 +74,7 @@ class Trainer:
             How long it took, seconds.
         """
         started = time.perf_counter()
-        self._take_steps = self._steps.compile(state)
+        self._compiled = self._steps.compile(state)
         return time.perf_counter() - started
 
     def take_steps(self, num_steps: int, state: TrainState, step: int) -> TrainState:
@@ -103,7 +88,7 @@ class Trainer:
         for count, data in self.feed(step, num_steps):
             # So that few batches wait in the devices' memory.
             jax.block_until_ready(state)
-            state = self._take_steps(count, state, *data, self._step_key)
+            state = self._compiled(count, state, *data, self._step_key)
         return state
 
     def next_batch(self, state: TrainState) -> tuple[Batch, jax.Array]:
@@ -131,8 +116,8 @@ class Trainer:
         show: Callable[..., None],
         should_stop: Callable[[], bool] = lambda: False,
         *,
-        pause_every: int | None = None,
-        pause_at: Sequence[int] = (),
+        stop_every: int | None = None,
+        stop_at: Sequence[int] = (),
     ) -> tuple[TrainState, dict[str, Any] | None]:
         """Take the remaining steps of the epoch that the state is in.
 
@@ -140,8 +125,8 @@ class Trainer:
             state: is donated.
             show: called with the progress now and then.
             should_stop: asked now and then whether to leave the epoch.
-            pause_every: leave the epoch after every so many steps.
-            pause_at: leave it at these steps as well.
+            stop_every: leave the epoch after every so many steps.
+            stop_at: leave it at these steps as well.
 
         Returns:
             The new state; the epoch's metrics (loss, accuracy and learning rate (R,),
@@ -153,9 +138,9 @@ class Trainer:
         step = state.steps_done
         epoch, steps_before = divmod(step, self.steps_per_epoch)
         epoch_end = min((epoch + 1) * self.steps_per_epoch, self.total_steps)
-        end = min([epoch_end, *_pauses_after(step, pause_every, pause_at)])
+        end = min([epoch_end, *_stops_after(step, stop_every, stop_at)])
         if not steps_before:
-            self.seconds = 0.0
+            self.epoch_seconds = 0.0
         loss_R = _sums(state)["loss"] if steps_before else 0.0
         stretch, is_asked = 1, False
         while step < end and not is_asked:
@@ -167,7 +152,7 @@ class Trainer:
                 time.perf_counter() - started, should_stop()
             )
             step += stretch
-            self.seconds += seconds
+            self.epoch_seconds += seconds
             show(
                 step,
                 epoch=epoch + 1,
@@ -187,20 +172,21 @@ class Trainer:
         return {
             "epoch": epoch + 1,
             "step": step,
-            "train_loss": sums["loss"] / num_steps,
-            "train_accuracy": sums["accuracy"] / num_steps,
+            **{f"train_{name}": sum_R / num_steps for name, sum_R in sums.items()},
             "learning_rate": np.atleast_1d(learning_rate),
-            "images_per_second": num_steps * self._examples_per_step / self.seconds,
-            "seconds": self.seconds,
+            "images_per_second": num_steps
+            * self._examples_per_step
+            / self.epoch_seconds,
+            "seconds": self.epoch_seconds,
         }
 
 
-def _pauses_after(step: int, every: int | None, at: Sequence[int]) -> list[int]:
+def _stops_after(step: int, every: int | None, at: Sequence[int]) -> list[int]:
     """List the next steps at which the epoch is to be left."""
-    pauses = [each for each in at if each > step]
+    stops = [each for each in at if each > step]
     if every is not None:
-        pauses.append((step // every + 1) * every)
-    return pauses
+        stops.append((step // every + 1) * every)
+    return stops
 
 
 def _sums(state: TrainState) -> dict[str, np.ndarray]:
