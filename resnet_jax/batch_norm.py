@@ -122,7 +122,16 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Normalise each channel, the last axis."""
+        """Normalise each channel of x (..., F).
+
+        Args:
+            x: floating point.
+            train: whether to use the statistics of the batch and to update the running
+                averages, for which `batch_stats` has to be mutable.
+
+        Returns:
+            An array of x's shape, in `dtype`.
+        """
         chex.assert_shape(x, (..., None))
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {self.momentum}")

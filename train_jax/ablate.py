@@ -169,8 +169,7 @@ def list_variants(
                 to_json(config),
                 overwrite=overwrite,
                 extend=extend,
-                deleted="the runs of all variants (to keep the others, delete this "
-                "folder alone)",
+                deleted="all variants (to keep the others, delete this folder alone)",
             )
             crops = config.augment.crop_area is not None
             if (config.dataset, crops) not in datasets:

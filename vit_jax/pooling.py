@@ -38,7 +38,7 @@ class SequencePool(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
-        """Pool the tokens: out_BD."""
+        """Pool the tokens: out_BD in `dtype`."""
         chex.assert_rank(x_BTD, 3)
         score_BT1 = make_dense(1, dtype=self.dtype, name="score")(x_BTD)
         wide = float32_or_wider(self.dtype)
@@ -78,7 +78,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
-        """Pool the tokens: out_BD."""
+        """Pool the tokens: out_BD in `dtype`."""
         chex.assert_rank(x_BTD, 3)
         batch, _, width = x_BTD.shape
         init = nn.initializers.xavier_uniform()

@@ -96,8 +96,8 @@ class ViT(nn.Module):
             then `encoder/blocks`, with a leading axis L, see `weights.stack_blocks`.
         conv_general_dilated: computes the convolutions of the stem "conv".
         dot_general: multiplies the matrices of the blocks; see `MultiHeadAttention`.
-        dtype: dtype of the computation; parameters stay float32, softmax and LayerNorm
-            statistics run in float32 or wider.
+        dtype: dtype of the computation; parameters stay float32, softmax, LayerNorm
+            statistics and the head run in float32 or wider.
 
     References: arXiv:2010.11929, eq. 1-4.
     """

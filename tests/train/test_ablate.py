@@ -247,7 +247,7 @@ def test_a_longer_or_another_training_may_be_asked_for(
     other = [*arguments, "--config.batch_size=32"]
     capsys.readouterr()
     assert ablate.main(other) == 2
-    assert "--overwrite to delete the runs of all variants" in capsys.readouterr().err
+    assert "--overwrite to delete all variants" in capsys.readouterr().err
     assert ablate.main([*other, "--overwrite"]) == 0
     config = read_json(folder / wd.CONFIG)
     assert config["batch_size"] == 32 and wd.HISTORY not in config

@@ -86,7 +86,7 @@ def test_a_run_whose_result_is_not_finite_is_told(capsys):
     assert "1234567" in out and "1234568" in out and out.count("not finite") == 2
 
 
-@pytest.mark.parametrize("seconds, eta", [(20.0, "2:00"), (26.5, "2:39")])
+@pytest.mark.parametrize("seconds, eta", [(20.0, "0:02:00"), (26.5, "0:02:39")])
 def test_without_a_terminal_progress_is_a_line_now_and_then(
     tmp_path, capsys, monkeypatch, seconds, eta
 ):

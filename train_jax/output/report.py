@@ -1,5 +1,6 @@
 """Progress bar, TensorBoard and metrics.jsonl."""
 
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,10 +96,9 @@ class Report:
             self._last_line = time.monotonic()
             done = step - self._first_step
             left = (self._last_line - self._started) / done * (self._total_steps - step)
-            minutes, seconds = divmod(round(left), 60)
             print(
                 f"epoch {where}  step {step}/{self._total_steps}  loss {loss:.4f}  "
-                f"{rate} img/s  ETA {minutes}:{seconds:02d}",
+                f"{rate} img/s  ETA {datetime.timedelta(seconds=round(left))}",
                 flush=True,
             )
 
