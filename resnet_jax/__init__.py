@@ -1,7 +1,7 @@
 """Residual networks for small images and for ImageNet, in JAX and Flax Linen."""
 
 from resnet_jax.airbench import AirbenchNet, max_pool, whitening_kernel
-from resnet_jax.batch_norm import BatchNorm, batch_norm, batch_statistics
+from resnet_jax.batch_norm import BatchNorm
 from resnet_jax.blocks import BasicBlock, BottleneckBlock, pad_shortcut
 from resnet_jax.cpu.convolution import conv_general_dilated
 from resnet_jax.resnet import (
@@ -38,8 +38,6 @@ __all__ = [
     "ResNet101_ImageNet",
     "ResNet110",
     "ResNet152_ImageNet",
-    "batch_norm",
-    "batch_statistics",
     "conv_general_dilated",
     "max_pool",
     "pad_shortcut",

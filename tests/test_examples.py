@@ -66,6 +66,8 @@ def test_the_notebook_of_the_modules_does_what_it_says(tmp_path, monkeypatch):
     for name in ("linear probe", "head alone"):
         (share,) = re.findall(rf"{name}: ([\d.]+)% of new digits", printed)
         assert float(share) > 80
+    (share,) = re.findall(r"'accuracy': ([\d.]+)", printed)
+    assert float(share) > 0.8
     assert "the first block is unchanged: True" in printed
     (difference,) = re.findall(r"largest difference: (\S+)", printed)
     assert float(difference) < 1e-5

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import rich.box
 import rich.console
 import rich.table
@@ -29,7 +28,7 @@ from train_jax.cli import console
 from train_jax.cli.signals import StopRequest
 from train_jax.config.config import load_config, to_json
 from train_jax.config.fields import Config
-from train_jax.config.files import read_config_file
+from train_jax.config.files import read_config_file, without_numpy
 from train_jax.devices import compiler, processes
 from train_jax.output import lock
 from train_jax.output import workdir as wd
@@ -153,8 +152,7 @@ def list_variants(
     variants, datasets = [], []
     for name, changes in given.items():
         changed = {
-            field: repr(value.item() if isinstance(value, np.generic) else value)
-            for field, value in changes.items()
+            field: repr(without_numpy(value)) for field, value in changes.items()
         }
         label = re.sub(r"\W+", "_", str(name).lower()).strip("_")
         folder = workdir / label
@@ -212,8 +210,8 @@ def train_variant(
         except wd.WorkdirError:
             raise
         # It cannot be built, its loss is not finite, or it needs too much memory.
-        except (ValueError, Diverged, jax.errors.JaxRuntimeError) as error:
-            return {"error": " ".join(str(error).split())}
+        except (ValueError, Diverged, jax.errors.JaxRuntimeError, MemoryError) as error:
+            return {"error": " ".join(str(error).split()) or "memory ran out"}
 
 
 def _train_and_print(

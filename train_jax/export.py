@@ -18,6 +18,7 @@ from train_jax.inference import flags, model_card, program
 from train_jax.output import workdir as wd
 from train_jax.output.files import open_folder, read_json, replace_file
 from train_jax.run.trained_model import TrainedModel
+from train_jax.storage import store
 from train_jax.storage.paths import local_path
 from train_jax.storage.store import Path, any_path
 from vit_jax.vit import ViT
@@ -91,13 +92,12 @@ def _out_path(options: argparse.Namespace) -> Path:
 
 def _check_folder(path: Path) -> None:
     """Raise ValueError for a folder with other files than those of an export."""
-    if not path.is_dir():
-        return
-    names = {file.name for file in path.iterdir()}
-    if names and not names >= {"config.json", "model.safetensors"}:
+    with store.errors(path):
+        names = [file.name for file in path.iterdir()] if path.is_dir() else []
+    if names and not any(name.startswith("model.safetensors") for name in names):
         raise ValueError(
-            "--out must be a folder that is new, empty or of an earlier export, got "
-            f"{str(path)!r}"
+            f"{str(path)!r} must be a folder that is new, empty or of an earlier "
+            "export; --out names another one"
         )
 
 

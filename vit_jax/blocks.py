@@ -89,8 +89,7 @@ class TransformerModule(nn.Module, kw_only=True):
             its output.
         dropout_rate: dropout on each sublayer's output and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
-        attention_implementation: see `MultiHeadAttention`, also for `qkv_bias` and
-            `normalize_qk`.
+        attention_implementation, qkv_bias, normalize_qk: see `MultiHeadAttention`.
         layer_scale: initial value of a factor for each channel of a sublayer's output,
             which is learned; None for no such factor (arXiv:2103.17239, section 2.1).
         norm_epsilon: added to the variance in LayerNorm.
@@ -161,6 +160,7 @@ class TransformerModule(nn.Module, kw_only=True):
             self.num_heads,
             qkv_bias=self.qkv_bias,
             normalize_qk=self.normalize_qk,
+            norm_epsilon=self.norm_epsilon,
             dropout_rate=self.attention_dropout_rate,
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,

@@ -52,7 +52,7 @@ def check_positions(trained_1TD: Any, *, num_tokens: int) -> None:
     if trained_1TD is not None and trained_1TD.shape[1] != num_tokens:
         raise ValueError(
             f"pos_embedding is for {trained_1TD.shape[1]} tokens, but the image makes "
-            f"{num_tokens}; vit_jax.weights.fit resizes it"
+            f"{num_tokens}; for another size vit_jax.weights.fit resizes it"
         )
 
 

@@ -42,10 +42,6 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
         num_heads: number of heads N; divides the width D.
-        qkv_bias: whether the projections of queries, keys and values have biases, as
-            in the authors' code; the paper's U_qkv has none.
-        normalize_qk: whether a LayerNorm follows the projections of queries and keys,
-            in each head (arXiv:2302.05442, section 2.2); it keeps large models stable.
         dropout_rate: dropout on the attention weights, drawn from the rng "dropout".
         attention_implementation: "own": `dot_product_attention` of this package;
             "cudnn" (FlashAttention, bfloat16 on NVIDIA GPUs) and "xla": those of
@@ -58,17 +54,23 @@ class MultiHeadAttention(nn.Module):
         dot_general: multiplies the matrices, but not those of JAX's attention; on a
             CPU with instructions for bfloat16, `vit_jax.bfloat16.dot_general` is
             faster than XLA's.
+        qkv_bias: whether the projections of queries, keys and values have biases, as
+            in the authors' code; the paper's U_qkv has none.
+        normalize_qk: whether a LayerNorm follows the projections of queries and keys,
+            in each head (arXiv:2302.05442, section 2.2); it keeps large models stable.
+        norm_epsilon: added to the variance in these LayerNorms.
 
     References: arXiv:1706.03762, section 3.2.2; arXiv:2010.11929, eq. 5-8.
     """
 
     num_heads: int
-    qkv_bias: bool = True
-    normalize_qk: bool = False
     dropout_rate: float = 0.0
     attention_implementation: AttentionImplementation = "own"
     dtype: Any = jnp.float32
     dot_general: DotGeneral = jax.lax.dot_general
+    qkv_bias: bool = True
+    normalize_qk: bool = False
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -110,8 +112,9 @@ class MultiHeadAttention(nn.Module):
         key_BNSK = self._project("key", source_BSD, width)
         value_BNSK = self._project("value", source_BSD, width)
         if self.normalize_qk:
-            query_BNTK = LayerNorm(dtype=self.dtype, name="query_norm")(query_BNTK)
-            key_BNSK = LayerNorm(dtype=self.dtype, name="key_norm")(key_BNSK)
+            norm = functools.partial(LayerNorm, self.norm_epsilon, dtype=self.dtype)
+            query_BNTK = norm(name="query_norm")(query_BNTK)
+            key_BNSK = norm(name="key_norm")(key_BNSK)
         if angle is not None:
             query_BNTK = rotate(query_BNTK, angle[: query_BTD.shape[1]])
             key_BNSK = rotate(key_BNSK, angle)

@@ -47,11 +47,12 @@ class Seq2SeqTransformer(nn.Module):
         norm: "pre", "post" or None, see `TransformerModule`.
         dropout_rate: dropout on embedded tokens, sublayers and inside the MLPs.
         attention_dropout_rate: dropout on the attention weights.
-        attention_implementation: see `MultiHeadAttention`.
+        dtype: dtype of the computation; parameters stay float32.
+        attention_implementation: "own", this project's; or JAX's "cudnn"
+            (FlashAttention, bfloat16 on NVIDIA GPUs) or "xla".
         logits_via_embedding: whether the embedding is the output layer's kernel, too;
             it then has no bias.
-        remat: see `Encoder`.
-        dtype: dtype of the computation; parameters stay float32.
+        remat: whether the backward pass recomputes each block's activations.
         dot_general: multiplies the matrices of the blocks; see `MultiHeadAttention`.
 
     References: arXiv:1706.03762, figure 1 and section 3.4.
@@ -66,10 +67,10 @@ class Seq2SeqTransformer(nn.Module):
     norm: NormPlacement = "pre"
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
     attention_implementation: AttentionImplementation = "own"
     logits_via_embedding: bool = False
     remat: bool = False
-    dtype: Any = jnp.float32
     dot_general: DotGeneral = jax.lax.dot_general
 
     def setup(self) -> None:

@@ -60,7 +60,7 @@ class ViT(nn.Module):
         norm_epsilon: added to the variance in LayerNorm: 1e-6 in the authors' code and
             timm, 1e-12 in Hugging Face, 1e-5 where PyTorch's default is kept.
         residual: whether each sublayer's input is added to its output.
-        qkv_bias: whether queries, keys and values have biases.
+        qkv_bias: whether queries, keys and values of the blocks have biases.
         normalize_qk: whether a LayerNorm follows the projections of queries and keys,
             in each head (arXiv:2302.05442).
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
@@ -214,7 +214,7 @@ class ViT(nn.Module):
             x_BTD = jnp.concatenate([cls_B1D, x_BTD], axis=1)
         normal = nn.initializers.normal(self.position_std)
         if self.position_embedding == "learned":
-            trained = self.get_variable("params", "pos_embedding")
+            trained = nn.unbox(self.get_variable("params", "pos_embedding"))
             check_positions(trained, num_tokens=x_BTD.shape[1])
             x_BTD += tokens("pos_embedding", normal, x_BTD.shape[1])
         if self.num_registers:

@@ -161,11 +161,14 @@ def test_mistakes_in_the_config_are_found_before_training(
 
 
 def test_values_of_numpy_are_numbers(tmp_path, arguments):
-    text = CONFIG.replace('{"model.num_heads": 3}', '{"model.num_heads": np.int64(4)}')
+    changes = """{"model.num_heads": np.int64(4),
+        "optimizer.milestones": (np.float64(0.25), 0.5)}"""
+    text = CONFIG.replace('{"model.num_heads": 3}', changes)
     file = tmp_path / "config.py"
     file.write_text("import numpy as np\n" + text)
     variants = ablate.list_variants(str(file), {}, tmp_path / "out")
     assert variants[2].config.model.arguments["num_heads"] == 4
+    assert variants[2].config.optimizer.milestones == (0.25, 0.5)
 
 
 def test_variants_need_folders_of_their_own(arguments, tmp_path, capsys):

@@ -424,7 +424,7 @@ def test_a_port_that_is_taken_is_one_line(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    message = "did not find each other: Failed to start RPC server$"
+    message = "could not be joined: Failed to start RPC server$"
     with pytest.raises(ValueError, match=message):
         processes.join("localhost:7", 2, 0)
 

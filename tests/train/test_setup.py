@@ -189,7 +189,8 @@ def test_a_processor_with_bfloat16_rounds_the_factors_of_products(monkeypatch, f
     model = _bfloat16(monkeypatch, flags)
     assert model.dot_general is bfloat16.dot_general
     assert model.dtype == jnp.float32
-    assert policy.fastest_dtype(vit_jax.ViT_S16) == "bfloat16"
+    for kind in (vit_jax.ViT_S16, vit_jax.Seq2SeqTransformer):
+        assert policy.fastest_dtype(kind) == "bfloat16"
     # Its convolutions compute in float32 with every dtype.
     assert policy.fastest_dtype(resnet_jax.ResNet18) == "float32"
     monkeypatch.setattr(jax, "device_count", lambda: 2)

@@ -178,7 +178,8 @@ def test_splits_of_different_sizes_are_noticed_before_training(tmp_path):
 
 @pytest.mark.parametrize("field", ["val_split", "test_split"])
 def test_a_split_without_labels_is_noticed_before_training(photos, monkeypatch, field):
-    changes = {"dataset.streaming": True, f"dataset.{field}": "test"}
+    changes = {"dataset.test_split": "train[50:60]", "dataset.streaming": True}
+    changes[f"dataset.{field}"] = "test"
     read_label = PictureFiles.read_label
 
     def read(self, place):

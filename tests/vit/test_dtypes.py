@@ -30,6 +30,7 @@ from vit_jax import (
     sinusoidal_position,
 )
 from vit_jax.layers import dropout, layer_norm
+from vit_jax.weights import resize_patch_embedding
 
 IMAGE = ((2, 8, 8, 3),)
 X = ((2, 5, 16),)
@@ -245,6 +246,8 @@ def test_functions_need_no_implicit_promotion(dtype):
         jax.eval_shape(jax.grad(lambda x: layer_norm(x, one, zero).sum()), query)
         patchify(normal(*IMAGE[0]).astype(dtype), 4)
         sinusoidal_position(4, 8, dtype=dtype)
+        kernel = jnp.ones((12, 5), dtype)
+        assert resize_patch_embedding(kernel, 2, 3).dtype == dtype
         capture = jax.jit(functools.partial(interpret.attention_weights, model))
         layers = capture(variables, normal(*IMAGE[0]).astype(dtype))
         rollout_BTT = interpret.attention_rollout(layers)

@@ -64,7 +64,7 @@ def test_logits_see_the_whole_source_and_the_target_so_far(norm):
 @pytest.mark.parametrize(
     "field", [{"remat": True}, {"attention_implementation": "xla"}], ids=str
 )
-def test_another_way_of_computing_gives_the_same(field):
+def test_another_way_of_computing_gives_the_same(field, monkeypatch):
     model, variables = _model()
 
     def loss_and_grad(model):
@@ -72,9 +72,21 @@ def test_another_way_of_computing_gives_the_same(field):
             logits_BTV = model.apply({"params": params}, SOURCE_BS, TARGET_BT)
             return jnp.square(logits_BTV).mean()
 
+        jaxpr = str(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
+        programs.append(jaxpr.count("remat"))
         return jax.jit(jax.value_and_grad(loss))(variables["params"])
 
+    programs: list[int] = []
+    calls, attend = [], jax.nn.dot_product_attention
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", counted)
     expected, got = loss_and_grad(model), loss_and_grad(model.clone(**field))
+    assert (programs[1] > programs[0]) == ("remat" in field)
+    assert bool(calls) == ("attention_implementation" in field)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected
     )

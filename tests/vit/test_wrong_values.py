@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,7 @@ from vit_jax.interpret import (
     patch_relevance,
     position_similarity,
 )
+from vit_jax.weights import resize_patch_embedding
 
 X_BTD = normal(2, 5, 16)
 SOURCE_BS = jnp.asarray([[1, 2, 3], [4, 5, 6]])
@@ -146,11 +148,21 @@ def test_blocks_and_stacks_reject_fields_out_of_range(module, message):
 def test_an_image_of_another_size_is_told_what_resizes_the_positions():
     model = _vit(num_classes=3, width=16, depth=1)
     variables = modules.variables(model, 1, 8, 8, 3)
-    message = (
-        "pos_embedding is for 5 tokens, but the image makes 7; vit_jax.weights.fit"
-    )
+    message = "pos_embedding is for 5 tokens, but the image makes 7; for another size"
     with _rejects(message):
         model.apply(variables, jnp.ones((1, 8, 12, 3)))
+
+
+def test_boxed_parameters_have_positions():
+    model = _vit(num_classes=3, width=16, depth=1)
+    variables = modules.variables(model, 1, 8, 8, 3)
+    boxed = jax.tree.map(lambda x: nn.Partitioned(x, (None,) * x.ndim), variables)
+    assert model.apply(boxed, jnp.ones((1, 8, 8, 3))).shape == (1, 3)
+
+
+def test_a_patch_embedding_is_one_of_its_size():
+    with _rejects("kernel must have a multiple of 3² rows, got 12"):
+        resize_patch_embedding(jnp.ones((12, 5)), 3, 4)
 
 
 @pytest.mark.parametrize("part", ["encoder_depth", "decoder_depth"])

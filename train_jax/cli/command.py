@@ -38,7 +38,8 @@ def run(
         console.print_error(parser.prog, error)
         return 2
     except MemoryError as error:
-        console.print_error(parser.prog, error)
+        reason = MemoryError(str(error) or "memory ran out")
+        console.print_error(parser.prog, reason)
         return console.FAILED
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any
 
+import numpy as np
+
 from train_jax.storage.paths import local_path
 
 # What a mistake in a config file, which is a program, is likely to raise.
@@ -90,3 +92,10 @@ def _is_file(path: pathlib.Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def without_numpy(value: Any) -> Any:
+    """Turn NumPy's numbers, whose repr has their type, into Python's."""
+    if isinstance(value, tuple | list):
+        return [without_numpy(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value

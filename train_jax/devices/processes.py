@@ -101,9 +101,9 @@ def _initialize(*arguments: str | int) -> None:
             shutdown_timeout_seconds=_END_SECONDS,
         )
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["no reason was given"])[0]
         raise ValueError(
-            f"the processes of the run did not find each other: {reason}"
+            f"the processes of the run could not be joined: {reason}"
         ) from error
     except ValueError as error:
         if arguments:

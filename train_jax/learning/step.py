@@ -41,7 +41,8 @@ def make_train_step(
 
     Args:
         loss: (params, batch_stats, batch, key, *, label_smoothing) → (loss, (metrics,
-            batch_stats)), such as `loss_of_batch` with its model and options.
+            batch_stats)), such as `loss_of_batch` with its model and options. The
+            metrics have the names of `TrainState.epoch_sums`: loss and accuracy.
         tx: the optimiser.
         accumulation_steps: the batch is passed through the model in that many parts,
             one after another, and their gradients are averaged.

@@ -10,7 +10,7 @@ from vit_jax.weights.position import resize_patch_embedding, resize_position_emb
 from vit_jax.weights.scan import stack_blocks, unstack_blocks
 from weight_files import Pretrained, adapt_channels, check_variables, without_other_head
 
-# Fields that change what is computed, but not the parameters' shapes.
+# Fields in which the model must be as before.
 _SAME_FIELDS = (
     *("num_heads", "activation", "norm", "norm_epsilon", "residual"),
     *("stem", "position_embedding", "qkv_bias", "normalize_qk"),

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.dtypes import float32_or_wider
+
 Array = jax.Array
 Method = Literal["bicubic", "bilinear"]
 
@@ -81,18 +83,29 @@ def resize_patch_embedding(
     Returns:
         The kernel for patches of the new size, in the dtype given.
 
+    Raises:
+        ValueError: if the kernel is not one of the old size.
+
     References: "FlexiViT", arXiv:2212.08013, section 3.4; antialiased as in timm.
     """
     chex.assert_shape(kernel, (None, None))
-    num_features = kernel.shape[-1]
+    num_rows, num_features = kernel.shape
+    if num_rows % old_size**2:
+        raise ValueError(
+            f"kernel must have a multiple of {old_size}² rows, got {num_rows}"
+        )
+    dtype = float32_or_wider(kernel.dtype)
     # Resizes a row of pixels: new_size × old_size.
-    resize = jax.image.resize(jnp.eye(old_size), (new_size, old_size), "bicubic")
+    identity = jnp.eye(old_size, dtype=dtype)
+    resize = jax.image.resize(identity, (new_size, old_size), "bicubic")
     inverse = jnp.linalg.pinv(resize).T
-    kernel_PPCD = jnp.reshape(kernel, (old_size, old_size, -1, num_features))
+    kernel_PPCD = jnp.asarray(kernel, dtype).reshape(
+        old_size, old_size, -1, num_features
+    )
     resized = jnp.einsum(
         "ai,bj,ijcd->abcd", inverse, inverse, kernel_PPCD, precision="highest"
     )
-    num_channels = kernel.shape[0] // old_size**2
+    num_channels = num_rows // old_size**2
     chex.assert_shape(resized, (new_size, new_size, num_channels, num_features))
     return resized.reshape(-1, num_features).astype(kernel.dtype)
 
