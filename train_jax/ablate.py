@@ -149,6 +149,8 @@ def list_variants(
             f"--config {config_path!r}: get_variants() must return a dict, name → dict "
             f"of fields, got {given!r}"
         )
+    if (workdir / wd.CONFIG).exists():
+        raise ValueError(f"--workdir {str(workdir)!r} is the folder of a run")
     variants, datasets = [], []
     for name, changes in given.items():
         changed = {

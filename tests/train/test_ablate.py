@@ -144,7 +144,7 @@ def test_a_variant_is_trained_as_its_config_says(arguments, tmp_path, capsys):
     ("old", "new", "message"),
     [
         ("model.mlp_ratio", "model.mlp", "variant 'no feed-forward': config.model.mlp"),
-        ("def get_variants", "def variants", "has no attribute 'get_variants'"),
+        ("def get_variants", "def variants", "does not define get_variants"),
         ('"num_seeds": 2', '"num_seeds": 0', "config.num_seeds must be an integer"),
         ('"train[:128]"', '"dev"', "variant 'baseline': dataset 'digits' has no split"),
         ('"three heads"', '"±"', "variant '±': its name must have a letter or a digit"),
@@ -254,6 +254,13 @@ def test_a_longer_or_another_training_may_be_asked_for(
     assert ablate.main([*other, "--overwrite"]) == 0
     config = read_json(folder / wd.CONFIG)
     assert config["batch_size"] == 32 and wd.HISTORY not in config
+
+
+def test_the_folder_of_a_run_is_left_alone(arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / wd.CONFIG).write_text("{}")
+    assert ablate.main(arguments) == 2
+    assert "is the folder of a run" in capsys.readouterr().err
 
 
 def test_results_of_another_config_are_left_alone(arguments, tmp_path, capsys):

@@ -15,7 +15,7 @@ from train_jax.config.config import load_config
         ),
         ("def get_config(:\n", "SyntaxError"),
         ("import no_such_module\n", "ModuleNotFoundError"),
-        ("x = 1\n", "has no attribute 'get_config'"),
+        ("x = 1\n", "does not define get_config"),
         ("def get_config():\n    return 3\n", "must return a ConfigDict or a dict"),
         ("def get_config():\n    return {'batchsize': 3}\n", "config.batch_size?"),
         ("def get_config():\n    assert False, 'never'\n", "AssertionError: never"),

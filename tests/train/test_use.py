@@ -703,7 +703,7 @@ WRONG = {
     "evaluate": [
         ("", "one of the arguments --workdir --weights is required"),
         ("--workdir RUN --weights x", "not allowed with argument"),
-        ("--workdir nothing", "workdir 'nothing' holds no checkpoint"),
+        ("--workdir nothing", "workdir 'nothing' does not exist"),
         ("--workdir RUN --split test[", "split 'test[' is not understood"),
         ("--workdir RUN --split val", "has no split 'val'"),
         ("--workdir RUN --dataset imagenet_x", "imagenet_x"),

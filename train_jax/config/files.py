@@ -46,11 +46,13 @@ def read_config_file(path: str, name: str) -> Any:
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-        value = getattr(module, name)
-        return value(*argument) if callable(value) else value
+        value = getattr(module, name, None)
+        if value is not None:
+            return value(*argument) if callable(value) else value
     except _FILE_FAULTS as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"--config {path!r} could not be read: {reason}") from error
+    raise ValueError(f"--config {path!r} does not define {name}")
 
 
 def split_argument(path: str) -> list[str]:

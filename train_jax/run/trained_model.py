@@ -145,8 +145,10 @@ def load_model(
     directory = workdir / wd.CHECKPOINTS
     with wd.naming_workdir(workdir, name="workdir"):
         step = checkpoints.find(directory, str(checkpoint))
+        is_there = step is not None or workdir.exists()
     if step is None:
-        raise ValueError(f"workdir {str(workdir)!r} holds no checkpoint")
+        problem = "holds no checkpoint" if is_there else "does not exist"
+        raise ValueError(f"workdir {str(workdir)!r} {problem}")
     try:
         metadata = checkpoints.read_metadata(directory, step)
     except OSError as error:

@@ -96,7 +96,7 @@ REFUSED = {
     "s3://bucket/run": "--workdir must be a path on this machine or gs://BUCKET/FOLDER",
     BUCKET: f"--workdir must be gs://BUCKET/FOLDER, got '{BUCKET}'",
     "gs://other/run": "--workdir 'gs://other/run': there is no bucket 'other'",
-    f"{BUCKET}/empty": f"workdir '{BUCKET}/empty' holds no checkpoint",
+    f"{BUCKET}/empty": f"workdir '{BUCKET}/empty' does not exist",
 }
 
 
