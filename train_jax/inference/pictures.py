@@ -56,7 +56,6 @@ class PictureReader:
 
     Attributes:
         errors: file → why it can't be read.
-        messages: errors and warnings, to be printed at the end.
     """
 
     def __init__(self, trained: TrainedModel, *, background: int, invert: bool):
@@ -75,7 +74,20 @@ class PictureReader:
         self._trained, self._task = trained, require_images(trained)
         self._background, self._invert = background, invert
         self.errors: dict[str, str] = {}
-        self.messages: list[str] = []
+        self._bright: list[str] = []
+        self._num_read = 0
+
+    @property
+    def messages(self) -> list[str]:
+        """Errors and warnings, to be printed at the end."""
+        messages = [f"error: {error}" for error in self.errors.values()]
+        if self._bright:
+            messages.append(
+                f"warning: {len(self._bright)} of {self._num_read} pictures, such as "
+                f"{self._bright[0]!r}, have a bright border, the training's pictures "
+                "have dark ones; --invert exchanges dark and bright"
+            )
+        return messages
 
     def read(self, file: pathlib.Path) -> np.ndarray | None:
         """Read a picture as the model takes it, uint8; None if it can't be read."""
@@ -86,13 +98,10 @@ class PictureReader:
             )
         except ValueError as error:
             self.errors[str(file)] = str(error)
-            self.messages.append(f"error: {error}")
             return None
         image_HWC = 255 - image_HWC if self._invert else image_HWC
         image_HWC = fit_image(self._trained, image_HWC)
+        self._num_read += 1
         if not self._invert and has_opposite_border(self._task, image_HWC):
-            self.messages.append(
-                f"warning: {str(file)!r} has a bright border, the training's pictures "
-                "have dark ones; --invert exchanges dark and bright"
-            )
+            self._bright.append(str(file))
         return image_HWC
