@@ -185,7 +185,7 @@ def _list_examples(
             if missing:
                 raise ValueError(
                     f"class {class_names[min(missing)]!r} of {str(root)!r} has too few "
-                    f"pictures to be in the split {split!r}"
+                    f"pictures to be in the split {split!r}; about ten are needed"
                 )
     return mixed, class_names
 

@@ -60,7 +60,7 @@ def make_schedule(
     if decay_steps < 1:
         raise ValueError(
             "warmup_epochs must be shorter than the training, got "
-            f"{warmup_steps} of {total_steps} steps"
+            f"{warmup_steps} of {total_steps} steps; 0 for no warm-up"
         )
     if cooldown_steps > decay_steps:
         raise ValueError(
