@@ -249,6 +249,18 @@ def test_what_does_not_fit_into_memory_is_streamed(photos, monkeypatch):
     assert set_up(tiny_config(crops)).train.is_streamed
 
 
+def test_a_training_that_lacks_memory_is_warned_of(monkeypatch, capsys):
+    parts = make_tiny({"batch_size": 32})
+    parts.trainer.compile(parts.abstract_state)
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setattr(memory, "_free_on_host", lambda: 1e3)
+    parts = make_tiny({"batch_size": 16})
+    parts.trainer.compile(parts.abstract_state)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: a training step needs about" in line
+    assert "0.0 GiB are free; a smaller config.dataset.image_size" in line
+
+
 def test_the_room_for_data_is_a_share_of_what_is_free():
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < memory.room_for_data() < free

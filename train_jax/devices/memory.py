@@ -1,9 +1,10 @@
-"""How much memory there is for data."""
+"""How much memory there is, for data and for a program."""
 
 import os
 import pathlib
 import platform
 import re
+import sys
 import zlib
 from typing import Any
 
@@ -30,6 +31,29 @@ def room_for_data() -> float:
     host_P = gather(np.uint32(zlib.crc32(platform.node().encode())))
     on_host /= (host_P == host_P[jax.process_index()]).sum()
     return SHARE * float(gather(np.float32(min(on_host, on_device))).min())
+
+
+def warn_of_lack(compiled: Any) -> None:
+    """Warn if a training step needs more memory than a CPU's machine has left.
+
+    Other devices raise an error; a process that fills the machine is killed silently.
+
+    Args:
+        compiled: the step, a `jax.stages.Compiled`.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    analysis = compiled.memory_analysis()
+    needed = len(jax.local_devices()) * getattr(analysis, "temp_size_in_bytes", 0)
+    free = min(_free_on_host(), free_in_cgroups())
+    if needed > free:
+        print(
+            f"warning: a training step needs about {needed / 2**30:.1f} GiB of memory, "
+            f"{free / 2**30:.1f} GiB are free; a smaller config.dataset.image_size, a "
+            "larger patch_size, a smaller config.batch_size or more accumulation_steps "
+            "take less",
+            file=sys.stderr,
+        )
 
 
 def _free_on_host() -> float:

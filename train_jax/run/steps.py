@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from train_jax.devices import memory
 from train_jax.learning.state import TrainState
 
 
@@ -72,6 +73,7 @@ class Steps:
             A function (number of steps, state, examples, index, key) → state.
         """
         compiled = self.lower(state).compile()
+        memory.warn_of_lack(compiled)
         if self.in_a_loop:
             return lambda num_steps, *rest: compiled(np.int32(num_steps), *rest)
 
