@@ -130,11 +130,10 @@ def _answer(
     if pixels_HWC is None or pixels_HWC.min() == 255:
         raise gr.Error("Draw something, or drop a picture.")
     task = classifier.task
-    image_HWC = flatten_picture(pixels_HWC, channels=task.image_shape[2])
-    fitted_HWC = fit_image(classifier.trained, image_HWC)
-    if has_opposite_border(task, fitted_HWC):
-        fitted_HWC = fit_image(classifier.trained, 255 - image_HWC)
-    image_HWC = fitted_HWC
+    original_HWC = flatten_picture(pixels_HWC, channels=task.image_shape[2])
+    image_HWC = fit_image(classifier.trained, original_HWC)
+    if has_opposite_border(task, image_HWC):
+        image_HWC = fit_image(classifier.trained, 255 - original_HWC)
     probability_Y = classifier([image_HWC])[0]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "map.png"

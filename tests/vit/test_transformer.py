@@ -350,6 +350,16 @@ def _loss_and_gradient(module, params):
 _compiled_loss_and_gradient = jax.jit(_loss_and_gradient, static_argnums=0)
 
 
+def test_queries_and_keys_are_normalised_with_the_epsilon_of_the_block():
+    fields = {"num_heads": 2, "mlp_dim": None, "norm": None, "normalize_qk": True}
+    variables = modules.variables(EncoderBlock(**fields), X_BTD)
+    small, large = (
+        apply(EncoderBlock(**fields, norm_epsilon=epsilon), variables, X_BTD)
+        for epsilon in (1e-6, 1.0)
+    )
+    assert np.abs(small - large).max() > 1e-3
+
+
 def test_remat_changes_nothing_but_the_memory():
     fields = STACK | {"dropout_rate": 0.5}
     params = modules.variables(Encoder(**fields), X_BTD)["params"]

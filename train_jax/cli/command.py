@@ -38,12 +38,10 @@ def run(
         console.print_error(parser.prog, error)
         return 2
     except MemoryError as error:
-        reason = MemoryError(str(error) or "memory ran out")
-        console.print_error(parser.prog, reason)
-        return console.FAILED
+        reason = str(error) or "memory ran out"
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = MemoryError("the device has too little memory")
-        console.print_error(parser.prog, reason)
-        return console.FAILED
+        reason = "the device has too little memory"
+    console.print_error(parser.prog, MemoryError(reason))
+    return console.FAILED

@@ -101,7 +101,7 @@ def computes_runs_in_turn(devices: Sequence[Any]) -> bool:
 
 
 def is_single_cpu(devices: Sequence[Any]) -> bool:
-    """Whether one CPU computes all of it."""
+    """Whether the only device is a CPU."""
     return len(devices) == 1 and devices[0].platform == "cpu"
 
 

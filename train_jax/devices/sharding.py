@@ -159,7 +159,7 @@ def _gathering(multiply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def abstract(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Make abstract arrays of one sharding: their shapes and dtypes."""
+    """Return the shapes and dtypes of arrays, with the sharding of all of them."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
