@@ -1,5 +1,6 @@
 """Runs in an object store: what they leave, kills, refused writes."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -77,40 +78,41 @@ def test_killed_ten_times(store, folder, tmp_path):
         variables=store.environment(),
         modules=["gcsfs"],
     )
-    nursery.start(folder / "whole")
-    assert nursery.wait() == 0, nursery.output
-    workdir, killed_at = folder / "run", []
-    generator = np.random.default_rng(0)
+    with contextlib.closing(nursery):
+        nursery.start(folder / "whole")
+        assert nursery.wait() == 0, nursery.output
+        workdir, generator = folder / "run", np.random.default_rng(0)
+        killed_at = {}  # which kill: the name of the object
 
-    def kill_at(kill, number, is_written):
-        counter = itertools.count(1)
+        def kill_at(kill, number, is_written):
+            counter = itertools.count(1)
 
-        def before_write(name):
-            if len(killed_at) > kill or next(counter) < number:
-                return None
-            try:
-                nursery.send(signal.SIGKILL)
-            except ProcessLookupError:  # a late request of the process before
-                return None
-            killed_at.append(name)
-            return None if is_written else 503
+            def before_write(name):  # called by several threads at once
+                if kill in killed_at or next(counter) < number:
+                    return None
+                try:
+                    nursery.send(signal.SIGKILL)
+                except ProcessLookupError:  # a late request of the process before
+                    return None
+                killed_at[kill] = name
+                return None if is_written else 503
 
-        return before_write
+            return before_write
 
-    for kill in range(10):
-        # A start writes some 60 objects for each of six checkpoints; the first one is
-        # complete when the first start is killed.
-        number = generator.integers(1, 60) + 80 * (kill == 0)
-        store.before_write = kill_at(kill, number, kill % 2 == 0)
+        for kill in range(10):
+            # A start writes some 60 objects for each of six checkpoints; the first one
+            # is complete when the first start is killed.
+            number = generator.integers(1, 60) + 80 * (kill == 0)
+            store.before_write = kill_at(kill, number, kill % 2 == 0)
+            nursery.start(workdir)
+            assert nursery.wait() == -signal.SIGKILL, nursery.output
+            assert "Traceback" not in nursery.output
+        store.before_write = lambda name: None
         nursery.start(workdir)
-        assert nursery.wait() == -signal.SIGKILL, nursery.output
-        assert "Traceback" not in nursery.output
-    store.before_write = lambda name: None
-    nursery.start(workdir)
-    assert nursery.wait() == 0, nursery.output
-    nursery.close()
-    assert "resuming after step" in nursery.output
-    assert len({name.rpartition("/")[0] for name in killed_at}) > 3, killed_at
+        assert nursery.wait() == 0, nursery.output
+        assert "resuming after step" in nursery.output
+    folders = {name.rpartition("/")[0] for name in killed_at.values()}
+    assert len(folders) > 3, killed_at
     assert_same_bits(workdir, folder / "whole")
     assert not [x for x in list_names(workdir) if "lock." in x]
 
