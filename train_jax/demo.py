@@ -90,7 +90,9 @@ def make_page(trained: TrainedModel) -> Any:
     try:
         import gradio as gr  # type: ignore (of the extra [demo])
     except ImportError as error:
-        raise ValueError("the demo needs the extra [demo]") from error
+        raise ValueError(
+            'the demo needs gradio: pip install "vit-resnet-jax[demo]"'
+        ) from error
     answer = functools.partial(
         _answer, Classifier(trained, batch_size=1), make_explainer(trained)
     )

@@ -19,7 +19,12 @@ A second start with the same folder resumes the run where it was interrupted.
 def main(arguments: list[str]) -> int:
     """Handle signals, run the command, and return the exit code."""
     with StopRequest(is_setting_up=True) as stop_request:
-        return _run(arguments, stop_request)
+        try:
+            return _run(arguments, stop_request)
+        except ModuleNotFoundError as error:
+            remedy = 'pip install "vit-resnet-jax[train]"'
+            print(f"{_PROGRAM}: error: {error}: {remedy}", file=sys.stderr)
+            return 2
 
 
 def _run(arguments: list[str], stop_request: StopRequest) -> int:

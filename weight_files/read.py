@@ -108,7 +108,7 @@ def _download(name: str) -> pathlib.Path:
         raise ValueError(
             f"weights must be hf://owner/name or hf://owner/name@revision, got {name!r}"
         )
-    hub = _import("huggingface_hub", name, "the extra [hub]")
+    hub = _import("huggingface_hub", name)
     repository, revision = match.groups()
     patterns = [*_CONFIGS.values(), *_NAMES, "model-*.safetensors"]
     fetch = functools.partial(hub.snapshot_download, repository, revision=revision)
@@ -164,8 +164,8 @@ def _read_npz(path: pathlib.Path) -> Arrays:
 
 
 def _read_safetensors(path: pathlib.Path) -> Arrays:
-    safetensors = _import("safetensors", str(path), "the extra [hub]")
-    numpy = _import("safetensors.numpy", str(path), "the extra [hub]")
+    safetensors = _import("safetensors", str(path))
+    numpy = _import("safetensors.numpy", str(path))
     try:
         return numpy.load_file(path)
     except safetensors.SafetensorError as error:
@@ -176,14 +176,14 @@ def _read_note(path: pathlib.Path) -> dict[str, Any]:
     """Read the config in the header of a safetensors file; nothing if it has none."""
     if path.suffix.lower() != ".safetensors":
         return {}
-    safetensors = _import("safetensors", str(path), "the extra [hub]")
+    safetensors = _import("safetensors", str(path))
     with safetensors.safe_open(path, framework="numpy") as file:
         text = (file.metadata() or {}).get("config", "{}")
     return _parse_json(text, path)
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, Any]:
-    torch = _import("torch", str(path), "PyTorch")
+    torch = _import("torch", str(path), "torch")
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except OSError:
@@ -253,14 +253,16 @@ def _as_float32(array: Any) -> np.ndarray:
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 
-def _import(module: str, name: str, package: str) -> Any:
-    """Import a library that only some files need."""
+def _import(module: str, name: str, package: str = "vit-resnet-jax[hub]") -> Any:
+    """Import a library that only some files need; the package brings it."""
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"weights {name!r} need {package} to be read") from error
+        raise ValueError(
+            f'weights {name!r} need {module}: pip install "{package}"'
+        ) from error
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> ValueError:

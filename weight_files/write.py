@@ -36,7 +36,9 @@ def write_safetensors(
     try:
         from safetensors.numpy import save
     except ImportError as error:
-        raise ValueError("safetensors files need the extra [hub]") from error
+        raise ValueError(
+            'a safetensors file needs safetensors: pip install "vit-resnet-jax[hub]"'
+        ) from error
     # transformers asks for the note "format".
     content = save(dict(arrays), metadata={"format": "pt", **(notes or {})})
     _write(path, lambda file: file.write(content))

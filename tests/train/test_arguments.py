@@ -45,7 +45,6 @@ def test_fields_of_the_config(arguments, overrides):
         (["--config.seed", "--workdir", "here"], "--config.seed"),
         (["--config.seed", "--config.batch_size=3"], "--config.seed"),
         (["--config.seed", "3", "4"], "4"),
-        (["--confg.seed", "3"], "--confg.seed"),
     ],
 )
 def test_a_value_that_is_missing(capsys, arguments, named):
@@ -54,6 +53,24 @@ def test_a_value_that_is_missing(capsys, arguments, named):
     assert ended.value.code == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert line == f"train.py: error: expected --config.FIELD=VALUE, got '{named}'"
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--confg.seed=3", "; did you mean --config.seed?"),
+        ("--num_epochs=3", "; did you mean --config.num_epochs?"),
+        ("--batchsize=3", "; did you mean --config.batch_size?"),
+        ("--learning_rate=3", "; did you mean --config.optimizer.learning_rate?"),
+        ("--epsilom=3", ""),
+        ("seed", ""),
+    ],
+)
+def test_a_flag_that_may_mean_a_field(capsys, flag, hint):
+    with pytest.raises(SystemExit):
+        parse("--config", "vit_digits", flag)
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"expected --config.FIELD=VALUE, got '{flag}'{hint}")
 
 
 @pytest.mark.parametrize(
@@ -145,3 +162,17 @@ def test_an_unknown_name_lists_the_known_ones():
 )
 def test_split_argument(path, parts):
     assert split_argument(path) == parts
+
+
+def test_a_package_that_is_not_installed_is_one_line():
+    program = (
+        "import sys; sys.modules['optax'] = None; from train_jax.train import main; "
+        "sys.exit(main(['--config', 'vit_digits']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train.py: error: ")
+    assert line.endswith(': pip install "vit-resnet-jax[train]"')

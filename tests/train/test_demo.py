@@ -99,5 +99,5 @@ def test_a_space_does_not_name_a_folder_of_this_machine(trained, monkeypatch, tm
 
 def test_gradio_is_asked_for(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ValueError, match=r"the demo needs the extra \[demo\]"):
+    with pytest.raises(ValueError, match=r"the demo needs gradio: pip install"):
         demo.make_page(trained)

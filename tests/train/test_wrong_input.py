@@ -430,7 +430,8 @@ def test_fields(tmp_path, capsys, argument):
         ),
         (
             ["--config", CONFIG, "--confg.seed=1"],
-            "expected --config.FIELD=VALUE, got '--confg.seed=1'",
+            "expected --config.FIELD=VALUE, got '--confg.seed=1'; "
+            "did you mean --config.seed?",
         ),
         (["--config", CONFIG, "x"], "expected --config.FIELD=VALUE, got 'x'"),
         (

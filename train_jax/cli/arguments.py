@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from train_jax.cli.config_help import describe_config
+from train_jax.config.fields import TABLE
 from train_jax.config.files import split_argument
+from train_jax.config.options import closest
 from train_jax.storage.paths import cache_folder
 from train_jax.storage.store import Path, any_path
 
@@ -98,7 +100,9 @@ def parse(
         parser.epilog = describe_config(overrides)
     options, unknown = parser.parse_known_args(rest)
     for argument in unknown:
-        parser.error(f"expected --config.FIELD=VALUE, got {argument!r}")
+        parser.error(
+            f"expected --config.FIELD=VALUE, got {argument!r}{_hint(argument)}"
+        )
     try:
         if "workdir" in options:
             options.workdir = _workdir(options)
@@ -126,6 +130,13 @@ def _split_overrides(
             value = remaining.pop(0)
         overrides[field] = value
     return rest, overrides
+
+
+def _hint(argument: str) -> str:
+    """Name the field that a flag without `--config.` may mean."""
+    field = argument.removeprefix("--").partition("=")[0]
+    close = closest(field, TABLE) if argument.startswith("--") else None
+    return f"; did you mean --config.{close}?" if close else ""
 
 
 def _workdir(options: argparse.Namespace) -> Path:

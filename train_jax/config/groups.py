@@ -1,13 +1,12 @@
 """Groups of parameters, each with its own optimiser, rate and schedule."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from train_jax.config.fields import TABLE
 from train_jax.config.optimizer_fields import SHARED, GroupConfig
-from train_jax.config.options import options_of
+from train_jax.config.options import closest, options_of
 from train_jax.config.rules import check
 from train_jax.config.signatures import optimizer_options
 
@@ -71,11 +70,8 @@ def _resolve_group(
 
 def suggest(field: str, known: Mapping[str, Any]) -> str:
     """Name the closest known field, or the fields of the same section."""
-    section, _, key = field.rpartition(".")
+    if close := closest(field, known):
+        return f"; did you mean config.{close}?"
+    section = field.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == section]
-    for candidates, cutoff in ((siblings, 0.7), (list(known), 0.8)):
-        names = {k.rpartition(".")[2]: k for k in candidates}
-        close = difflib.get_close_matches(key, names, n=1, cutoff=cutoff)
-        if close:
-            return f"; did you mean config.{names[close[0]]}?"
     return "; known fields: " + ", ".join(f"config.{k}" for k in siblings or known)

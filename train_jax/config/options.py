@@ -1,6 +1,8 @@
 """Define a field of the config: type, default, rule, meaning."""
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from train_jax.config.rules import Rule, rule_of
@@ -41,3 +43,18 @@ def options_of(section: Any) -> dict[str, Option]:
             row["rule"] = row["rule"] or rule_of(field.name, field.type)
             options[field.name] = Option(field.default, **row)
     return options
+
+
+def closest(field: str, known: Iterable[str]) -> str | None:
+    """Find the known field whose name is most like a mistyped one, if there is one.
+
+    One of the same section is taken first.
+    """
+    section, _, key = field.rpartition(".")
+    fields = list(known)
+    siblings = [name for name in fields if name.rpartition(".")[0] == section]
+    for candidates, cutoff in ((siblings, 0.7), (fields, 0.8)):
+        names = {name.rpartition(".")[2]: name for name in candidates}
+        if close := difflib.get_close_matches(key, names, n=1, cutoff=cutoff):
+            return names[close[0]]
+    return None

@@ -114,6 +114,6 @@ def _explain(text: str, error: Exception) -> str:
     try:
         import libtpu  # type: ignore  # noqa: F401 (of the extra [plan])
     except ImportError:
-        return f"--topology {text} needs the extra [plan], which brings libtpu"
+        return f'--topology {text} needs libtpu: pip install "vit-resnet-jax[plan]"'
     reason = str(error).splitlines()[0]
     return f"--topology {text!r} is not one that libtpu knows: {reason}"

@@ -53,9 +53,16 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
     Args:
         trained: the model.
         summary: of its run; nothing if that isn't known.
-    """
-    import yaml  # of the extra [hub]
 
+    Raises:
+        ValueError: if pyyaml, of the extra [hub], is not installed.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ValueError(
+            'a model card needs pyyaml: pip install "vit-resnet-jax[hub]"'
+        ) from error
     task = require_images(trained)
     dataset, split, hub_name = describe_data(trained.dataset)
     height, width, num_channels = task.image_shape

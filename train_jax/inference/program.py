@@ -51,7 +51,9 @@ def export_stablehlo(trained: TrainedModel) -> bytearray:
     try:
         return exported.serialize()
     except ImportError as error:
-        raise ValueError("--format stablehlo needs the extra [export]") from error
+        raise ValueError(
+            '--format stablehlo needs flatbuffers: pip install "vit-resnet-jax[export]"'
+        ) from error
 
 
 def export_savedmodel(

@@ -47,7 +47,7 @@ def any_path(text: str, name: str) -> Path:
         files = _filesystem()
     except ImportError as error:
         raise ValueError(
-            f"{name} {text!r} needs gcsfs: pip install 'vit-resnet-jax[gcs]'"
+            f'{name} {text!r} needs gcsfs: pip install "vit-resnet-jax[gcs]"'
         ) from error
     from etils import epath
 

@@ -138,7 +138,7 @@ def test_without_the_client_it_is_named(store, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert predict.main(["--workdir", f"{BUCKET}/run", "picture.png"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "needs gcsfs: pip install 'vit-resnet-jax[gcs]'" in line
+    assert 'needs gcsfs: pip install "vit-resnet-jax[gcs]"' in line
 
 
 def test_ablate_asks_for_a_folder_of_this_machine(store, capsys):
