@@ -249,7 +249,7 @@ def test_load_config_applies_overrides(config_file):
         ("dataset.mean", "0.5", "must be a tuple of numbers in [0, 1], one for"),
         ("model.name", "vgg", "config.model.name must be one of vit, vit_ti16,"),
         ("model.stem", "3", "config.model.stem must be "),
-        ("model.patch_size", "4", "config.model.patch_size is unknown"),
+        ("model.patch_size", "4", "config.model.patch_size is unknown: model "),
         ("learning_rate", "1", "did you mean config.optimizer.learning_rate?"),
         ("optimizer.lr", "1", "config.optimizer.lr is unknown; known fields: config."),
         ("augment", "1", "config.augment is unknown"),

@@ -712,6 +712,7 @@ WRONG = {
         ("--workdir RUN --batch_size 0", "--batch_size must be at least 1, got 0"),
         ("--workdir RUN --checkpoint 7", "checkpoint must be last, best or the step"),
         ("--workdir RUN --run 1", "run must be in [0, 0], got 1"),
+        ("--weights RUN", "is a run's folder: use --workdir"),
         ("--workdir RUN --mean 0.5", "--mean is for --weights alone"),
         ("--workdir gs://a", "--workdir must be gs://BUCKET/FOLDER, got 'gs://a'"),
         ("--weights nothing.npz --dataset digits", "'nothing.npz' do not exist"),

@@ -11,10 +11,15 @@ from ml_collections.config_dict import RequiredValueError
 from train_jax.config.fields import SECTIONS, TABLE, Config
 from train_jax.config.files import read_config_file
 from train_jax.config.groups import resolve_groups, suggest
+from train_jax.config.models import MODELS
 from train_jax.config.optimizer_fields import GroupConfig
 from train_jax.config.options import Option
 from train_jax.config.rules import check
-from train_jax.config.signatures import all_options, optimizer_options
+from train_jax.config.signatures import (
+    all_options,
+    model_options,
+    optimizer_options,
+)
 from train_jax.data import canonical_name
 from train_jax.learning.optim import OPTIMIZERS
 
@@ -88,7 +93,7 @@ def resolve(given: Mapping[str, Any]) -> Config:
         if not is_grouped and field.removeprefix("sweep.") not in options:
             raise ValueError(
                 f"config.{field} is unknown"
-                + (_owners(field, names["optimizer"]) or suggest(field, options))
+                + (_owners(field, names) or suggest(field, options))
             )
     values, sweep = {}, {}
     for field, option in options.items():
@@ -271,14 +276,16 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _owners(field: str, optimizer: str) -> str:
-    """Name the optimisers that have an argument which the chosen one has not."""
-    argument = field.rpartition("optimizer.")[2]
-    owners = [name for name in OPTIMIZERS if argument in optimizer_options(name)]
-    if field.removeprefix("sweep.") != f"optimizer.{argument}" or not owners:
+def _owners(field: str, names: Mapping[str, str]) -> str:
+    """Name the models or optimisers that have a field which the chosen one has not."""
+    section, _, key = field.removeprefix("sweep.").partition(".")
+    known = {"model": MODELS, "optimizer": OPTIMIZERS}.get(section, {})
+    list_options = model_options if section == "model" else optimizer_options
+    owners = [name for name in known if key in list_options(name)]
+    if not owners:
         return ""
-    own = ", ".join(optimizer_options(optimizer))
+    chosen = names[section]
     return (
-        f": optimizer {optimizer!r} has {own}; {argument} is an argument of "
-        f"{', '.join(owners)}"
+        f": {section} {chosen!r} has {', '.join(list_options(chosen))}; {key} is an "
+        f"argument of {', '.join(owners)}"
     )

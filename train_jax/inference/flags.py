@@ -3,6 +3,7 @@
 import argparse
 
 from train_jax.cli import arguments as cli
+from train_jax.output import workdir as wd
 from train_jax.run.trained_model import TrainedModel, load_model, load_weights
 from train_jax.storage.paths import local_path
 from train_jax.storage.store import any_path
@@ -80,7 +81,10 @@ def load_named_model(options: argparse.Namespace) -> TrainedModel:
             raise ValueError(f"--{name} is for --workdir alone")
     source = options.weights
     if not source.startswith("hf://"):
-        source = str(local_path(source, "--weights"))
+        path = local_path(source, "--weights")
+        if (path / wd.CHECKPOINTS).is_dir():
+            raise ValueError(f"--weights {source!r} is a run's folder: use --workdir")
+        source = str(path)
     return load_weights(source, **fields)
 
 
