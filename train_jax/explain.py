@@ -75,7 +75,8 @@ def _out_folder(options: argparse.Namespace) -> Path:
     if options.out is not None:
         return local_path(options.out, "--out")
     if options.workdir is not None:
-        return any_path(options.workdir, "--workdir") / wd.PLOTS
+        plots = any_path(options.workdir, "--workdir") / wd.PLOTS
+        return plots / f"run_{options.run}" if options.run else plots
     raise ValueError("--out is required with --weights")
 
 
@@ -140,7 +141,10 @@ def _make_parser() -> argparse.ArgumentParser:
         "ResNet.",
     )
     add_input_flags(parser, nargs="*")
-    parser.add_argument("--out", help="folder for the pictures (default: its plots/)")
+    parser.add_argument(
+        "--out",
+        help="folder for the pictures (default: its plots/, with --run N plots/run_N/)",
+    )
     parser.add_argument(
         "--images",
         type=int,

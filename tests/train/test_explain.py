@@ -144,6 +144,14 @@ def test_flags_choose_the_layer_and_the_head(run, drawn, flags, titles):
     np.testing.assert_allclose(probability_Y.sum(), 1, atol=1e-5)
 
 
+def test_another_run_has_a_folder_of_its_own(run, capsys, drawn, monkeypatch):
+    monkeypatch.setattr(model_flags, "load_model", lambda workdir, **_: load_model(run))
+    code = explain.main(["--workdir", str(run), "--run", "2", "--images", "0"])
+    assert code == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == str(run / wd.PLOTS / "run_2" / "explain_0.png")
+
+
 def test_an_image_from_a_file(run, image_MHWC, tmp_path, drawn):
     expected_HWC = image_MHWC[5]
     pixels = np.repeat(expected_HWC, 3, axis=-1)
