@@ -259,15 +259,15 @@ def _print_table(names: Sequence[str], results: Sequence[Result]) -> None:
         if "error" in result:
             table.add_row(name, "", "", "failed", "", "")
             continue
-        mean, std = result["test_accuracy"], result.get("test_accuracy_std", 0.0)
-        num_runs = len(result.get("runs", [result]))
+        mean, count = result["test_accuracy"], len(_accuracies(result))
+        spread = f" ± {100 * result['test_accuracy_std']:.2f}" if count > 1 else ""
         table.add_row(
             name,
             f"{result['num_params']:,}",
             f"{result['images_per_second']:,.0f}",
-            f"{100 * mean:.2f} ± {100 * std:.2f}",
+            f"{100 * mean:.2f}{spread}",
             "" if reference is None else f"{100 * (mean - reference):+.2f}",
-            f"{len(_accuracies(result))}/{num_runs}",
+            f"{count}/{len(result.get('runs', [result]))}",
         )
     rich.console.Console(markup=False).print(table)
 
