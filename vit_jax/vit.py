@@ -56,13 +56,14 @@ class ViT(nn.Module):
         activation: the MLPs' nonlinearity: "gelu_tanh", as in the authors' code, the
             exact "gelu", as in PyTorch, timm and Hugging Face, or "relu".
         norm: position of LayerNorm: "pre", before each sublayer, "post", after its
-            residual (arXiv:1706.03762), or None for no LayerNorm.
+            residual (arXiv:1706.03762), or None for no LayerNorm. With "post", too, one
+            more LayerNorm follows the last block, unless `norm_after_pool`.
         norm_epsilon: added to the variance in LayerNorm: 1e-6 in the authors' code and
             timm, 1e-12 in Hugging Face, 1e-5 where PyTorch's default is kept.
         residual: whether each sublayer's input is added to its output.
         qkv_bias: whether queries, keys and values of the blocks have biases.
-        normalize_qk: whether a LayerNorm follows the projections of queries and keys,
-            in each head (arXiv:2302.05442).
+        normalize_qk: whether a LayerNorm follows the blocks' projections of queries and
+            keys, in each head (arXiv:2302.05442).
         dropout_rate: dropout on the outputs of attention and MLP and inside the MLP.
         attention_dropout_rate: dropout on the attention weights.
         attention_implementation: "own", this project's; or JAX's "cudnn"

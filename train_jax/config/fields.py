@@ -230,7 +230,7 @@ class Config:
     ema_decay: float | None = option(
         None,
         "decay rate of the exponential moving average (EMA) of the parameters, which "
-        "is then evaluated; None for none",
+        "is then evaluated; in step t at most (1 + t) / (10 + t); None for none",
         or_none(number(0, below=1)),
         sweepable=True,
     )

@@ -46,7 +46,11 @@ def adapt_model(model: nn.Module, *, devices: Sequence[Any] | None = None) -> nn
 
 
 def portable_model(model: nn.Module) -> nn.Module:
-    """Undo `adapt_model`: let a model compute as is possible on every device."""
+    """Let a model compute as is possible on every device.
+
+    It undoes `adapt_model`, but for the dtype: what was trained in bfloat16 computes in
+    float32 if it was adapted to a CPU.
+    """
     changes: dict[str, Any] = {}
     if hasattr(model, "conv_general_dilated"):
         changes["conv_general_dilated"] = jax.lax.conv_general_dilated

@@ -100,7 +100,7 @@ def _shared_axes(shape: Sequence[int], mesh: Mesh) -> tuple[str | None, ...]:
 def gather_kernels(model: nn.Module, mesh: Mesh) -> nn.Module:
     """Let each product and convolution of a model gather its kernel for itself alone.
 
-    Of parameters that the devices of a run share, each device then holds one kernel at
+    Of the blocks that the devices of a run share, each device then holds one kernel at
     a time. The backward pass gathers the kernels again, and leaves each device its
     share of their gradients.
     """

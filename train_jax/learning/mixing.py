@@ -46,6 +46,9 @@ def mixup(
 ) -> tuple[Array, Array]:
     """Blend every image, and its target, with another one of the batch.
 
+    The first one is blended with the last, and so on; of an odd batch, the one in the
+    middle stays as it is.
+
     Args:
         image_BHWC: normalised.
         target_BY: class probabilities.
@@ -65,6 +68,8 @@ def cutmix(
     key: Array, image_BHWC: Array, target_BY: Array, *, alpha: float
 ) -> tuple[Array, Array]:
     """Paste a rectangle of another image of the batch into every image.
+
+    The images are paired as in `mixup`.
 
     Args:
         image_BHWC: normalised.

@@ -164,8 +164,8 @@ def make_update_rule(
         learning_rate: the peak.
         weight_decay: the coefficient.
         weight_decay_mask: what weight decay applies to: "kernels" or "all" parameters.
-            Biases, the scales of normalisation layers and embeddings set a level, not a
-            capacity.
+            Biases, the scales of normalisation layers and the embeddings of positions
+            and tokens set a level, not a capacity. A patch embedding is a kernel.
         **arguments: of the optimiser, see `adam`, `sgd`, `muon.muon` and optax.
 
     Raises:

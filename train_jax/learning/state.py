@@ -88,7 +88,7 @@ def count_parameters(params: PyTree) -> int:
 
 @jax.jit
 def has_finite_params(state: TrainState) -> jax.Array:
-    """Whether all parameters are finite; of several runs, those of any."""
+    """Whether all parameters are finite; of several runs, those of at least one."""
     axes = jnp.ndim(state.finite_steps)  # 1 with a run axis
     is_finite = [
         jnp.isfinite(x).all(axis=tuple(range(axes, x.ndim)))

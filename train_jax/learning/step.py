@@ -79,8 +79,8 @@ def make_train_step(
 def _update_ema(state: TrainState, step: Array) -> PyTree | None:
     """Move the averages towards the newest parameters and statistics.
 
-    The decay rate is ramped up over the first steps, so that the average forgets the
-    initial values.
+    The decay rate of step t, from 0, is at most (1 + t) / (10 + t), so that the average
+    forgets the initial values: 0.999 is reached after 8,990 steps.
     """
     if state.ema is None or state.ema_decay is None:
         return None

@@ -252,7 +252,7 @@ def _test(
     """Evaluate on the test split; the results have names as in the summary.
 
     Raises:
-        NonFiniteError: if the loss is not finite in any run, after this step.
+        NonFiniteError: if the loss is finite in no run, after this step.
     """
     test = parts.evaluator(variables, parts.test)
     if not np.isfinite(test.loss_R).any():

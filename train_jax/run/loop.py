@@ -56,7 +56,7 @@ def train(
         The last state, which is not that of the end if it was asked to stop.
 
     Raises:
-        NonFiniteError: if the loss is not finite any more.
+        NonFiniteError: if the loss is finite in no run any more.
     """
     step, is_asked = state.steps_done, False
     checksums = kernel_checksums(state.params) if step == 0 else {}
@@ -105,7 +105,7 @@ def _add_validation(record: Record, val: Evaluation | None) -> float:
     """Add an evaluation to an epoch's metrics; returns the mean accuracy, if any.
 
     Raises:
-        NonFiniteError: if the loss is not finite in any run.
+        NonFiniteError: if the loss is finite in no run.
     """
     if val is None:
         return NOT_SCORED
