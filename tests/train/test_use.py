@@ -586,6 +586,12 @@ def test_model_card_names_what_others_can_find(run, dataset, text, hub):
     assert yaml.safe_load(card.split("---")[1]).get("datasets") == hub
 
 
+def test_a_model_card_without_pyyaml_is_an_error(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ValueError, match="a model card needs pyyaml: pip install"):
+        make_card(load_model(run), {})
+
+
 def test_model_card_states_the_measured_result(run, capsys):
     call(export, "--workdir", run, "--format", "hf")
     summary = json.loads((run / wd.SUMMARY).read_text())
