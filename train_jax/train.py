@@ -19,12 +19,7 @@ A second start with the same folder resumes the run where it was interrupted.
 def main(arguments: list[str]) -> int:
     """Handle signals, run the command, and return the exit code."""
     with StopRequest(is_setting_up=True) as stop_request:
-        try:
-            return _run(arguments, stop_request)
-        except ModuleNotFoundError as error:
-            remedy = 'pip install "vit-resnet-jax[train]"'
-            print(f"{_PROGRAM}: error: {error}: {remedy}", file=sys.stderr)
-            return 2
+        return _run(arguments, stop_request)
 
 
 def _run(arguments: list[str], stop_request: StopRequest) -> int:
@@ -46,12 +41,17 @@ def _train(
     options: "argparse.Namespace", overrides: dict[str, str], stop_request: StopRequest
 ) -> int:
     from train_jax.cli import console
-    from train_jax.config.config import load_config
-    from train_jax.devices import compiler, processes
-    from train_jax.output import report
-    from train_jax.output.workdir import WorkdirError
-    from train_jax.run import experiment, failures
 
+    try:
+        from train_jax.config.config import load_config
+        from train_jax.devices import compiler, processes
+        from train_jax.output import report
+        from train_jax.output.workdir import WorkdirError
+        from train_jax.run import experiment, failures
+    except ModuleNotFoundError as error:
+        remedy = 'pip install "vit-resnet-jax[train]"'
+        print(f"{_PROGRAM}: error: {error}: {remedy}", file=sys.stderr)
+        return 2
     try:
         with stop_request.interrupting():
             config = load_config(options.config, overrides)
