@@ -31,8 +31,13 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
     console.prepare_output()
     options, overrides = cli.parse(_make_parser(), arguments)
     console.silence_libraries()
-    from train_jax.devices import processes
-
+    try:
+        from train_jax.devices import processes
+        from train_jax.run import experiment  # noqa: F401 (needs the extra [train])
+    except ModuleNotFoundError as error:
+        remedy = 'pip install "vit-resnet-jax[train]"'
+        print(f"{_PROGRAM}: error: {error}: {remedy}", file=sys.stderr)
+        return 2
     with processes.ending_together(_PROGRAM):
         return _train(options, overrides, stop_request)
 
@@ -41,17 +46,12 @@ def _train(
     options: "argparse.Namespace", overrides: dict[str, str], stop_request: StopRequest
 ) -> int:
     from train_jax.cli import console
+    from train_jax.config.config import load_config
+    from train_jax.devices import compiler, processes
+    from train_jax.output import report
+    from train_jax.output.workdir import WorkdirError
+    from train_jax.run import experiment, failures
 
-    try:
-        from train_jax.config.config import load_config
-        from train_jax.devices import compiler, processes
-        from train_jax.output import report
-        from train_jax.output.workdir import WorkdirError
-        from train_jax.run import experiment, failures
-    except ModuleNotFoundError as error:
-        remedy = 'pip install "vit-resnet-jax[train]"'
-        print(f"{_PROGRAM}: error: {error}: {remedy}", file=sys.stderr)
-        return 2
     try:
         with stop_request.interrupting():
             config = load_config(options.config, overrides)
