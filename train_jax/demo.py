@@ -22,6 +22,7 @@ from train_jax.inference.model_card import describe_data
 from train_jax.inference.space import write_space
 from train_jax.run.trained_model import TrainedModel
 from train_jax.storage.paths import local_path
+from weight_files.extras import import_extra
 
 _PROGRAM = "python -m train_jax.demo"
 _CANVAS = 280  # pixels
@@ -87,12 +88,7 @@ def make_page(trained: TrainedModel) -> Any:
         ValueError: if gradio, of the extra [demo], is not installed, or the model
             can't be explained.
     """
-    try:
-        import gradio as gr  # type: ignore (of the extra [demo])
-    except ImportError as error:
-        raise ValueError(
-            'the demo needs gradio: pip install "vit-resnet-jax[demo]"'
-        ) from error
+    gr = import_extra("gradio", "the demo needs", "vit-resnet-jax[demo]")
     answer = functools.partial(
         _answer, Classifier(trained, batch_size=1), make_explainer(trained)
     )

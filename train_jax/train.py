@@ -35,8 +35,8 @@ def _run(arguments: list[str], stop_request: StopRequest) -> int:
         from train_jax.devices import processes
         from train_jax.run import experiment  # noqa: F401 (needs the extra [train])
     except ModuleNotFoundError as error:
-        remedy = 'pip install "vit-resnet-jax[train]"'
-        print(f"{_PROGRAM}: error: {error}: {remedy}", file=sys.stderr)
+        error.msg += ': pip install "vit-resnet-jax[train]"'
+        console.print_error(_PROGRAM, error)
         return 2
     with processes.ending_together(_PROGRAM):
         return _train(options, overrides, stop_request)

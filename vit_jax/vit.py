@@ -55,9 +55,8 @@ class ViT(nn.Module):
             for no MLPs.
         activation: the MLPs' nonlinearity: "gelu_tanh", as in the authors' code, the
             exact "gelu", as in PyTorch, timm and Hugging Face, or "relu".
-        norm: position of LayerNorm: "pre", before each sublayer, "post", after its
-            residual (arXiv:1706.03762), or None for no LayerNorm. With "post", too, one
-            more LayerNorm follows the last block, unless `norm_after_pool`.
+        norm: position of LayerNorm: "pre", before each sublayer, or "post", after its
+            residual (arXiv:1706.03762), each with one more at the end; None for none.
         norm_epsilon: added to the variance in LayerNorm: 1e-6 in the authors' code and
             timm, 1e-12 in Hugging Face, 1e-5 where PyTorch's default is kept.
         residual: whether each sublayer's input is added to its output.

@@ -20,6 +20,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from weight_files.extras import import_extra
+
 Arrays = dict[str, np.ndarray]
 
 # What numpy and zipfile raise for a damaged .npz.
@@ -255,14 +257,7 @@ def _as_float32(array: Any) -> np.ndarray:
 
 def _import(module: str, name: str, package: str = "vit-resnet-jax[hub]") -> Any:
     """Import a library that only some files need; the package brings it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f'weights {name!r} need {module}: pip install "{package}"'
-        ) from error
+    return import_extra(module, f"weights {name!r} need", package)
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> ValueError:

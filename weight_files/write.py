@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from weight_files.extras import import_extra
+
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as .npz."""
@@ -33,14 +35,11 @@ def write_safetensors(
     Raises:
         ValueError: if safetensors, of the extra [hub], is not installed.
     """
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise ValueError(
-            'a safetensors file needs safetensors: pip install "vit-resnet-jax[hub]"'
-        ) from error
+    safetensors = import_extra(
+        "safetensors.numpy", "a safetensors file needs", "vit-resnet-jax[hub]"
+    )
     # transformers asks for the note "format".
-    content = save(dict(arrays), metadata={"format": "pt", **(notes or {})})
+    content = safetensors.save(dict(arrays), metadata={"format": "pt", **(notes or {})})
     _write(path, lambda file: file.write(content))
 
 

@@ -588,7 +588,7 @@ def test_model_card_names_what_others_can_find(run, dataset, text, hub):
 
 def test_a_model_card_without_pyyaml_is_an_error(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ValueError, match="a model card needs pyyaml: pip install"):
+    with pytest.raises(ValueError, match="a model card needs yaml: pip install"):
         make_card(load_model(run), {})
 
 

@@ -6,6 +6,7 @@ from train_jax import data
 from train_jax.config.fields import DatasetConfig
 from train_jax.learning.state import count_parameters
 from train_jax.run.trained_model import TrainedModel, require_images
+from weight_files.extras import import_extra
 
 _TEXT = """\
 # {name} trained on {dataset}
@@ -57,12 +58,7 @@ def make_card(trained: TrainedModel, summary: dict[str, Any]) -> str:
     Raises:
         ValueError: if pyyaml, of the extra [hub], is not installed.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ValueError(
-            'a model card needs pyyaml: pip install "vit-resnet-jax[hub]"'
-        ) from error
+    yaml = import_extra("yaml", "a model card needs", "vit-resnet-jax[hub]")
     task = require_images(trained)
     dataset, split, hub_name = describe_data(trained.dataset)
     height, width, num_channels = task.image_shape
