@@ -13,6 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.cpu.chunks import cut
+
 Array = jax.Array
 
 _BORDER = ((1, 1), (1, 1))
@@ -68,11 +70,9 @@ _convolve.defvjp(_forward, _backward)
 
 def _kernel_gradient(x_BHWC: Array, dy_BHWF: Array) -> Array:
     """Compute Σ x[h + i - 1, w + j - 1] dy[h, w] for i, j of 0 to 2: (3, 3, C, F)."""
-    batch, height, width, channels = x_BHWC.shape
+    _, height, width, channels = x_BHWC.shape
     features = dy_BHWF.shape[-1]
     most = _CHUNK_SIZE // max(1, height * width * max(channels, features))
-    sizes = range(1, min(batch, most) + 1)
-    size = max((n for n in sizes if batch % n == 0), default=1)
 
     def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
         x_BHWC, dy_BHWF = chunk
@@ -85,11 +85,7 @@ def _kernel_gradient(x_BHWC: Array, dy_BHWF: Array) -> Array:
         x, dy = (a.reshape(num_pixels, a.shape[-1]) for a in (x, dy))
         return total + x.T @ dy, None
 
-    num_chunks = batch // size
-    chunks = (
-        x_BHWC.reshape(num_chunks, size, height, width, channels),
-        dy_BHWF.reshape(num_chunks, size, height, width, features),
-    )
+    chunks = cut(x_BHWC, most), cut(dy_BHWF, most)
     zeros = jnp.zeros((3 * channels, 3 * features), x_BHWC.dtype)
     total, _ = jax.lax.scan(add, zeros, chunks)
     return total.reshape(3, channels, 3, features).transpose(0, 2, 1, 3)

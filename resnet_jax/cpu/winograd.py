@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.cpu.chunks import cut
+
 Array = jax.Array
 
 _STEP = 4  # pixels from one tile to the next
@@ -119,13 +121,10 @@ def _convolve(x_BHWC: Array, kernel_33CF: Array) -> Array:
 
 def _cut(x_BHWC: Array, kernel_shape: Sequence[int]) -> Array:
     """Cut a batch into equal chunks: (chunks, images of a chunk, H, W, C)."""
-    batch = len(x_BHWC)
     num_components, *channels = kernel_shape
     size_of_one = num_components * math.prod(_grid(x_BHWC.shape)) * max(channels)
     most = max(_CHUNK_SIZE, math.prod(kernel_shape)) // max(1, size_of_one)
-    sizes = range(1, min(batch, most) + 1)
-    size = max((n for n in sizes if batch % n == 0), default=1)
-    return x_BHWC.reshape(batch // size, size, *x_BHWC.shape[1:])
+    return cut(x_BHWC, most)
 
 
 def _grid(shape: Sequence[int]) -> tuple[int, int]:

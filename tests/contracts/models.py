@@ -30,6 +30,7 @@ from vit_jax import (
 
 # Why a public function has no contract.
 EXEMPT = {
+    "resnet_jax.cpu.chunks.cut": "cuts the first axis of any array",
     "vit_jax.checks.check_at_least": "checks numbers",
     "vit_jax.checks.check_choice": "checks a choice",
     "vit_jax.checks.check_num_outputs": "checks a number",
@@ -318,6 +319,14 @@ CONTRACTS = {
     ),
     "resnet_jax.cpu.direct.direct_conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.direct._convolve"
+    ),
+    "resnet_jax.cpu.rounded.rounded_product": Contract(
+        (KERNEL[0, 0], KERNEL[0, 0].T),
+        (KERNEL[0, 0], KERNEL),
+        "resnet_jax.cpu.rounded._product",
+    ),
+    "resnet_jax.cpu.rounded.rounded_conv3x3": Contract(
+        (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.rounded._convolve"
     ),
     "resnet_jax.cpu.winograd.conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.winograd._conv3x3"

@@ -12,6 +12,7 @@ from resnet_jax import ResNet
 from resnet_jax.cpu import convolution
 from resnet_jax.cpu.convolution import conv_general_dilated
 from resnet_jax.cpu.direct import direct_conv3x3
+from resnet_jax.cpu.rounded import rounded_conv3x3
 from resnet_jax.cpu.winograd import conv3x3
 from tests import modules
 from tests.modules import normal
@@ -24,9 +25,9 @@ def _draw(*shape: int) -> jax.Array:
     return normal(*shape, seed=sum(shape))
 
 
-def _assert_close(tree, expected) -> None:
+def _assert_close(tree, expected, tolerance=TOLERANCE) -> None:
     def check(value, wanted):
-        atol = TOLERANCE * np.abs(np.asarray(wanted)).max()
+        atol = tolerance * np.abs(np.asarray(wanted)).max()
         np.testing.assert_allclose(value, wanted, rtol=0, atol=atol)
 
     chex.assert_trees_all_equal_shapes(tree, expected)
@@ -84,24 +85,77 @@ def test_each_way_equals_xla(convolve, height, width, channels):
     _assert_same_gradients(convolve, xla, image, kernel)
 
 
+def _rounded(x):
+    """The nearest bfloat16 numbers, as float32."""
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+# The last of these batches takes several chunks.
+@pytest.mark.parametrize(
+    "shape", [(5, 8, 8, 1), (3, 7, 10, 33), (2, 1, 3, 4), (14, 64, 64, 16)]
+)
+def test_rounded_factors_are_multiplied_exactly(shape):
+    options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2}
+    _assert_rounded(rounded_conv3x3, options, shape, side=3)
+
+
+@pytest.mark.parametrize("side, stride", [(3, 1), (3, 2), (1, 1), (1, 2)])
+def test_strided_convolutions_are_rounded_likewise(side, stride):
+    border = [((side - 1) // 2,) * 2] * 2
+    options = {"window_strides": (stride, stride), "padding": border}
+    ours = functools.partial(conv_general_dilated, **options, rounds_to_bfloat16=True)
+    _assert_rounded(ours, options, (4, 7, 10, 64), side)
+
+
+def _assert_rounded(convolve, options, shape, side) -> None:
+    """Compare values and gradients with those of XLA, of rounded factors."""
+    image, kernel = _draw(*shape), _draw(side, side, shape[-1], 20)
+    xla = _xla(**options)
+    cotangent = _draw(*jax.eval_shape(xla, image, kernel).shape)
+
+    @jax.jit
+    def compute(image, kernel, cotangent):
+        out, pull = jax.vjp(convolve, image, kernel)
+        expected, pull_xla = jax.vjp(xla, _rounded(image), _rounded(kernel))
+        expected = expected, pull_xla(_rounded(cotangent))
+        return (out, pull(cotangent)), expected, xla(image, kernel)
+
+    ours, expected, exact = compute(image, kernel, cotangent)
+    _assert_close(ours, expected)
+    # Image and kernel have been rounded, each by up to half a unit in the last place.
+    assert 0 < jnp.abs(ours[0] - exact).max() < 2**-7 * jnp.abs(exact).max()
+
+
+@pytest.mark.parametrize("rounds", [False, True])
 @pytest.mark.parametrize(
     "shape, expected",
     [
-        ((16, 4, 4, 64), "winograd"),
-        ((15, 4, 4, 64), "windows"),
-        ((1, 4, 4, 63), "direct"),
-        ((1, 4, 4, 4), "direct"),
-        ((16, 4, 4, 3), "windows"),
+        ((16, 4, 4, 64), ("winograd", "rounded")),
+        ((15, 4, 4, 64), ("windows", "windows")),
+        ((16, 4, 4, 63), ("direct", "rounded")),
+        ((1, 4, 4, 15), ("direct", "direct")),
+        ((1, 4, 4, 4), ("direct", "direct")),
+        ((16, 4, 4, 3), ("windows", "windows")),
     ],
 )
-def test_the_fastest_way_is_chosen(monkeypatch, shape, expected):
+def test_the_fastest_way_is_chosen(monkeypatch, shape, expected, rounds):
     ways = {"conv3x3": "winograd", "direct_conv3x3": "direct"}
-    for name, way in (ways | {"_multiply_windows": "windows"}).items():
-        monkeypatch.setattr(convolution, name, lambda *_, way=way: chosen.append(way))
+    ways |= {"rounded_conv3x3": "rounded", "_multiply_windows": "windows"}
+
+    def way_of(name):
+        def choose(image, kernel, *_):
+            chosen.append(ways[name])
+            return image @ kernel[0, 0]
+
+        return choose
+
+    for name in ways:
+        monkeypatch.setattr(convolution, name, way_of(name))
     chosen = []
-    kernel = jnp.zeros((3, 3, shape[-1], 64))
-    convolution._convolve(jnp.zeros(shape), kernel, (1, 1), [(1, 1)] * 2)
-    assert chosen == [expected]
+    image, kernel = jnp.zeros(shape), jnp.zeros((3, 3, shape[-1], 64))
+    convolve = functools.partial(conv_general_dilated, rounds_to_bfloat16=rounds)
+    convolve(image, kernel, (1, 1), [(1, 1)] * 2)
+    assert chosen == [expected[rounds]]
 
 
 # Each of these batches takes several chunks.
@@ -132,21 +186,24 @@ def test_bfloat16_is_rounded_once_at_the_end(side):
     )
 
 
+@pytest.mark.parametrize("rounds", [False, True])
 @pytest.mark.parametrize("side", [3, 1])
-def test_float64_is_computed_in_float64(side):
+def test_float64_is_computed_in_float64(side, rounds):
     with jax.enable_x64(True):
         image, kernel = (
             _draw(*shape).astype(jnp.float64)
-            for shape in ((4, 8, 8, 32), (side, side, 32, 16))
+            for shape in ((4, 8, 8, 32), (side, side, 32, 64))
         )
         options = {"window_strides": (1, 1), "padding": [(side // 2,) * 2] * 2}
-        ours = functools.partial(conv_general_dilated, **options)
+        ours = functools.partial(
+            conv_general_dilated, **options, rounds_to_bfloat16=rounds
+        )
         out, expected = _compute((ours, _xla(**options)), image, kernel)
         assert out.dtype == jnp.float64
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("convolve", [conv3x3, direct_conv3x3])
+@pytest.mark.parametrize("convolve", [conv3x3, direct_conv3x3, rounded_conv3x3])
 def test_vmap_over_kernels(convolve):
     images, kernels = _draw(2, 4, 8, 8, 32), _draw(2, 3, 3, 32, 16)
 

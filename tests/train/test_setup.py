@@ -176,10 +176,10 @@ def single_cpu(monkeypatch):
     processor.multiplies_bfloat16.cache_clear()
 
 
-def _bfloat16(monkeypatch, flags: str) -> Any:
+def _bfloat16(monkeypatch, flags: str, make: Any = vit_jax.ViT_S16) -> Any:
     processor.multiplies_bfloat16.cache_clear()
     monkeypatch.setattr(processor, "facts", lambda: f"x86_64\nflags : sse {flags}")
-    model = vit_jax.ViT_S16(10, dtype=jnp.bfloat16)
+    model = make(10, dtype=jnp.bfloat16)
     return policy.adapt_model(model, devices=jax.devices()[:1])
 
 
@@ -191,10 +191,23 @@ def test_a_processor_with_bfloat16_rounds_the_factors_of_products(monkeypatch, f
     assert model.dtype == jnp.float32
     for kind in (vit_jax.ViT_S16, vit_jax.Seq2SeqTransformer):
         assert policy.fastest_dtype(kind) == "bfloat16"
-    # Its convolutions compute in float32 with every dtype.
-    assert policy.fastest_dtype(resnet_jax.ResNet18) == "float32"
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert policy.fastest_dtype(vit_jax.ViT_S16) == "float32"
+
+
+@pytest.mark.usefixtures("single_cpu")
+@pytest.mark.parametrize("make", [resnet_jax.ResNet18, resnet_jax.AirbenchNet])
+def test_convolutions_are_rounded_with_amx_alone(monkeypatch, make):
+    model = _bfloat16(monkeypatch, "amx_tile amx_bf16", make)
+    assert model.conv_general_dilated.keywords == {"rounds_to_bfloat16": True}
+    assert model.dtype == jnp.float32
+    assert policy.jit_of_model(model, platform="cpu") is jax.jit
+    assert policy.runs_steps_in_a_loop(model, platform="cpu")
+    assert policy.fastest_dtype(make) == "bfloat16"
+    model = _bfloat16(monkeypatch, "avx512_bf16 fma", make)
+    assert model.conv_general_dilated is resnet_jax.conv_general_dilated
+    assert model.dtype == jnp.float32
+    assert policy.fastest_dtype(make) == "float32"
 
 
 @pytest.mark.usefixtures("single_cpu")

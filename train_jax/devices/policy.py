@@ -1,5 +1,6 @@
 """Decide what depends on the kind of device: convolutions, loops, compiler effort."""
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from resnet_jax import conv_general_dilated
 from train_jax.devices import compiler, processor
 from vit_jax import bfloat16
 
+_rounded_conv = functools.partial(conv_general_dilated, rounds_to_bfloat16=True)
+
 
 def has_convolutions(model: nn.Module) -> bool:
     """Whether a model convolves; a model says so, and lets them be replaced."""
@@ -23,8 +26,8 @@ def adapt_model(model: nn.Module, *, devices: Sequence[Any] | None = None) -> nn
 
     On a single CPU convolutions become matrix products. These go through the batch in
     chunks, which several devices could not share. With the dtype bfloat16 a CPU rounds
-    the factors of matrix products alone, if that makes them faster; see
-    `vit_jax.bfloat16`.
+    the factors of products and of convolutions alone, if that makes them faster; see
+    `vit_jax.bfloat16` and `resnet_jax.cpu.rounded`.
 
     Raises:
         ValueError: if the model asks for cuDNN's attention, which is not available.
@@ -37,7 +40,9 @@ def adapt_model(model: nn.Module, *, devices: Sequence[Any] | None = None) -> nn
         return model
     changes: dict[str, Any] = {}
     if len(devices) == 1 and has_convolutions(model):
-        changes["conv_general_dilated"] = conv_general_dilated
+        rounds = dtype == jax.numpy.bfloat16 and processor.convolves_bfloat16()
+        convolve = _rounded_conv if rounds else conv_general_dilated
+        changes["conv_general_dilated"] = convolve
     if dtype == jax.numpy.bfloat16:
         changes["dtype"] = jax.numpy.float32
         if hasattr(model, "dot_general") and _rounds_products(len(devices)):
@@ -71,8 +76,10 @@ def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
         make_model: the model's class, or a preset of it.
     """
     if jax.default_backend() == "cpu":
-        has_products = "dot_general" in inspect.signature(make_model).parameters
-        is_faster = has_products and _rounds_products(jax.device_count())
+        fields = inspect.signature(make_model).parameters
+        has_products = "dot_general" in fields and _rounds_products(jax.device_count())
+        convolves = "conv_general_dilated" in fields and jax.device_count() == 1
+        is_faster = has_products or (convolves and processor.convolves_bfloat16())
         return "bfloat16" if is_faster else "float32"
     return "float32" if _is_older_gpu() else "bfloat16"
 
@@ -130,7 +137,7 @@ def jit_of_model(model: nn.Module, *, platform: str) -> Callable[..., Any]:
     """Choose how a model's training step and its inference are compiled.
 
     On a CPU, with less effort of LLVM, a step of a ResNet takes 4 % more time, and
-    compiles no faster.
+    compiles no faster. Products of bfloat16 numbers need the library YNN.
     """
     if platform != "cpu":
         return jax.jit
@@ -138,5 +145,6 @@ def jit_of_model(model: nn.Module, *, platform: str) -> Callable[..., Any]:
         return compiler.fast_jit
     # The products of a ViT, whose stem may convolve, are not affected.
     is_resnet = not hasattr(model, "dot_general")
-    by_products = is_resnet and _multiplies_convolutions(model)
-    return compiler.convolution_jit if by_products else jax.jit
+    convolve: Any = model.conv_general_dilated  # type: ignore (of all that convolve)
+    in_float32 = is_resnet and convolve is conv_general_dilated
+    return compiler.convolution_jit if in_float32 else jax.jit
