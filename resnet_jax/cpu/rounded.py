@@ -87,8 +87,7 @@ def _convolve(x_BHWC: Array, kernel_33CF: Array) -> Array:
     def convolve(x_BHWC: Array) -> Array:
         return _multiply_rows(_stack_rows(x_BHWC), matrix)
 
-    (x_chunks,) = _cut(kernel_33CF, x_BHWC)
-    y_BHWF = jax.lax.map(convolve, x_chunks)
+    y_BHWF = jax.lax.map(convolve, _cut(x_BHWC, kernel_33CF))
     return y_BHWF.reshape(*x_BHWC.shape[:3], kernel_33CF.shape[-1])
 
 
@@ -109,7 +108,8 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
         return total + product, _multiply_rows(rows, turned)
 
     zeros = jnp.zeros((3 * channels, 3 * features), jnp.float32)
-    total, dx_BHWC = jax.lax.scan(add, zeros, _cut(kernel_33CF, x_BHWC, dy_BHWF))
+    chunks = _cut(x_BHWC, kernel_33CF), _cut(dy_BHWF, kernel_33CF)
+    total, dx_BHWC = jax.lax.scan(add, zeros, chunks)
     # A column of the kernel multiplies a shift of the image, a row one of the gradient,
     # in the opposite direction.
     total = total.reshape(3, channels, 3, features)[:, :, ::-1]
@@ -119,12 +119,11 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
 _convolve.defvjp(_forward, _backward)
 
 
-def _cut(kernel_33CF: Array, *batches_BHWX: Array) -> tuple[Array, ...]:
-    """Cut batches of feature maps into chunks, all alike."""
-    _, height, width, _ = batches_BHWX[0].shape
+def _cut(x_BHWX: Array, kernel_33CF: Array) -> Array:
+    """Cut a batch into chunks: of the kernel's inputs, or of its outputs."""
+    _, height, width, _ = x_BHWX.shape
     widest = 3 * max(kernel_33CF.shape[2:])
-    most = _CHUNK_SIZE // max(1, height * (width + 2) * widest)
-    return tuple(cut(x_BHWX, most) for x_BHWX in batches_BHWX)
+    return cut(x_BHWX, _CHUNK_SIZE // max(1, height * (width + 2) * widest))
 
 
 def _stack_rows(x_BHWC: Array) -> Array:
