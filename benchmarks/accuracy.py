@@ -147,7 +147,8 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     for x in results["measured"]:
         y = (x["augmented"] or x["accuracy"])["mean"]
         axis.plot(x["seconds"], y, "o", color=_COLORS[x["kind"]])
-        _annotate(axis, x["config"], x["seconds"], y, x.get("label_y", 6))
+        name = f"{x['config']}, {x['dtype']}"
+        _annotate(axis, name, x["seconds"], y, x.get("label_y", 6))
     for x in results["published"]:
         seconds = x.get("seconds", _LONGEST)
         style = {"color": "grey", "markerfacecolor": "none"}
