@@ -69,7 +69,7 @@ def conv_general_dilated(
             "SAME" or "VALID".
         rounds_to_bfloat16: round the factors of products of many channels, also for
             gradients, unless they are float64. On a processor with AMX instructions a
-            training step of ResNet-18 then takes 0.6 of the time.
+            training step of ResNet-18 then takes 0.7 of the time.
 
     Returns:
         (B, height, width, F), of the dtype of `lhs`.

@@ -132,7 +132,7 @@ def _stack_rows(x_BHWC: Array) -> Array:
     There is a column of zeros on each side.
     """
     bits = _to_bits(x_BHWC)
-    rows = [_shift(bits, (0, 1 - i, 0, 0), (0, 0, 1, 0)) for i in range(3)]
+    rows = [_pad(bits, (0, 0), (1 - i, i - 1), (1, 1), (0, 0)) for i in range(3)]
     return _from_bits(jnp.concatenate(rows, axis=-1))
 
 
@@ -152,7 +152,8 @@ def _stack_columns(x_BHWC: Array) -> Array:
         preferred_element_type=jnp.float32,
     )
     bits = jax.lax.optimization_barrier(_to_bits(transposed))
-    return _from_bits(jnp.concatenate([_shift(bits, (0, 1 - j)) for j in range(3)]))
+    columns = [_pad(bits, (0, 0), (1 - j, j - 1)) for j in range(3)]
+    return _from_bits(jnp.concatenate(columns))
 
 
 def _flatten(kernel_33CF: Array) -> Array:
@@ -175,11 +176,9 @@ def _multiply(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, preferred_element_type=jnp.float32)
 
 
-def _shift(bits: Array, steps: tuple[int, ...], border: tuple[int, ...] = ()) -> Array:
-    """Move an array by some steps along each axis, and add a border of zeros."""
-    border = border or (0,) * len(steps)
-    sides = [(b + n, b - n, 0) for n, b in zip(steps, border, strict=True)]
-    return jax.lax.pad(bits, jnp.zeros((), bits.dtype), sides)
+def _pad(bits: Array, *sides: tuple[int, int]) -> Array:
+    """Pad with zeros as `jnp.pad` does; a negative number cuts off."""
+    return jax.lax.pad(bits, jnp.zeros((), bits.dtype), [(*side, 0) for side in sides])
 
 
 def _to_bits(x: Array) -> Array:

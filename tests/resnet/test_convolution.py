@@ -107,6 +107,13 @@ def test_strided_convolutions_are_rounded_likewise(side, stride):
     _assert_rounded(ours, options, (4, 7, 10, 64), side)
 
 
+def test_an_image_of_few_channels_is_not_rounded():
+    image, kernel = _draw(4, 8, 8, 3), _draw(3, 3, 3, 64)
+    options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2}
+    ours = functools.partial(conv_general_dilated, **options, rounds_to_bfloat16=True)
+    _assert_same_gradients(ours, _xla(**options), image, kernel)
+
+
 def _assert_rounded(convolve, options, shape, side) -> None:
     """Compare values and gradients with those of XLA, of rounded factors."""
     image, kernel = _draw(*shape), _draw(side, side, shape[-1], 20)

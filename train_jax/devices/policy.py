@@ -38,14 +38,16 @@ def adapt_model(model: nn.Module, *, devices: Sequence[Any] | None = None) -> nn
     devices = jax.devices() if devices is None else devices
     if devices[0].platform != "cpu":
         return model
+    is_single = len(devices) == 1
     changes: dict[str, Any] = {}
-    if len(devices) == 1 and has_convolutions(model):
+    if is_single and has_convolutions(model):
         rounds = dtype == jax.numpy.bfloat16 and processor.convolves_bfloat16()
         convolve = _rounded_conv if rounds else conv_general_dilated
         changes["conv_general_dilated"] = convolve
     if dtype == jax.numpy.bfloat16:
         changes["dtype"] = jax.numpy.float32
-        if hasattr(model, "dot_general") and _rounds_products(len(devices)):
+        has_products = hasattr(model, "dot_general")
+        if is_single and has_products and processor.multiplies_bfloat16():
             changes["dot_general"] = bfloat16.dot_general
     return model.clone(**changes)
 
@@ -64,11 +66,6 @@ def portable_model(model: nn.Module) -> nn.Module:
     return model.clone(**changes)
 
 
-def _rounds_products(num_devices: int) -> bool:
-    """Whether a CPU is faster with the factors of products rounded to bfloat16."""
-    return num_devices == 1 and processor.multiplies_bfloat16()
-
-
 def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
     """Choose the dtype "float32" or "bfloat16", whichever is faster on this device.
 
@@ -77,9 +74,10 @@ def fastest_dtype(make_model: Callable[..., nn.Module]) -> str:
     """
     if jax.default_backend() == "cpu":
         fields = inspect.signature(make_model).parameters
-        has_products = "dot_general" in fields and _rounds_products(jax.device_count())
-        convolves = "conv_general_dilated" in fields and jax.device_count() == 1
-        is_faster = has_products or (convolves and processor.convolves_bfloat16())
+        is_faster = jax.device_count() == 1 and (
+            ("dot_general" in fields and processor.multiplies_bfloat16())
+            or ("conv_general_dilated" in fields and processor.convolves_bfloat16())
+        )
         return "bfloat16" if is_faster else "float32"
     return "float32" if _is_older_gpu() else "bfloat16"
 
