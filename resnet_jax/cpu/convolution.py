@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.cpu.direct import direct_conv3x3
-from resnet_jax.cpu.rounded import rounded_conv3x3, rounded_product
+from resnet_jax.cpu.rounded import multiply_rounded_windows, rounded_conv3x3
+from resnet_jax.cpu.windows import multiply_windows
 from resnet_jax.cpu.winograd import conv3x3
 from resnet_jax.dtypes import float32_or_wider
 
@@ -111,12 +112,14 @@ def _convolve(
     is_3x3 = kernel.shape[:2] == (3, 3) and strides == (1, 1)
     is_3x3 = is_3x3 and border == [(1, 1)] * 2
     num_pixels = math.prod(x_BHWC.shape[:3])
+    rounds_windows = rounds and channels >= _MIN_ROUNDED_WINDOWS
+    by_windows = multiply_rounded_windows if rounds_windows else multiply_windows
     if not is_3x3 or channels < _MIN_CHANNELS:
-        return _multiply_windows(x_BHWC, kernel, strides, border, rounds)
+        return by_windows(x_BHWC, kernel, strides, border)
     if channels + features < (_MIN_ROUNDED if rounds else _MIN_TRANSFORMED):
         return direct_conv3x3(x_BHWC, kernel)
     if num_pixels < _MIN_PIXELS * max(channels, features):
-        return _multiply_windows(x_BHWC, kernel, strides, border, rounds)
+        return by_windows(x_BHWC, kernel, strides, border)
     return rounded_conv3x3(x_BHWC, kernel) if rounds else conv3x3(x_BHWC, kernel)
 
 
@@ -135,35 +138,3 @@ def _check_window(
             f"larger than the image with it, got strides {strides}, border {border}, "
             f"shapes {lhs.shape} and {rhs.shape}"
         )
-
-
-def _multiply_windows(
-    x_BHWC: Array,
-    kernel: Array,
-    strides: Sequence[int],
-    border: Sequence[tuple[int, int]],
-    rounds: bool,
-) -> Array:
-    """Concatenate the pixels under the kernel, and multiply ("im2col"): y_BHWF."""
-    rows, columns, channels, features = kernel.shape
-    padded = jnp.pad(x_BHWC, ((0, 0), *border, (0, 0)))
-    height, width = (
-        (padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1
-        for axis in range(2)
-    )
-    windows = [
-        padded[
-            :,
-            row : row + (height - 1) * strides[0] + 1 : strides[0],
-            column : column + (width - 1) * strides[1] + 1 : strides[1],
-        ]
-        for row, column in itertools.product(range(rows), range(columns))
-    ]
-    window_size = rows * columns * channels
-    shape = (x_BHWC.shape[0], height, width)
-    matrix = jnp.concatenate(windows, axis=-1).reshape(math.prod(shape), window_size)
-    multiply = (
-        rounded_product if rounds and channels >= _MIN_ROUNDED_WINDOWS else jnp.matmul
-    )
-    product = multiply(matrix, kernel.reshape(window_size, features))
-    return product.reshape(*shape, features)

@@ -1,4 +1,4 @@
-"""Products and 3×3 convolutions of numbers rounded to bfloat16.
+"""Convolutions of numbers rounded to bfloat16.
 
 A processor with AMX multiplies bfloat16 matrices about four times as fast as float32
 ones. Then Winograd's transforms take longer than the multiplications they save, and
@@ -7,53 +7,20 @@ itself at three shifts of its rows; one product with all nine parts of the kerne
 three images, one for each column of the kernel, which are shifted and added.
 """
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.cpu.chunks import cut
+from resnet_jax.cpu.windows import lay_windows
 
 Array = jax.Array
 
 # Numbers in the larger factor of the products that are computed at a time.
 _CHUNK_SIZE = 2**21
-
-
-def rounded_product(x: Array, y: Array) -> Array:
-    """Multiply matrices of float32, rounded to bfloat16; the sums are float32.
-
-    For the gradients, which are products too, the result's gradient is rounded as well.
-    Reverse-mode differentiation is supported, once (no jvp).
-
-    >>> rounded_product(jnp.full((1, 1), 1.001), jnp.ones((1, 1)))
-    Array([[1.]], dtype=float32)
-    """
-    chex.assert_rank([x, y], 2)
-    chex.assert_type([x, y], jnp.float32)
-    product = _product(x, y)
-    chex.assert_shape(product, (len(x), y.shape[1]))
-    return product
-
-
-@jax.custom_vjp
-def _product(x: Array, y: Array) -> Array:
-    return _multiply(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))
-
-
-def _product_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return _multiply(x, y), (x, y)
-
-
-def _product_backward(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
-    x, y = saved
-    dz = dz.astype(jnp.bfloat16)
-    # Transposed in memory: XLA is slow at sums over the first axis of both factors.
-    flat = jax.lax.optimization_barrier(x.T.reshape(-1))
-    return _multiply(dz, y.T), _multiply(flat.reshape(x.shape[::-1]), dz)
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 def rounded_conv3x3(x_BHWC: Array, kernel_33CF: Array) -> Array:
@@ -99,7 +66,8 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
     x_BHWC, kernel_33CF = saved
     channels, features = kernel_33CF.shape[2:]
     # The image's gradient is a convolution with the kernel turned by 180 degrees.
-    turned = _flatten(kernel_33CF[::-1, ::-1].swapaxes(2, 3))
+    turned = _transpose(_to_matrix(kernel_33CF[::-1, ::-1]))
+    turned = turned.reshape(features, 3, -1).swapaxes(0, 1).reshape(3 * features, -1)
 
     def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         x_BHWC, dy_BHWF = chunk
@@ -119,41 +87,113 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
 _convolve.defvjp(_forward, _backward)
 
 
+def multiply_rounded_windows(
+    x_BHWC: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    border: Sequence[tuple[int, int]],
+) -> Array:
+    """Convolve in bfloat16 with any kernel and strides, as `multiply_windows` does.
+
+    Image and kernel, and for the gradients the output's gradient, are rounded; sums are
+    float32. It supports reverse-mode differentiation, once (no jvp).
+
+    >>> x, kernel = jnp.full((1, 1, 1, 1), 1.001), jnp.ones((1, 1, 1, 1))
+    >>> multiply_rounded_windows(x, kernel, (1, 1), ((0, 0), (0, 0)))
+    Array([[[[1.]]]], dtype=float32)
+
+    Args:
+        x_BHWC: feature map, float32.
+        kernel: (height, width, C, F), float32.
+        strides: of rows and columns.
+        border: pixels of zeros before and after, for rows and columns.
+
+    Returns:
+        (B, height, width, F), float32.
+    """
+    chex.assert_rank([x_BHWC, kernel], 4)
+    chex.assert_type([x_BHWC, kernel], jnp.float32)
+    y_BHWF = _convolve_windows(x_BHWC, kernel, tuple(strides), tuple(border))
+    chex.assert_shape(y_BHWF, (len(x_BHWC), None, None, kernel.shape[-1]))
+    return y_BHWF
+
+
+def _compute_windows(
+    x_BHWC: Array,
+    kernel: Array,
+    strides: tuple[int, ...],
+    border: tuple[tuple[int, int], ...],
+) -> Array:
+    bits = lay_windows(_to_bits(x_BHWC), kernel.shape[:2], strides, border)
+    matrix = _to_matrix(kernel)
+    product = _multiply(_from_bits(bits).reshape(-1, len(matrix)), matrix)
+    return product.reshape(*bits.shape[:3], kernel.shape[-1])
+
+
+_convolve_windows = jax.custom_vjp(_compute_windows, nondiff_argnums=(2, 3))
+
+
+def _forward_windows(
+    x_BHWC: Array,
+    kernel: Array,
+    strides: tuple[int, ...],
+    border: tuple[tuple[int, int], ...],
+) -> tuple[Array, tuple[Array, Array]]:
+    return _compute_windows(x_BHWC, kernel, strides, border), (x_BHWC, kernel)
+
+
+def _backward_windows(
+    strides: tuple[int, ...],
+    border: tuple[tuple[int, int], ...],
+    saved: tuple[Array, Array],
+    dy_BHWF: Array,
+) -> tuple[Array, Array]:
+    x_BHWC, kernel = saved
+
+    def lay(x_BHWC: Array) -> Array:
+        return lay_windows(x_BHWC, kernel.shape[:2], strides, border)
+
+    windows = _from_bits(lay(_to_bits(x_BHWC)))
+    dy = dy_BHWF.astype(jnp.bfloat16).reshape(-1, kernel.shape[-1])
+    matrix = _to_matrix(kernel)
+    dkernel = _multiply(_transpose(dy), windows.reshape(-1, len(matrix)))
+    # XLA would multiply transposed matrices in float32, or not at all.
+    dkernel = jax.lax.optimization_barrier(dkernel).T
+    dwindows = _multiply(dy, _transpose(matrix)).reshape(windows.shape)
+    _, pull = jax.vjp(lay, x_BHWC)
+    return *pull(dwindows), dkernel.reshape(kernel.shape)
+
+
+_convolve_windows.defvjp(_forward_windows, _backward_windows)
+
+
+def _to_matrix(kernel: Array) -> Array:
+    return kernel.reshape(-1, kernel.shape[-1]).astype(jnp.bfloat16)
+
+
 def _cut(x_BHWX: Array, kernel_33CF: Array) -> Array:
     """Cut a batch into chunks: of the kernel's inputs, or of its outputs."""
     _, height, width, _ = x_BHWX.shape
     widest = 3 * max(kernel_33CF.shape[2:])
-    return cut(x_BHWX, _CHUNK_SIZE // max(1, height * (width + 2) * widest))
+    return cut(x_BHWX, _CHUNK_SIZE // max(1, height * width * widest))
 
 
 def _stack_rows(x_BHWC: Array) -> Array:
-    """Lay each pixel's upper and lower neighbours beside it: (B, H, W + 2, 3 · C).
-
-    There is a column of zeros on each side.
-    """
+    """Lay each pixel's upper and lower neighbours beside it: (B, H, W, 3 · C)."""
     bits = _to_bits(x_BHWC)
-    rows = [_pad(bits, (0, 0), (1 - i, i - 1), (1, 1), (0, 0)) for i in range(3)]
+    rows = [_shift(bits, 1 - i, axis=1) for i in range(3)]
     return _from_bits(jnp.concatenate(rows, axis=-1))
 
 
 def _stack_columns(x_BHWC: Array) -> Array:
-    """Transpose, with each pixel's left and right neighbours: (3 · C, B · H · (W + 2)).
-
-    Next to the columns of zeros, neighbours are those of another row.
-    """
-    channels = x_BHWC.shape[-1]
-    x = jnp.pad(x_BHWC.astype(jnp.bfloat16), ((0, 0), (0, 0), (1, 1), (0, 0)))
-    # By a product with the identity matrix, which is exact: XLA transposes slowly.
-    identity = jnp.eye(channels, dtype=jnp.bfloat16)
-    transposed = jnp.einsum(
-        "dc,pc->dp",
-        identity,
-        x.reshape(-1, channels),
-        preferred_element_type=jnp.float32,
-    )
-    bits = jax.lax.optimization_barrier(_to_bits(transposed))
-    columns = [_pad(bits, (0, 0), (1 - j, j - 1)) for j in range(3)]
-    return _from_bits(jnp.concatenate(columns))
+    """Transpose, with each pixel's left and right neighbours: (3 · C, B · H · W)."""
+    *_, width, channels = x_BHWC.shape
+    x_PC = x_BHWC.astype(jnp.bfloat16).reshape(-1, channels)
+    bits = _to_bits(_transpose(x_PC))
+    column = np.arange(bits.shape[1]) % width
+    left = jnp.where(column == 0, 0, _shift(bits, 1, axis=1))
+    right = jnp.where(column == width - 1, 0, _shift(bits, -1, axis=1))
+    return _from_bits(jnp.concatenate([left, bits, right]))
 
 
 def _flatten(kernel_33CF: Array) -> Array:
@@ -165,20 +205,31 @@ def _flatten(kernel_33CF: Array) -> Array:
 
 def _multiply_rows(rows: Array, matrix: Array) -> Array:
     """Convolve stacked rows with a flattened kernel: (B, H, W, F)."""
-    *shape, width, _ = rows.shape
     product = _multiply(rows.reshape(-1, len(matrix)), matrix)
-    parts = product.reshape(*shape, width, 3, -1)
-    left, middle, right = (parts[:, :, j : j + width - 2, j] for j in range(3))
-    return left + middle + right
+    parts = product.reshape(*rows.shape[:3], 3, -1)
+    left, middle, right = (parts[:, :, :, j] for j in range(3))
+    return _shift(left, 1, axis=2) + middle + _shift(right, -1, axis=2)
+
+
+def _transpose(x: Array) -> Array:
+    """Transpose a bfloat16 matrix, by a product with the identity matrix.
+
+    That is exact, and fast; XLA's own transposition is slow.
+    """
+    identity = jnp.eye(x.shape[1], dtype=jnp.bfloat16)
+    product = jnp.einsum("dc,pc->dp", identity, x, preferred_element_type=jnp.float32)
+    return _from_bits(jax.lax.optimization_barrier(_to_bits(product)))
 
 
 def _multiply(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, preferred_element_type=jnp.float32)
 
 
-def _pad(bits: Array, *sides: tuple[int, int]) -> Array:
-    """Pad with zeros as `jnp.pad` does; a negative number cuts off."""
-    return jax.lax.pad(bits, jnp.zeros((), bits.dtype), [(*side, 0) for side in sides])
+def _shift(x: Array, places: int, axis: int) -> Array:
+    """Move along an axis, forward or back; zeros move in."""
+    sides = [(0, 0, 0)] * x.ndim
+    sides[axis] = (places, -places, 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), sides)
 
 
 def _to_bits(x: Array) -> Array:

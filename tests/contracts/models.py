@@ -31,6 +31,7 @@ from vit_jax import (
 # Why a public function has no contract.
 EXEMPT = {
     "resnet_jax.cpu.chunks.cut": "cuts the first axis of any array",
+    "resnet_jax.cpu.windows.lay_windows": "a part of `multiply_windows`",
     "vit_jax.checks.check_at_least": "checks numbers",
     "vit_jax.checks.check_choice": "checks a choice",
     "vit_jax.checks.check_num_outputs": "checks a number",
@@ -320,13 +321,18 @@ CONTRACTS = {
     "resnet_jax.cpu.direct.direct_conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.direct._convolve"
     ),
-    "resnet_jax.cpu.rounded.rounded_product": Contract(
-        (KERNEL[0, 0], KERNEL[0, 0].T),
-        (KERNEL[0, 0], KERNEL),
-        "resnet_jax.cpu.rounded._product",
+    "resnet_jax.cpu.rounded.multiply_rounded_windows": Contract(
+        (IMAGE, KERNEL, (1, 1), ((1, 1),) * 2),
+        (IMAGE, KERNEL[0], (1, 1), ((1, 1),) * 2),
+        "resnet_jax.cpu.rounded._convolve_windows",
     ),
     "resnet_jax.cpu.rounded.rounded_conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.rounded._convolve"
+    ),
+    "resnet_jax.cpu.windows.multiply_windows": Contract(
+        (IMAGE, KERNEL, (1, 1), ((1, 1),) * 2),
+        (IMAGE, KERNEL[0], (1, 1), ((1, 1),) * 2),
+        "jax.numpy.matmul",
     ),
     "resnet_jax.cpu.winograd.conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.winograd._conv3x3"

@@ -138,7 +138,7 @@ def _assert_rounded(convolve, options, shape, side) -> None:
     "shape, expected",
     [
         ((16, 4, 4, 64), ("winograd", "rounded")),
-        ((15, 4, 4, 64), ("windows", "windows")),
+        ((15, 4, 4, 64), ("windows", "rounded windows")),
         ((16, 4, 4, 63), ("direct", "rounded")),
         ((1, 4, 4, 15), ("direct", "direct")),
         ((1, 4, 4, 4), ("direct", "direct")),
@@ -147,7 +147,8 @@ def _assert_rounded(convolve, options, shape, side) -> None:
 )
 def test_the_fastest_way_is_chosen(monkeypatch, shape, expected, rounds):
     ways = {"conv3x3": "winograd", "direct_conv3x3": "direct"}
-    ways |= {"rounded_conv3x3": "rounded", "_multiply_windows": "windows"}
+    ways |= {"rounded_conv3x3": "rounded", "multiply_windows": "windows"}
+    ways |= {"multiply_rounded_windows": "rounded windows"}
 
     def way_of(name):
         def choose(image, kernel, *_):
