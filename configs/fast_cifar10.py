@@ -8,7 +8,8 @@ cores of an AMD EPYC, in float32: 94.18 ± 0.09 % (93.38 ± 0.17 % without augme
 seeds 0-4). The whole command took 19.7 to 21.1 minutes (seeds 1-4). With a newer
 convolution, on two cores of an Intel Xeon, it took 19.8 minutes and reached 94.23 %
 (93.41 %; seed 0). With `--config.dtype=bfloat16` on such a Xeon, which has AMX:
-94.19 ± 0.13 % (93.43 ± 0.09 %; seeds 0-3) in 17.5 to 18.3 minutes.
+94.18 ± 0.12 % (93.35 ± 0.18 %; seeds 0-4) in 17.5 to 18.3 minutes, and 14.6 with seed
+4, when the convolutions had become faster.
 
 On a GPU, with the batches of the paper's code:
 

@@ -6,7 +6,8 @@ Eleven epochs on all 50,000 training images, without validation. Airbench's netw
 its training by Muon (arXiv:2404.00498), with 1.5 times the channels and batches of 500.
 On two cores of an Intel Xeon: 94.14 ± 0.03 % (seeds 0 and 1). The whole command took 59
 minutes with seed 0, and 67 with seed 1, when the machine was slower and, at the end,
-had other work.
+had other work. With `--config.dtype=bfloat16` on such a Xeon, which has AMX:
+94.22 ± 0.02 % (seeds 0 and 1) in 34.9 minutes with either seed.
 """
 
 from ml_collections import ConfigDict
