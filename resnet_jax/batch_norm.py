@@ -93,6 +93,48 @@ def batch_norm(
     return out
 
 
+def _normalize(
+    x: Array, scale_F: Array, bias_F: Array, epsilon: float, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+    """Normalise by the batch's own statistics: out, mean_F, variance_F."""
+    statistics = batch_statistics(x, axis_name=axis_name)
+    return batch_norm(x, *statistics, scale_F, bias_F, epsilon=epsilon), *statistics
+
+
+_normalize_batch = jax.custom_jvp(_normalize, nondiff_argnums=(3, 4))
+
+
+@_normalize_batch.defjvp
+def _normalize_jvp(
+    epsilon: float,
+    axis_name: str | None,
+    primals: tuple[Array, Array, Array],
+    tangents: tuple[Array, Array, Array],
+) -> tuple[Any, Any]:
+    """Differentiate so that the gradient takes two sums over the batch.
+
+    They are Σ dy and Σ dy (x − mean). JAX's own gradient takes a third one, of an array
+    that has to be written first: the variance's derivative with respect to the mean,
+    which is zero.
+    """
+    x, scale_F, _ = primals
+    dx, dscale_F, dbias_F = tangents
+    out, mean_F, variance_F = _normalize_batch(*primals, epsilon, axis_name)
+    axes = tuple(range(x.ndim - 1))
+    centred = x - jnp.expand_dims(mean_F, axes)
+    dmean_F = _mean_over(axis_name, dx.mean(axis=axes))
+    dvariance_F = 2 * _mean_over(axis_name, (centred * dx).mean(axis=axes))
+    inverse_F = jax.lax.rsqrt(variance_F + epsilon)
+    factor_F = inverse_F * scale_F
+    dfactor_F = inverse_F * dscale_F - factor_F * inverse_F**2 / 2 * dvariance_F
+    dshift_F = dbias_F - factor_F * dmean_F
+    factor, dfactor, dshift = (
+        jnp.expand_dims(p, axes) for p in (factor_F, dfactor_F, dshift_F)
+    )
+    dout = dx * factor + centred * dfactor + dshift
+    return (out, mean_F, variance_F), (dout, dmean_F, dvariance_F)
+
+
 class BatchNorm(nn.Module):
     """Normalise by the batch's statistics in training, by running averages otherwise.
 
@@ -143,16 +185,18 @@ class BatchNorm(nn.Module):
             scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         x = x.astype(float32_or_wider(self.dtype))
-        statistics = (mean.value, variance.value)
         if train and x.size:
             # There is no axis while the model is initialised.
             axis_name = None if self.is_initializing() else self.axis_name
-            statistics = batch_statistics(x, axis_name=axis_name)
+            learned = scale.astype(x.dtype), bias.astype(x.dtype)
+            out, *statistics = _normalize_batch(x, *learned, self.epsilon, axis_name)
             if not self.is_initializing():
                 for running, new in zip((mean, variance), statistics, strict=True):
                     old = self.momentum * running.value
                     new = (1 - self.momentum) * new.astype(jnp.float32)
                     running.value = old + new
-        out = batch_norm(x, *statistics, scale, bias, epsilon=self.epsilon)
+        else:
+            statistics = (mean.value, variance.value)
+            out = batch_norm(x, *statistics, scale, bias, epsilon=self.epsilon)
         chex.assert_equal_shape([out, x])
         return out.astype(self.dtype)

@@ -9,7 +9,13 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from resnet_jax import ResNet
-from resnet_jax.batch_norm import BatchNorm, batch_norm, batch_statistics
+from resnet_jax.batch_norm import (
+    BatchNorm,
+    _normalize,
+    _normalize_batch,
+    batch_norm,
+    batch_statistics,
+)
 from tests import modules
 from tests.modules import apply, normal
 
@@ -63,6 +69,47 @@ def test_the_gradient_at_shifted_pixels_is_that_in_float64(offset):
         expected = gradient(np.float64)
     for value, wanted in zip(gradient(np.float32), expected, strict=True):
         np.testing.assert_allclose(value, wanted, atol=1e-5 + 1e-6 * offset)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.parametrize("order", ["jvp", "vjp", "jvp of vjp", "vjp of vjp"])
+def test_derivatives_in_training_are_those_of_the_definition(order, num_shards):
+    """Of the output, the mean and the variance, also of second order."""
+    with jax.enable_x64(True):
+        x_SBC, weight_SBC, scale_C, bias_C, *directions = (
+            jnp.asarray(np.asarray(normal(*shape, seed=seed), np.float64))
+            for seed, shape in enumerate(
+                2 * [(num_shards, 8, 5)] + 2 * [(5,)] + [(num_shards, 8, 5), (5,), (5,)]
+            )
+        )
+
+        def derivative(normalize):
+            def value(x_BC, scale_C, bias_C, weight_BC):
+                out_BC, *moments = normalize(x_BC, scale_C, bias_C, 1e-5, "shards")
+                return (out_BC**2 * weight_BC).sum() + sum(m @ m**2 for m in moments)
+
+            def total(x_SBC, scale_C, bias_C):
+                axes = (0, None, None, 0)
+                each = jax.vmap(value, axes, axis_name="shards")
+                return each(x_SBC, scale_C, bias_C, weight_SBC).sum()
+
+            def directional(*args):
+                gradients = jax.grad(total, (0, 1, 2))(*args)
+                return sum(
+                    (g * d).sum() for g, d in zip(gradients, directions, strict=True)
+                )
+
+            args = x_SBC, scale_C, bias_C
+            return {
+                "jvp": lambda: jax.jvp(total, args, tuple(directions)),
+                "vjp": lambda: jax.grad(total, (0, 1, 2))(*args),
+                "jvp of vjp": lambda: jax.jvp(directional, args, tuple(directions)),
+                "vjp of vjp": lambda: jax.grad(directional, (0, 1, 2))(*args),
+            }[order]()
+
+        actual, expected = map(derivative, (_normalize_batch, _normalize))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    jax.tree.map(close, actual, expected)
 
 
 @pytest.mark.parametrize(
