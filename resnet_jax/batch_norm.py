@@ -113,9 +113,8 @@ def _normalize_jvp(
 ) -> tuple[Any, Any]:
     """Differentiate so that the gradient takes two sums over the batch.
 
-    They are Σ dy and Σ dy (x − mean). JAX's own gradient takes a third one, of an array
-    that has to be written first: the variance's derivative with respect to the mean,
-    which is zero.
+    They are Σ dy and Σ dy (x − mean). JAX's own gradient takes a third one, for the
+    mean, of an array that has to be written first. The variance's share in it is zero.
     """
     x, scale_F, _ = primals
     dx, dscale_F, dbias_F = tangents

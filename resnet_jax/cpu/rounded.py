@@ -65,7 +65,8 @@ def _forward(x_BHWC: Array, kernel_33CF: Array) -> tuple[Array, tuple[Array, Arr
 def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]:
     x_BHWC, kernel_33CF = saved
     channels, features = kernel_33CF.shape[2:]
-    # The image's gradient is a convolution with the kernel turned by 180 degrees.
+    # The image's gradient is a convolution with the kernel turned by 180 degrees. As a
+    # matrix it is (3 · F, 3 · C).
     turned = _transpose(_to_matrix(kernel_33CF[::-1, ::-1]))
     turned = turned.reshape(features, 3, -1).swapaxes(0, 1).reshape(3 * features, -1)
 
