@@ -57,8 +57,8 @@ def conv_general_dilated(
     Use it as the field of that name of `flax.linen.Conv` or of a model on a CPU. It
     computes in float32 or wider: on a CPU that is more than twice as fast as XLA's own
     in bfloat16. By Winograd's method the result is exact to about 1e-5 of its largest
-    value. With a 3×3 kernel and stride 1, or rounded, only reverse-mode differentiation
-    is supported, in `jax.shard_map` with `check_vma=False`.
+    value. Only reverse-mode differentiation is supported, in `jax.shard_map` with
+    `check_vma=False`.
 
     >>> from resnet_jax import ResNet18
     >>> model = ResNet18(10, conv_general_dilated=conv_general_dilated)
