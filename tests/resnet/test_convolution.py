@@ -85,6 +85,19 @@ def test_each_way_equals_xla(convolve, height, width, channels):
     _assert_same_gradients(convolve, xla, image, kernel)
 
 
+def test_the_output_gradient_is_not_transposed():
+    """XLA would compute it column by column, which is slow."""
+    image, kernel = _draw(4, 8, 8, 3), _draw(3, 3, 3, 20)
+    options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2}
+
+    def total(kernel, image):
+        return jnp.square(conv_general_dilated(image, kernel, **options)).sum()
+
+    program = jax.jit(jax.grad(total)).lower(kernel, image).compile().as_text()
+    assert "f32[256,20]" in program
+    assert "f32[20,256]" not in program
+
+
 def _rounded(x):
     """The nearest bfloat16 numbers, as float32."""
     return x.astype(jnp.bfloat16).astype(jnp.float32)
