@@ -7,6 +7,7 @@ slower in bfloat16: each operation converts to float32 and back.
 """
 
 import functools
+import os.path
 from typing import Any
 
 import chex
@@ -81,21 +82,27 @@ def _backward(axes: tuple[str, str, str], saved: Any, cotangent: Array) -> Any:
     cotangent = cotangent.astype(jnp.bfloat16)
     lhs_axes, rhs_axes, out_axes = axes
     d_lhs = _einsum(out_axes, rhs_axes, lhs_axes, cotangent, rhs)
-    if axes != ("ab", "bd", "ad"):
-        return d_lhs, _einsum(lhs_axes, out_axes, rhs_axes, lhs, cotangent)
-    # The sum is over the first axis of both.
-    return d_lhs, _einsum("ba", "ad", "bd", _transpose(lhs), cotangent)
+    return d_lhs, _einsum(lhs_axes, out_axes, rhs_axes, lhs, cotangent)
 
 
 def _einsum(x_axes: str, y_axes: str, out_axes: str, x: Array, y: Array) -> Array:
+    """Multiply; for matrices, with or without a batch axis, let XLA use bfloat16."""
+    batch = len(os.path.commonprefix([x_axes, y_axes, out_axes]))
+    if {x.ndim, y.ndim, len(out_axes)} == {batch + 2}:
+        if out_axes[batch] in y_axes:
+            x_axes, y_axes, x, y = y_axes, x_axes, y, x
+        if x_axes[batch] not in out_axes:
+            x_axes = x_axes[:batch] + x_axes[batch + 1] + x_axes[batch]
+            x = _transpose(x)
     product = f"{x_axes},{y_axes}->{out_axes}"
     return jnp.einsum(product, x, y, preferred_element_type=jnp.float32)
 
 
 def _transpose(x: Array) -> Array:
-    """Transpose a matrix in memory, where XLA would only change its layout."""
-    flat = jax.lax.optimization_barrier(x.T.reshape(-1))
-    return flat.reshape(x.shape[::-1])
+    """Transpose matrices in memory, where XLA would only change their layout."""
+    transposed = x.swapaxes(-1, -2)
+    flat = jax.lax.optimization_barrier(transposed.reshape(-1))
+    return flat.reshape(transposed.shape)
 
 
 _multiply.defvjp(_forward, _backward)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,31 @@ def test_it_is_the_product_of_rounded_factors(name):
         np.testing.assert_allclose(actual, rounded, rtol=1e-5, atol=1e-5)
     if lhs.size > 1:
         assert not np.allclose(out, exact(lhs, rhs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_sum_is_over_the_last_axis_of_the_left_hand_side(name):
+    """Otherwise XLA multiplies in float32."""
+    numbers, *shapes = PRODUCTS[name]
+
+    def total(*factors):
+        return jnp.square(bfloat16.dot_general(*factors, numbers)).sum()
+
+    gradient = jax.grad(total, (0, 1))
+    program = jax.make_jaxpr(gradient)(*(normal(*shape) for shape in shapes)).jaxpr
+    products = list(_find_products(program))
+    assert len(products) == 3
+    for product in products:
+        (lhs_sum, _), _ = product.params["dimension_numbers"]
+        assert lhs_sum == (product.invars[0].aval.ndim - 1,)
+
+
+def _find_products(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive is jax.lax.dot_general_p:
+            yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _find_products(inner)
 
 
 def test_other_dtypes_are_multiplied_as_they_are():
