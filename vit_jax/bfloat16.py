@@ -7,7 +7,6 @@ slower in bfloat16: each operation converts to float32 and back.
 """
 
 import functools
-import os.path
 from typing import Any
 
 import chex
@@ -87,12 +86,13 @@ def _backward(axes: tuple[str, str, str], saved: Any, cotangent: Array) -> Any:
 
 def _einsum(x_axes: str, y_axes: str, out_axes: str, x: Array, y: Array) -> Array:
     """Multiply; for matrices, with or without a batch axis, let XLA use bfloat16."""
-    batch = len(os.path.commonprefix([x_axes, y_axes, out_axes]))
-    if {x.ndim, y.ndim, len(out_axes)} == {batch + 2}:
-        if out_axes[batch] in y_axes:
+    batch = "".join(a for a in x_axes if a in y_axes and a in out_axes)
+    each = (x_axes, y_axes, out_axes)
+    if all(a.startswith(batch) and len(a) == len(batch) + 2 for a in each):
+        if out_axes[-2] in y_axes:
             x_axes, y_axes, x, y = y_axes, x_axes, y, x
-        if x_axes[batch] not in out_axes:
-            x_axes = x_axes[:batch] + x_axes[batch + 1] + x_axes[batch]
+        if x_axes[-2] not in out_axes:
+            x_axes = batch + x_axes[-1] + x_axes[-2]
             x = _transpose(x)
     product = f"{x_axes},{y_axes}->{out_axes}"
     return jnp.einsum(product, x, y, preferred_element_type=jnp.float32)
