@@ -85,7 +85,10 @@ def _backward(axes: tuple[str, str, str], saved: Any, cotangent: Array) -> Any:
 
 
 def _einsum(x_axes: str, y_axes: str, out_axes: str, x: Array, y: Array) -> Array:
-    """Multiply; for matrices, with or without a batch axis, let XLA use bfloat16."""
+    """Multiply; matrices in the order in which XLA multiplies them in bfloat16.
+
+    The left-hand side has the rows of the result, and the sum is over its last axis.
+    """
     batch = "".join(a for a in x_axes if a in y_axes and a in out_axes)
     each = (x_axes, y_axes, out_axes)
     if all(a.startswith(batch) and len(a) == len(batch) + 2 for a in each):
