@@ -18,6 +18,9 @@ def test_pytorch_computes_what_is_recorded(name):
         actual = computed[key]
         assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), key
         if np.issubdtype(expected.dtype, np.floating):
-            parity.assert_close({key: actual}, {key: expected}, atol=1e-5)
+            # Each kind of processor adds up in another order: errors are as large as
+            # those of the largest value.
+            atol = 1e-5 * max(1, np.abs(expected).max(initial=0))
+            np.testing.assert_allclose(actual, expected, 1e-5, atol, err_msg=key)
         else:
             np.testing.assert_array_equal(actual, expected, err_msg=key)
