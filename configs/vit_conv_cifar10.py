@@ -4,7 +4,7 @@
 
 91.36 % test accuracy (seed 0) on two CPU cores of an AMD EPYC with AVX512_BF16, trained
 on 48,000 images. The 36 epochs took 3.5 hours, with other work beside them; an epoch
-alone takes 275 to 291 s.
+alone took 275 to 291 s, before batches were split.
 
 1.9 million parameters, for a CPU: six blocks on 64 tokens, sequence pooling instead of
 a class token (arXiv:2104.05704), TrivialAugment. `vit_conv_cifar10.py:256` has batches
@@ -41,7 +41,7 @@ def get_config(batch_size: str = "250") -> ConfigDict:
                 "weight_decay": 0.1,
             },
             "batch_size": int(batch_size),
-            # For the cache of a CPU: the step takes 0.6 to 0.75 of the time.
+            # For the cache of a CPU: a step takes 0.72 of the time.
             "accumulation_steps": 10 if batch_size == "250" else 1,
             "eval_batch_size": 1000,
             "num_epochs": 36,

@@ -4,7 +4,7 @@
 
 88.24 % test accuracy (seed 0) after 2.42 hours of training on two CPU cores of an AMD
 EPYC with AVX512_BF16, with other work beside some of it: an epoch alone takes 225 to
-230 s. It was trained on 48,000 images.
+230 s, before batches were split. It was trained on 48,000 images.
 
 1.8 million parameters, for a CPU: `vit_conv_cifar10` with patches of 4×4 pixels in
 place of the convolutional stem. `vit_patches_cifar10.py:256` has batches of 256, which
@@ -40,7 +40,7 @@ def get_config(batch_size: str = "250") -> ConfigDict:
                 "weight_decay": 0.1,
             },
             "batch_size": int(batch_size),
-            # For the cache of a CPU: the step takes 0.6 to 0.75 of the time.
+            # For the cache of a CPU: a step takes 0.60 of the time.
             "accumulation_steps": 10 if batch_size == "250" else 1,
             "eval_batch_size": 1000,
             "num_epochs": 36,

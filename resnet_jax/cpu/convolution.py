@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.cpu.direct import direct_conv3x3
-from resnet_jax.cpu.rounded import multiply_rounded_windows, rounded_conv3x3
+from resnet_jax.cpu.rounded import rounded_conv3x3
 from resnet_jax.cpu.windows import multiply_windows
 from resnet_jax.cpu.winograd import conv3x3
 from resnet_jax.dtypes import float32_or_wider
@@ -113,13 +113,12 @@ def _convolve(
     is_3x3 = is_3x3 and border == [(1, 1)] * 2
     num_pixels = math.prod(x_BHWC.shape[:3])
     rounds_windows = rounds and channels >= _MIN_ROUNDED_WINDOWS
-    by_windows = multiply_rounded_windows if rounds_windows else multiply_windows
     if not is_3x3 or channels < _MIN_CHANNELS:
-        return by_windows(x_BHWC, kernel, strides, border)
+        return multiply_windows(x_BHWC, kernel, strides, border, rounds=rounds_windows)
     if channels + features < (_MIN_ROUNDED if rounds else _MIN_TRANSFORMED):
         return direct_conv3x3(x_BHWC, kernel)
     if num_pixels < _MIN_PIXELS * max(channels, features):
-        return by_windows(x_BHWC, kernel, strides, border)
+        return multiply_windows(x_BHWC, kernel, strides, border, rounds=rounds_windows)
     return rounded_conv3x3(x_BHWC, kernel) if rounds else conv3x3(x_BHWC, kernel)
 
 

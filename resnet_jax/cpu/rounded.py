@@ -7,15 +7,13 @@ itself at three shifts of its rows; one product with all nine parts of the kerne
 three images, one for each column of the kernel, which are shifted and added.
 """
 
-from collections.abc import Sequence
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.cpu.bits import from_bits, to_bits, transpose_rounded
 from resnet_jax.cpu.chunks import cut
-from resnet_jax.cpu.windows import lay_windows
 
 Array = jax.Array
 
@@ -67,7 +65,8 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
     channels, features = kernel_33CF.shape[2:]
     # The image's gradient is a convolution with the kernel turned by 180 degrees. As a
     # matrix it is (3 · F, 3 · C).
-    turned = _transpose(_to_matrix(kernel_33CF[::-1, ::-1]))
+    turned = kernel_33CF[::-1, ::-1].reshape(-1, features).astype(jnp.bfloat16)
+    turned = transpose_rounded(turned)
     turned = turned.reshape(features, 3, -1).swapaxes(0, 1).reshape(3 * features, -1)
 
     def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -88,90 +87,6 @@ def _backward(saved: tuple[Array, Array], dy_BHWF: Array) -> tuple[Array, Array]
 _convolve.defvjp(_forward, _backward)
 
 
-def multiply_rounded_windows(
-    x_BHWC: Array,
-    kernel: Array,
-    strides: Sequence[int],
-    border: Sequence[tuple[int, int]],
-) -> Array:
-    """Convolve in bfloat16 with any kernel and strides, as `multiply_windows` does.
-
-    Image and kernel, and for the gradients the output's gradient, are rounded; sums are
-    float32. It supports reverse-mode differentiation, once (no jvp).
-
-    >>> x, kernel = jnp.full((1, 1, 1, 1), 1.001), jnp.ones((1, 1, 1, 1))
-    >>> multiply_rounded_windows(x, kernel, (1, 1), ((0, 0), (0, 0)))
-    Array([[[[1.]]]], dtype=float32)
-
-    Args:
-        x_BHWC: feature map, float32.
-        kernel: (height, width, C, F), float32.
-        strides: of rows and columns.
-        border: pixels of zeros before and after, for rows and columns.
-
-    Returns:
-        (B, height, width, F), float32.
-    """
-    chex.assert_rank([x_BHWC, kernel], 4)
-    chex.assert_type([x_BHWC, kernel], jnp.float32)
-    y_BHWF = _convolve_windows(x_BHWC, kernel, tuple(strides), tuple(border))
-    chex.assert_shape(y_BHWF, (len(x_BHWC), None, None, kernel.shape[-1]))
-    return y_BHWF
-
-
-def _compute_windows(
-    x_BHWC: Array,
-    kernel: Array,
-    strides: tuple[int, ...],
-    border: tuple[tuple[int, int], ...],
-) -> Array:
-    bits = lay_windows(_to_bits(x_BHWC), kernel.shape[:2], strides, border)
-    matrix = _to_matrix(kernel)
-    product = _multiply(_from_bits(bits).reshape(-1, len(matrix)), matrix)
-    return product.reshape(*bits.shape[:3], kernel.shape[-1])
-
-
-_convolve_windows = jax.custom_vjp(_compute_windows, nondiff_argnums=(2, 3))
-
-
-def _forward_windows(
-    x_BHWC: Array,
-    kernel: Array,
-    strides: tuple[int, ...],
-    border: tuple[tuple[int, int], ...],
-) -> tuple[Array, tuple[Array, Array]]:
-    return _compute_windows(x_BHWC, kernel, strides, border), (x_BHWC, kernel)
-
-
-def _backward_windows(
-    strides: tuple[int, ...],
-    border: tuple[tuple[int, int], ...],
-    saved: tuple[Array, Array],
-    dy_BHWF: Array,
-) -> tuple[Array, Array]:
-    x_BHWC, kernel = saved
-
-    def lay(x_BHWC: Array) -> Array:
-        return lay_windows(x_BHWC, kernel.shape[:2], strides, border)
-
-    windows = _from_bits(lay(_to_bits(x_BHWC)))
-    dy = dy_BHWF.astype(jnp.bfloat16).reshape(-1, kernel.shape[-1])
-    matrix = _to_matrix(kernel)
-    dkernel = _multiply(_transpose(dy), windows.reshape(-1, len(matrix)))
-    # XLA would multiply transposed matrices in float32, or not at all.
-    dkernel = jax.lax.optimization_barrier(dkernel).T
-    dwindows = _multiply(dy, _transpose(matrix)).reshape(windows.shape)
-    _, pull = jax.vjp(lay, x_BHWC)
-    return *pull(dwindows), dkernel.reshape(kernel.shape)
-
-
-_convolve_windows.defvjp(_forward_windows, _backward_windows)
-
-
-def _to_matrix(kernel: Array) -> Array:
-    return kernel.reshape(-1, kernel.shape[-1]).astype(jnp.bfloat16)
-
-
 def _cut(x_BHWX: Array, kernel_33CF: Array) -> Array:
     """Cut a batch into chunks: of the kernel's inputs, or of its outputs."""
     _, height, width, _ = x_BHWX.shape
@@ -181,20 +96,20 @@ def _cut(x_BHWX: Array, kernel_33CF: Array) -> Array:
 
 def _stack_rows(x_BHWC: Array) -> Array:
     """Lay each pixel's upper and lower neighbours beside it: (B, H, W, 3 · C)."""
-    bits = _to_bits(x_BHWC)
+    bits = to_bits(x_BHWC)
     rows = [_shift(bits, 1 - i, axis=1) for i in range(3)]
-    return _from_bits(jnp.concatenate(rows, axis=-1))
+    return from_bits(jnp.concatenate(rows, axis=-1))
 
 
 def _stack_columns(x_BHWC: Array) -> Array:
     """Transpose, with each pixel's left and right neighbours: (3 · C, B · H · W)."""
     *_, width, channels = x_BHWC.shape
     x_PC = x_BHWC.astype(jnp.bfloat16).reshape(-1, channels)
-    bits = _to_bits(_transpose(x_PC))
+    bits = to_bits(transpose_rounded(x_PC))
     column = np.arange(bits.shape[1]) % width
     left = jnp.where(column == 0, 0, _shift(bits, 1, axis=1))
     right = jnp.where(column == width - 1, 0, _shift(bits, -1, axis=1))
-    return _from_bits(jnp.concatenate([left, bits, right]))
+    return from_bits(jnp.concatenate([left, bits, right]))
 
 
 def _flatten(kernel_33CF: Array) -> Array:
@@ -212,16 +127,6 @@ def _multiply_rows(rows: Array, matrix: Array) -> Array:
     return _shift(left, 1, axis=2) + middle + _shift(right, -1, axis=2)
 
 
-def _transpose(x: Array) -> Array:
-    """Transpose a bfloat16 matrix, by a product with the identity matrix.
-
-    That is exact, and fast; XLA's own transposition is slow.
-    """
-    identity = jnp.eye(x.shape[1], dtype=jnp.bfloat16)
-    product = jnp.einsum("dc,pc->dp", identity, x, preferred_element_type=jnp.float32)
-    return _from_bits(jax.lax.optimization_barrier(_to_bits(product)))
-
-
 def _multiply(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, preferred_element_type=jnp.float32)
 
@@ -231,12 +136,3 @@ def _shift(x: Array, places: int, axis: int) -> Array:
     sides = [(0, 0, 0)] * x.ndim
     sides[axis] = (places, -places, 0)
     return jax.lax.pad(x, jnp.zeros((), x.dtype), sides)
-
-
-def _to_bits(x: Array) -> Array:
-    """Round to bfloat16, as integers: XLA moves bfloat16 as float32, and converts."""
-    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
-
-
-def _from_bits(bits: Array) -> Array:
-    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)

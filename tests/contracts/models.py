@@ -30,6 +30,8 @@ from vit_jax import (
 
 # Why a public function has no contract.
 EXEMPT = {
+    "resnet_jax.cpu.bits.from_bits": "takes an array of any shape",
+    "resnet_jax.cpu.bits.to_bits": "takes an array of any shape",
     "resnet_jax.cpu.chunks.cut": "cuts the first axis of any array",
     "resnet_jax.cpu.windows.lay_windows": "a part of `multiply_windows`",
     "vit_jax.checks.check_at_least": "checks numbers",
@@ -313,6 +315,11 @@ CONTRACTS = {
     "resnet_jax.batch_norm.BatchNorm": Contract(
         (X,), (X[0, 0, 0],), "resnet_jax.batch_norm.batch_norm", _init(BatchNorm())
     ),
+    "resnet_jax.cpu.bits.transpose_rounded": Contract(
+        (KERNEL[0, 0].astype(jnp.bfloat16),),
+        (KERNEL.astype(jnp.bfloat16),),
+        "jax.numpy.einsum",
+    ),
     "resnet_jax.cpu.convolution.conv_general_dilated": Contract(
         (IMAGE, KERNEL, (1, 1), [(1, 1)] * 2),
         (IMAGE[0], KERNEL, (1, 1), [(1, 1)] * 2),
@@ -321,18 +328,13 @@ CONTRACTS = {
     "resnet_jax.cpu.direct.direct_conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.direct._convolve"
     ),
-    "resnet_jax.cpu.rounded.multiply_rounded_windows": Contract(
-        (IMAGE, KERNEL, (1, 1), ((1, 1),) * 2),
-        (IMAGE, KERNEL[0], (1, 1), ((1, 1),) * 2),
-        "resnet_jax.cpu.rounded._convolve_windows",
-    ),
     "resnet_jax.cpu.rounded.rounded_conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.rounded._convolve"
     ),
     "resnet_jax.cpu.windows.multiply_windows": Contract(
         (IMAGE, KERNEL, (1, 1), ((1, 1),) * 2),
         (IMAGE, KERNEL[0], (1, 1), ((1, 1),) * 2),
-        "jax.numpy.matmul",
+        "resnet_jax.cpu.windows._convolve",
     ),
     "resnet_jax.cpu.winograd.conv3x3": Contract(
         (IMAGE, KERNEL), (IMAGE, KERNEL[0]), "resnet_jax.cpu.winograd._conv3x3"

@@ -161,11 +161,10 @@ def _assert_rounded(convolve, options, shape, side) -> None:
 def test_the_fastest_way_is_chosen(monkeypatch, shape, expected, rounds):
     ways = {"conv3x3": "winograd", "direct_conv3x3": "direct"}
     ways |= {"rounded_conv3x3": "rounded", "multiply_windows": "windows"}
-    ways |= {"multiply_rounded_windows": "rounded windows"}
 
     def way_of(name):
-        def choose(image, kernel, *_):
-            chosen.append(ways[name])
+        def choose(image, kernel, *_, rounds=False):
+            chosen.append("rounded " * rounds + ways[name])
             return image @ kernel[0, 0]
 
         return choose
