@@ -24,4 +24,8 @@ def __getattr__(name: str) -> Any:
     """Import a name when it is first used: JAX, Orbax and TFDS take seconds."""
     if name not in _MODULES:
         raise AttributeError(f"module 'train_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    try:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        error.msg += ': pip install "vit-resnet-jax[train]"'
+        raise

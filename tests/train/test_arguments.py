@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import train_jax
 from train_jax.cli import arguments as cli
 from train_jax.config.config import load_config
 from train_jax.config.fields import TABLE
@@ -142,7 +143,16 @@ def test_an_unknown_name_lists_the_known_ones():
         load_config("vit_mnst", {})
     assert str(caught.value) == (
         f"--config must name a readable file, or one of {', '.join(bundled_configs())},"
-        " got 'vit_mnst'"
+        " got 'vit_mnst'; did you mean vit_mnist?"
+    )
+
+
+def test_a_file_that_is_not_there_suggests_the_bundled_config():
+    with pytest.raises(ValueError) as caught:
+        load_config("configs/vit_mnst.py:9", {})
+    assert str(caught.value) == (
+        "--config must name a readable file, got 'configs/vit_mnst.py:9'; "
+        "did you mean vit_mnist?"
     )
 
 
@@ -176,3 +186,15 @@ def test_a_package_that_is_not_installed_is_one_line():
     (line,) = done.stderr.splitlines()
     assert line.startswith("train.py: error: ")
     assert line.endswith(': pip install "vit-resnet-jax[train]"')
+
+
+def test_an_import_names_the_extra_that_is_not_installed():
+    program = "import sys; sys.modules['optax'] = None; import train_jax; "
+    for name in train_jax.__all__:
+        done = subprocess.run(
+            [sys.executable, "-c", f"{program} train_jax.{name}"],
+            capture_output=True,
+            text=True,
+        )
+        last = done.stderr.splitlines()[-1]
+        assert "optax" in last and last.endswith('"vit-resnet-jax[train]"'), done.stderr

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from train_jax.config.options import closest
 from train_jax.storage.paths import local_path
 
 # What a mistake in a config file, which is a program, is likely to raise.
@@ -79,13 +80,14 @@ def _find(file: str, path: str) -> pathlib.Path:
     found = local_path(file, "--config")
     if _is_file(found):
         return found
-    allowed = "a readable file"
+    allowed, bundled = "a readable file", bundled_configs()
     if re.fullmatch(r"\w+", file):
-        bundled = bundled_configs()
         if file in bundled:
             return bundled[file]
         allowed += "".join(f", or one of {', '.join(bundled)}" if bundled else "")
-    raise ValueError(f"--config must name {allowed}, got {path!r}")
+    close = closest(pathlib.PurePath(file).stem, bundled)
+    hint = f"; did you mean {close}?" if close else ""
+    raise ValueError(f"--config must name {allowed}, got {path!r}{hint}")
 
 
 def _is_file(path: pathlib.Path) -> bool:
