@@ -112,14 +112,13 @@ def _convolve(
     is_3x3 = kernel.shape[:2] == (3, 3) and strides == (1, 1)
     is_3x3 = is_3x3 and border == [(1, 1)] * 2
     num_pixels = math.prod(x_BHWC.shape[:3])
-    rounds_windows = rounds and channels >= _MIN_ROUNDED_WINDOWS
-    if not is_3x3 or channels < _MIN_CHANNELS:
-        return multiply_windows(x_BHWC, kernel, strides, border, rounds=rounds_windows)
-    if channels + features < (_MIN_ROUNDED if rounds else _MIN_TRANSFORMED):
-        return direct_conv3x3(x_BHWC, kernel)
-    if num_pixels < _MIN_PIXELS * max(channels, features):
-        return multiply_windows(x_BHWC, kernel, strides, border, rounds=rounds_windows)
-    return rounded_conv3x3(x_BHWC, kernel) if rounds else conv3x3(x_BHWC, kernel)
+    if is_3x3 and channels >= _MIN_CHANNELS:
+        if channels + features < (_MIN_ROUNDED if rounds else _MIN_TRANSFORMED):
+            return direct_conv3x3(x_BHWC, kernel)
+        if num_pixels >= _MIN_PIXELS * max(channels, features):
+            return (rounded_conv3x3 if rounds else conv3x3)(x_BHWC, kernel)
+    rounds = rounds and channels >= _MIN_ROUNDED_WINDOWS
+    return multiply_windows(x_BHWC, kernel, strides, border, rounds=rounds)
 
 
 def _check_window(

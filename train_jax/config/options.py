@@ -46,9 +46,9 @@ def options_of(section: Any) -> dict[str, Option]:
 
 
 def closest(field: str, known: Iterable[str]) -> str | None:
-    """Find the known field whose name is most like a mistyped one, if there is one.
+    """Find the known name that is most like a mistyped one, if there is one.
 
-    One of the same section is taken first.
+    Of dotted fields, one of the same section is taken first.
     """
     section, _, key = field.rpartition(".")
     fields = list(known)
