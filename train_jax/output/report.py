@@ -30,6 +30,9 @@ _FORMS = (
 
 # Between two lines of progress where there is no terminal to draw a bar on.
 _PLAIN_SECONDS = 30.0
+# The time that remains is estimated from the speed of the last five minutes: those
+# before may have been slower, as when a laptop slept.
+_ETA_SECONDS = 300.0
 
 
 class Report:
@@ -62,8 +65,7 @@ class Report:
         self._run_names = run_names
         self._epochs = epochs
         self._total_steps = total_steps
-        self._first_step = first_step
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         self._progress = _make_progress(self._console)
         self._task = self._progress.add_task(
             "training",
@@ -88,17 +90,18 @@ class Report:
         """Update the progress bar; without a terminal, print a line now and then."""
         where = f"{epoch}/{self._epochs}"
         rate = f"{images_per_second:,.0f}"
+        self._progress.update(
+            self._task, completed=step, epoch=where, loss=f"{loss:.4f}", rate=rate
+        )
         if self._console.is_terminal:
-            self._progress.update(
-                self._task, completed=step, epoch=where, loss=f"{loss:.4f}", rate=rate
-            )
-        elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            return
+        if time.monotonic() - self._last_line > _PLAIN_SECONDS:
             self._last_line = time.monotonic()
-            done = step - self._first_step
-            left = (self._last_line - self._started) / done * (self._total_steps - step)
+            left = self._progress.tasks[0].time_remaining
+            eta = "-" if left is None else datetime.timedelta(seconds=left)
             print(
                 f"epoch {where}  step {step}/{self._total_steps}  loss {loss:.4f}  "
-                f"{rate} img/s  ETA {datetime.timedelta(seconds=round(left))}",
+                f"{rate} img/s  ETA {eta}",
                 flush=True,
             )
 
@@ -146,6 +149,8 @@ def _make_progress(console: rich.console.Console) -> rich.progress.Progress:
         rich.progress.TextColumn("ETA"),
         rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
+        get_time=time.monotonic,
+        speed_estimate_period=_ETA_SECONDS,
         transient=True,
         disable=not console.is_terminal,
     )
