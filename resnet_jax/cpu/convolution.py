@@ -95,7 +95,10 @@ def conv_general_dilated(
     _check_window(lhs, rhs, strides, border)
     dtype = float32_or_wider(lhs.dtype)
     rounds = rounds_to_bfloat16 and dtype == jnp.float32
-    y_BHWF = _convolve(lhs.astype(dtype), rhs.astype(dtype), strides, border, rounds)
+    # What computes the image, such as BatchNorm and ReLU, is computed once, and not
+    # again for each pixel under the kernel and for the gradient.
+    x_BHWC = jax.lax.optimization_barrier(lhs.astype(dtype))
+    y_BHWF = _convolve(x_BHWC, rhs.astype(dtype), strides, border, rounds)
     chex.assert_shape(y_BHWF, (lhs.shape[0], None, None, rhs.shape[3]))
     return y_BHWF.astype(lhs.dtype)
 

@@ -129,8 +129,6 @@ def lay_windows(
     Returns:
         (B, height, width, pixels · C).
     """
-    # Once, and not again for each pixel under the kernel.
-    x_BHWC = jax.lax.optimization_barrier(x_BHWC)
     padded = jnp.pad(x_BHWC, ((0, 0), *border, (0, 0)))
     last = [padded.shape[1 + axis] - size[axis] for axis in range(2)]
     windows = [

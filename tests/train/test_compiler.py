@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax import conv_general_dilated
 from train_jax.devices import compiler
 
 CACHE = "jax_compilation_cache_dir"
@@ -74,6 +75,15 @@ def test_products_of_convolutions_do_not_go_to_ynn():
     compiled = compiler.convolution_jit(jnp.matmul)
     np.testing.assert_allclose(compiled(x, x), 256.0)
     assert "ynn_fusion" not in compiled.lower(x, x).compile().as_text()
+
+
+def test_what_a_convolution_takes_is_computed_once():
+    def convolve(image, kernel):
+        return conv_general_dilated(jnp.maximum(image, 0), kernel, (2, 2), "SAME").sum()
+
+    arrays = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    compiled = compiler.convolution_jit(jax.grad(convolve, argnums=1))
+    assert compiled.lower(*arrays).compile().as_text().count(" maximum(") == 1
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
