@@ -44,11 +44,13 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--config and workdirs need each other")
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     if options.workdirs:
-        summaries = [
-            read_json(workdir / "summary.json") for workdir in options.workdirs
-        ]
-        record = summarise(options.config, summaries, describe_machine())
-        others = [x for x in results["measured"] if not _is_of_same(x, record)]
+        record = summarise(options.config, options.workdirs, describe_machine())
+        others = []
+        for x in results["measured"]:
+            if not _is_of_same(x, record):
+                others.append(x)
+            elif "label_y" in x:
+                record["label_y"] = x["label_y"]
         results["measured"] = [*others, record]
         text = json.dumps(results, indent=2, ensure_ascii=False)
         RESULTS.write_text(text + "\n", encoding="utf-8")
@@ -63,10 +65,12 @@ def _is_of_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def summarise(
-    config: str, summaries: Sequence[dict[str, Any]], machine: dict[str, Any]
+    config: str, workdirs: Sequence[pathlib.Path], machine: dict[str, Any]
 ) -> dict[str, Any]:
     """Describe runs of one config: accuracies in per cent, mean seconds of training."""
+    summaries = [read_json(workdir / "summary.json") for workdir in workdirs]
     first = summaries[0]
+    *_, last_epoch = (workdirs[0] / "metrics.jsonl").read_text().splitlines()
     is_cpu = "cpu" in first["device"]
     return {
         "config": config,
@@ -77,7 +81,7 @@ def summarise(
         if is_cpu
         else first["device"],
         "dtype": first["config"]["dtype"],
-        "epochs": first["config"]["num_epochs"],
+        "epochs": json.loads(last_epoch)["epoch"],
         "runs": len(summaries),
         "accuracy": _describe([x["test_accuracy"] for x in summaries]),
         "augmented": _describe(
