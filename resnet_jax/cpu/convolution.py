@@ -95,8 +95,8 @@ def conv_general_dilated(
     _check_window(lhs, rhs, strides, border)
     dtype = float32_or_wider(lhs.dtype)
     rounds = rounds_to_bfloat16 and dtype == jnp.float32
-    # What computes the image, such as BatchNorm and ReLU, is computed once, and not
-    # again for each pixel under the kernel and for the gradient.
+    # BatchNorm and ReLU before it are computed once, not again for each pixel under the
+    # kernel, if XLA does without its pass cse_barrier_expander.
     x_BHWC = jax.lax.optimization_barrier(lhs.astype(dtype))
     y_BHWF = _convolve(x_BHWC, rhs.astype(dtype), strides, border, rounds)
     chex.assert_shape(y_BHWF, (lhs.shape[0], None, None, rhs.shape[3]))

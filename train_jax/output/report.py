@@ -30,8 +30,7 @@ _FORMS = (
 
 # Between two lines of progress where there is no terminal to draw a bar on.
 _PLAIN_SECONDS = 30.0
-# The time that remains is estimated from the speed of the last five minutes: those
-# before may have been slower, as when a laptop slept.
+# The ETA follows the speed of the last five minutes: before, a laptop may have slept.
 _ETA_SECONDS = 300.0
 
 
@@ -93,9 +92,8 @@ class Report:
         self._progress.update(
             self._task, completed=step, epoch=where, loss=f"{loss:.4f}", rate=rate
         )
-        if self._console.is_terminal:
-            return
-        if time.monotonic() - self._last_line > _PLAIN_SECONDS:
+        is_due = time.monotonic() - self._last_line > _PLAIN_SECONDS
+        if is_due and not self._console.is_terminal:
             self._last_line = time.monotonic()
             left = self._progress.tasks[0].time_remaining
             eta = "-" if left is None else datetime.timedelta(seconds=left)
