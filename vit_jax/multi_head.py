@@ -48,7 +48,8 @@ class MultiHeadAttention(nn.Module):
             `jax.nn.dot_product_attention`. The last two cannot return or drop weights,
             so "own" is used whenever `intermediates` is mutable, dropout is active or
             `decode` is set; also for float64 and strict dtype promotion. cuDNN needs a
-            head size divisible by 8 and, to differentiate with a mask, even T and S.
+            head size divisible by 8. It is fastest with even T and S and no mask: odd
+            ones are padded, and the padding is masked.
         dtype: dtype of the computation; parameters stay float32, the softmax runs in
             float32 or wider.
         dot_general: multiplies the matrices, but not those of JAX's attention; on a
@@ -183,17 +184,30 @@ class MultiHeadAttention(nn.Module):
         causal: bool,
     ) -> Array:
         """Attend by one of JAX's functions, without dropout; return out_BTNK."""
+        tokens = (query_BNTK.shape[2], key_BNSK.shape[2])
+        # By cuDNN, JAX computes gradients for even numbers of tokens alone.
+        is_cudnn = self.attention_implementation == "cudnn"
+        more_T, more_S = ((0, n % 2 if is_cudnn else 0) for n in tokens)
+        if mask is None and more_S != (0, 0):
+            mask = jnp.ones(tokens, bool)
         if mask is not None:
             # cuDNN refuses one of a single row, such as a padding mask (B, 1, 1, S).
-            tokens = (query_BNTK.shape[2], key_BNSK.shape[2])
             lead = mask.shape[:-2] or (1, 1)
             mask = jnp.broadcast_to(mask, (*lead, *tokens))
-        return jax.nn.dot_product_attention(
-            *(x.swapaxes(1, 2) for x in (query_BNTK, key_BNSK, value_BNSK)),
+            mask = jnp.pad(mask, ((0, 0), (0, 0), more_T, more_S))
+        heads = zip(
+            (query_BNTK, key_BNSK, value_BNSK), (more_T, more_S, more_S), strict=True
+        )
+        out_BTNK = jax.nn.dot_product_attention(
+            *(
+                jnp.pad(x.swapaxes(1, 2), ((0, 0), more, (0, 0), (0, 0)))
+                for x, more in heads
+            ),
             mask=mask,
             is_causal=causal,
             implementation=self.attention_implementation,  # type: ignore (not "own")
         )
+        return out_BTNK[:, : tokens[0]]
 
     def _check(self, width: int, memory_BSD: Array, mask: Array | None) -> None:
         """Raise ValueError for a field, a memory or a mask that does not fit."""

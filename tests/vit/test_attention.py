@@ -396,6 +396,43 @@ def test_fused_attention_equals_our_own(mask, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("tokens", [(5, 5), (1, 5), (4, 5), (5, 4), (4, 4)])
+@pytest.mark.parametrize("mask", [None, "padding", "causal"])
+def test_cudnn_is_given_even_numbers_of_tokens(tokens, mask, monkeypatch):
+    """For odd ones JAX raises NotImplementedError when it differentiates."""
+    query_BTD, memory_BSD = (normal(2, n, 16, seed=n) for n in tokens)
+    lengths = jnp.array([tokens[1], 3])
+    padding = padding_mask(lengths, tokens[1]) if mask == "padding" else None
+    calls = []
+
+    def attend(query, key, value, *, implementation, **how):
+        calls.append(implementation)
+        assert query.shape[1] % 2 == key.shape[1] % 2 == value.shape[1] % 2 == 0
+        return fused_attention(query, key, value, implementation="xla", **how)
+
+    fused_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss_and_gradient(arguments, module):
+        variables, *inputs = arguments
+        out = module.apply(variables, *inputs, mask=padding, causal=mask == "causal")
+        return (out**2).sum(), out
+
+    both = [
+        MultiHeadAttention(num_heads=4, attention_implementation=name)
+        for name in ("own", "cudnn")
+    ]
+    variables = modules.variables(both[0], query_BTD, memory_BSD)
+    arguments = (variables, query_BTD, memory_BSD)
+    results = [loss_and_gradient(arguments, module) for module in both]
+    assert calls == ["cudnn"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
+    )
+
+
 def test_our_own_attention_steps_in_where_the_weights_are_needed():
     query_BTD = normal(2, 5, 16)
     own, fused = (
