@@ -2,8 +2,8 @@
 
     python train.py --config configs/resnet18_mnist.py
 
-Made for a GPU or TPU. To try it on a CPU, add `--config.num_steps=20
---config.optimizer.warmup_epochs=0`.
+Made for a GPU or TPU. To try it on a CPU, add `--workdir runs/try
+--config.num_steps=20 --config.optimizer.warmup_epochs=0`.
 """
 
 from ml_collections import ConfigDict

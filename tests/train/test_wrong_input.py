@@ -49,6 +49,13 @@ NAME = (
 # Field=value → what is said, after "config." where the line starts with that.
 FIELDS = {
     "batchsize=3": ".batchsize is unknown; did you mean config.batch_size?",
+    "sweep.ema_deca=(0.9, 0.99)": (
+        ".sweep.ema_deca is unknown; did you mean config.sweep.ema_decay?"
+    ),
+    "sweep.optimizer.learning_rat=(0.1, 0.2)": (
+        ".sweep.optimizer.learning_rat is unknown; did you mean "
+        "config.sweep.optimizer.learning_rate?"
+    ),
     "lr=1": f".lr is unknown; known fields: {TOP_LEVEL}",
     "model=vit": f".model is unknown; known fields: {TOP_LEVEL}",
     "=3": f". is unknown; known fields: {TOP_LEVEL}",

@@ -91,9 +91,11 @@ def resolve(given: Mapping[str, Any]) -> Config:
     for field in given:
         is_grouped = field.startswith("groups.")
         if not is_grouped and field.removeprefix("sweep.") not in options:
+            prefix = "sweep." if field.startswith("sweep.") else ""
+            known = [f"{prefix}{name}" for name in options]
             raise ValueError(
                 f"config.{field} is unknown"
-                + (_owners(field, names) or suggest(field, options))
+                + (_owners(field, names) or suggest(field, known))
             )
     values, sweep = {}, {}
     for field, option in options.items():

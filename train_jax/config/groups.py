@@ -1,7 +1,7 @@
 """Groups of parameters, each with its own optimiser, rate and schedule."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from train_jax.config.fields import TABLE
@@ -68,7 +68,7 @@ def _resolve_group(
     return GroupConfig(arguments={name: found.pop(name) for name in arguments}, **found)
 
 
-def suggest(field: str, known: Mapping[str, Any]) -> str:
+def suggest(field: str, known: Collection[str]) -> str:
     """Name the closest known field, or the fields of the same section."""
     if close := closest(field, known):
         return f"; did you mean config.{close}?"
