@@ -120,9 +120,9 @@ def _load_split(
             raise ValueError("--dataset is required with --weights")
         given = own.name
     name = data.canonical_name(given)
-    if own is not None and name == own.name:
+    if own is not None and data.is_same_set(name, own.name):
         data_dir = options.data_dir or own.data_dir
-        own = dataclasses.replace(own, data_dir=data_dir)
+        own = dataclasses.replace(own, name=name, data_dir=data_dir)
         cut = options.split or own.test_split
         return name, cut, trained.load_split(own, cut)
     task, cut = trained.task, options.split or "test"

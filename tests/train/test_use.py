@@ -1,5 +1,6 @@
 """Use a trained model by command: evaluate, predict, export."""
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -39,6 +40,7 @@ from tests.train.data.encodings import (
     with_alpha,
 )
 from train_jax import data, evaluate, export, predict
+from train_jax.config.fields import DatasetConfig
 from train_jax.data.resize import Resize, resize_image
 from train_jax.inference import flags as model_flags
 from train_jax.inference.classifier import Classifier, fit_image
@@ -186,6 +188,33 @@ def test_evaluate_takes_pictures_of_many_sizes(run, tmp_path, capsys):
         "as 'number_0' and '0'\n"
     )
     assert json.loads(captured.out)["num_examples"] == 90
+
+
+def test_the_training_s_folder_is_recognised_by_other_names(tmp_path, monkeypatch):
+    """Else its test split would be another tenth, which was trained on."""
+    for label in "ab":
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for value in range(20):
+            picture = Image.new("L", (8, 8), 100 * (label == "b") + value)
+            picture.save(tmp_path / "pictures" / label / f"{value}.png")
+    monkeypatch.chdir(tmp_path)
+    dataset = DatasetConfig(name="folder:pictures", split_seed=7, image_size=8)
+    task = Classification((8, 8, 1), ("a", "b"), (0.5,), (0.5,))
+    vit = vit_jax.ViT(1, 1, 1, 1, 1)
+    trained = TrainedModel(task, vit, {}, "vit", dataset=dataset)
+
+    def test_images(name):
+        options = argparse.Namespace(dataset=name, data_dir=None, split=None)
+        *_, split = evaluate._load_split(options, trained)
+        return split.image_BHWC[np.arange(len(split))]
+
+    expected = test_images(None)
+    for name in (
+        "folder:pictures/",
+        "folder:./pictures",
+        f"folder:{tmp_path}/pictures",
+    ):
+        np.testing.assert_array_equal(test_images(name), expected)
 
 
 def test_a_picture_is_brought_to_the_input_as_in_the_training():

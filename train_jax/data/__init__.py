@@ -190,6 +190,17 @@ def is_folder(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def is_same_set(name: str, other: str) -> bool:
+    """Whether two names are of one dataset; a folder's path is resolved."""
+    if not (is_folder(name) and is_folder(other)):
+        return canonical_name(name) == canonical_name(other)
+    folders = (
+        local_path(each.removeprefix(PREFIX), "config.dataset.name").resolve()
+        for each in (name, other)
+    )
+    return next(folders) == next(folders)
+
+
 def _read_whole(folder: pathlib.Path, base: str) -> ImageSplit:
     """Read a split of a prepared set, from the cache if it is there."""
     cached = _cache_path(folder, base)
